@@ -1,0 +1,1 @@
+"""Embeddings in, decisions out: heads, search, evaluation, saved models, prediction."""

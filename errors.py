@@ -1,0 +1,62 @@
+"""Every error that headstart raises on purpose: one base, each leaf also of the built-in kind it means."""
+
+from __future__ import annotations
+
+
+class HeadstartError(Exception):
+    """Base of all errors whose message is meant for the person at the keyboard.
+
+    The message says what was wanted, what was found (a path or a value) and what to do next, in one line.
+    """
+
+
+class UsageError(HeadstartError, ValueError):
+    """An argument or option that is wrong whatever is on the disk; the command line exits with 2."""
+
+
+class DataError(HeadstartError, ValueError):
+    """A dataset that cannot be used as asked: wrong layout, empty class, broken CSV."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """A dataset, folder or file that is not there."""
+
+
+class DecodeError(HeadstartError, ValueError):
+    """One image that cannot be read or decoded; the message is the reason alone, without the path."""
+
+
+class BackboneError(HeadstartError, ValueError):
+    """An unknown backbone, layer or pooling, or weights that do not fit the network."""
+
+
+class WeightsNotFoundError(BackboneError, FileNotFoundError):
+    """Weights that are neither on this machine nor to be had."""
+
+
+class MissingExtraError(HeadstartError, ImportError):
+    """An optional dependency that the request needs and that is not installed."""
+
+
+class CacheError(HeadstartError, OSError):
+    """The cache cannot be read or written: disk full, read-only, gone."""
+
+
+class CacheMissError(HeadstartError, FileNotFoundError):
+    """The cache does not hold what a reader needs."""
+
+
+class CacheFormatError(HeadstartError, ValueError):
+    """A file of the cache written by a newer version, or by something else."""
+
+
+class DamagedFileError(HeadstartError, ValueError):
+    """A file whose bytes do not match the hash they were written with."""
+
+
+class TrainingError(HeadstartError, ValueError):
+    """Labels or features that no head can be trained on."""
+
+
+class ModelError(HeadstartError, ValueError):
+    """A saved model that is missing, incomplete, or does not fit the data."""

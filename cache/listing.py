@@ -1,0 +1,262 @@
+"""Listings of datasets: which image had which bytes, label and split when it was last looked at.
+
+A listing is what makes a warm run cheap: a file whose size, times and inode are those of the listing is not read again.
+Labels live here and never in the key of an embedding, so a relabelled image costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CacheFormatError, CacheMissError, DamagedFileError
+from . import block
+from .publish import publish, sortable_id
+from .space import ID_LENGTH, canonical_json
+
+logger = logging.getLogger("headstart.cache")
+
+LISTING_FORMAT = 1
+SPLITS = ("", "train", "val", "test")
+# Columns of `stat`. On Windows the third is the time of creation, which an edit leaves as it is.
+SIZE, MTIME, CTIME, INODE = range(4)
+# A file written this close to the moment it was listed may be written again within one tick of the file system's
+# clock and look the same: git's "racily clean" rule. FAT counts in steps of 2 s, all others in finer ones.
+RACY_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One dataset as it was found, in columns.
+
+    Attributes
+    ----------
+    root : str
+        The folder or CSV file as the user named it.
+    source : str
+        The same, resolved.
+    layout : str
+        How it was read: "splits", "classes", "csv" or "flat".
+    classes : tuple of str
+        Class names, in the order of the labels.
+    paths : list of bytes, N
+        As the file system has them, relative to the folder (for a CSV file, its folder), with "/" between folders;
+        sorted, unique.
+    label : ndarray of shape (N,), dtype int32
+        Index into `classes`; -1 where there is none.
+    split : ndarray of shape (N,), dtype uint8
+        Index into `SPLITS`; 0 where the dataset does not say.
+    stat : ndarray of shape (N, 4), dtype int64
+        Size in bytes, mtime and ctime in nanoseconds, inode.
+    digest : ndarray of shape (N, 32), dtype uint8
+        SHA-256 of the bytes; zeros where they were never read.
+    failures : dict of int to str
+        Why an image could not be used, by its index.
+    spaces : tuple of str
+        Ids of the feature spaces that the run asked for.
+    rules : str
+        What decided on `failures`: decoder rules, limits, optional decoders. A failure is final while they last.
+    scanned_ns : int
+        When the files were looked at, nanoseconds since 1970.
+    """
+
+    root: str
+    source: str
+    layout: str
+    classes: tuple[str, ...]
+    paths: list[bytes]
+    label: np.ndarray
+    split: np.ndarray
+    stat: np.ndarray
+    digest: np.ndarray
+    failures: dict[int, str] = field(default_factory=dict)
+    spaces: tuple[str, ...] = ()
+    rules: str = ""
+    scanned_ns: int = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which images' bytes were read, (N,) bool."""
+        return np.asarray(self.digest.any(axis=1))
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Which images were read and did not fail, (N,) bool."""
+        mask = self.known
+        mask[list(self.failures)] = False
+        return mask
+
+    @property
+    def dataset_id(self) -> str:
+        """The id under which the dataset's listings are kept."""
+        return dataset_id(Path(self.source))
+
+
+def dataset_id(root: Path) -> str:
+    """Return the first 16 hex digits of the SHA-256 of the resolved path of a dataset."""
+    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:ID_LENGTH]
+
+
+def save_listing(cache: Path, listing: Listing) -> Path:
+    """Publish a listing; it becomes the dataset's latest.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's folder.
+    listing : Listing
+    """
+    folder = cache / "datasets" / listing.dataset_id
+    latest = max((path.stem for path in _listings(folder)), default="")
+    path = folder / f"{sortable_id(after=latest)}.h5"
+    failed = sorted(listing.failures)
+    arrays = {
+        "path": np.frombuffer(b"".join(name + b"\0" for name in listing.paths), np.uint8),
+        "label": listing.label.astype("<i4"),
+        "split": listing.split.astype("|u1"),
+        "stat": listing.stat.astype("<i8"),
+        "digest": listing.digest.astype("|u1"),
+        "failed": np.array(failed, "<i8"),
+        "reason": _text([listing.failures[index] for index in failed]),
+        "classes": _text(list(listing.classes)),
+    }
+    attributes: dict[str, str | int] = {
+        "schema": LISTING_FORMAT,
+        "root": canonical_json(listing.root),
+        "source": canonical_json(listing.source),
+        "layout": listing.layout,
+        "spaces": canonical_json(listing.spaces),
+        "rules": listing.rules,
+        "scanned_ns": listing.scanned_ns,
+    }
+    publish(path, block.build(arrays, attributes))
+    return path
+
+
+def _text(value: list[str]) -> np.ndarray:
+    return np.frombuffer(canonical_json(value).encode("ascii"), np.uint8)
+
+
+def _listings(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
+
+
+def load_listing(cache: Path, root: Path | None = None) -> Listing | None:
+    """Return the latest listing of a dataset, or of any dataset.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's folder; it need not exist.
+    root : Path, optional
+        The dataset. Without it the dataset of the latest run is taken.
+
+    Returns
+    -------
+    Listing or None
+        None where there is none. A damaged listing is passed over with a warning: the one before it serves.
+    """
+    return next(load_listings(cache, root), None)
+
+
+def load_listings(cache: Path, root: Path | None = None) -> Iterator[Listing]:
+    """Yield the listings of a dataset, or of all, the latest first; damaged ones are passed over with a warning."""
+    folders = [cache / "datasets" / dataset_id(root)] if root else list(cache.glob("datasets/*"))
+    paths = [path for folder in folders for path in _listings(folder)]
+    for path in sorted(paths, key=lambda path: path.name, reverse=True):
+        try:
+            yield read_listing(path)
+        except FileNotFoundError:
+            logger.debug("%s went away while the cache was read", path)
+        except DamagedFileError as error:
+            logger.warning("%s; passed over", error)
+
+
+def require_listing(cache: Path, root: Path | None = None) -> Listing:
+    """Return the latest listing, as `load_listing` does.
+
+    Raises
+    ------
+    CacheMissError
+        There is none.
+    """
+    listing = load_listing(cache, root)
+    if listing is None:
+        wanted = f"holds nothing of {root}" if root else "holds no dataset"
+        command = f"headstart extract {root}" if root else "headstart extract DATA"
+        raise CacheMissError(f"the cache {cache} {wanted}; run `{command}` first")
+    return listing
+
+
+def read_listing(path: Path) -> Listing:
+    """Read one listing, every byte that is used checked."""
+    header = block.read_header(path)
+    schema = header.attributes.get("schema")
+    if isinstance(schema, int) and schema > LISTING_FORMAT:
+        raise CacheFormatError(
+            f"{path} was written by format {schema}, this reads up to {LISTING_FORMAT}; upgrade headstart"
+        )
+    columns = ("path", "label", "split", "stat", "digest", "failed", "reason", "classes")
+    arrays = block.read_arrays(path, header, columns)
+    paths = arrays["path"].tobytes().split(b"\0")[:-1]
+    reasons = json.loads(arrays["reason"].tobytes())
+    if any(len(arrays[name]) != len(paths) for name in ("label", "split", "stat", "digest")):
+        raise DamagedFileError(f"{path} is damaged: its columns differ in length")
+    return Listing(
+        root=json.loads(header.attributes["root"]),
+        source=json.loads(header.attributes["source"]),
+        layout=header.attributes["layout"],
+        classes=tuple(json.loads(arrays["classes"].tobytes())),
+        paths=paths,
+        label=arrays["label"],
+        split=arrays["split"],
+        stat=arrays["stat"],
+        digest=arrays["digest"],
+        failures=dict(zip(arrays["failed"].tolist(), reasons, strict=True)),
+        spaces=tuple(json.loads(header.attributes["spaces"])),
+        rules=header.attributes["rules"],
+        scanned_ns=header.attributes["scanned_ns"],
+    )
+
+
+def carry_over(previous: Listing, paths: list[bytes], stat: np.ndarray) -> np.ndarray:
+    """Find for each file the row of an earlier listing that still describes its bytes.
+
+    Parameters
+    ----------
+    previous : Listing
+        The earlier listing, of the same base folder.
+    paths : list of bytes, N
+        Sorted, as in `Listing`.
+    stat : ndarray of shape (N, 4), dtype int64
+        What the file system says now.
+
+    Returns
+    -------
+    ndarray of shape (N,), dtype int64
+        Rows of `previous`, -1 where the file is new, was touched, or was listed too soon after it was written.
+    """
+    rows = _rows_by_path(previous.paths, paths)
+    same = (rows >= 0) & (previous.stat[rows] == stat).all(axis=1) if len(previous) else np.zeros(len(paths), bool)
+    # ctime cannot be set back, so an edit that restores size and mtime is still seen; Windows has mtime alone.
+    changed = stat[:, MTIME] if sys.platform == "win32" else stat[:, CTIME]
+    same &= changed < previous.scanned_ns - RACY_NS
+    return np.where(same, rows, -1)
+
+
+def _rows_by_path(previous: list[bytes], paths: list[bytes]) -> np.ndarray:
+    if previous == paths:
+        return np.arange(len(paths), dtype=np.int64)
+    places = {name: row for row, name in enumerate(previous)}
+    return np.array([places.get(name, -1) for name in paths], np.int64)

@@ -1,4 +1,7 @@
-"""Every error that headstart raises on purpose: one base, each leaf also of the built-in kind it means."""
+"""Every error that headstart raises on purpose: one base, each leaf also of the built-in kind it means.
+
+And how names from outside are shown in their messages.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,10 @@ class WeightsNotFoundError(BackboneError, FileNotFoundError):
     """Weights that are neither on this machine nor to be had."""
 
 
+class DeviceError(HeadstartError, RuntimeError):
+    """A device that is not on this machine, or too small for the work."""
+
+
 class MissingExtraError(HeadstartError, ImportError):
     """An optional dependency that the request needs and that is not installed."""
 
@@ -60,3 +67,8 @@ class TrainingError(HeadstartError, ValueError):
 
 class ModelError(HeadstartError, ValueError):
     """A saved model that is missing, incomplete, or does not fit the data."""
+
+
+def printable(text: str) -> str:
+    """Return `text` for a terminal: control characters and bytes that are no UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)

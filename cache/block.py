@@ -14,6 +14,7 @@ the JSON, NUL bytes up to the size of the user block (a power of two from 512), 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -31,6 +32,7 @@ MAX_HEADER = 1 << 20
 MAX_ARRAYS = 32
 _LINE = b"headstart-block %d %010d %010d %s\n"
 _LINE_LENGTH = len(_LINE % (BLOCK_FORMAT, 0, 0, b"0" * 32))
+_numbers = itertools.count()
 _DTYPES = frozenset({"|u1", "<u2", "<u4", "<u8", "<i4", "<i8", "<f2", "<f4"})
 
 
@@ -78,7 +80,9 @@ def build(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int])
     import h5py
 
     ready = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with h5py.File("block", "w", driver="core", backing_store=False, libver=("earliest", "v110")) as file:
+    # HDF5 refuses two open files of one name, also in memory, and several threads may build at once.
+    name_in_memory = f"block-{next(_numbers)}"
+    with h5py.File(name_in_memory, "w", driver="core", backing_store=False, libver=("earliest", "v110")) as file:
         datasets = {name: file.create_dataset(name, data=array) for name, array in ready.items()}
         for name, value in attributes.items():
             file.attrs[name] = value

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class Listing:
         Why an image could not be used, by its index.
     spaces : tuple of str
         Ids of the feature spaces that the run asked for.
+    request : dict
+        What cannot be read off a space but is needed to embed more images in it: the weights option, the seed.
     rules : str
         What decided on `failures`: decoder rules, limits, optional decoders. A failure is final while they last.
     scanned_ns : int
@@ -79,6 +82,7 @@ class Listing:
     digest: np.ndarray
     failures: dict[int, str] = field(default_factory=dict)
     spaces: tuple[str, ...] = ()
+    request: dict[str, Any] = field(default_factory=dict)
     rules: str = ""
     scanned_ns: int = 0
 
@@ -96,6 +100,16 @@ class Listing:
         mask = self.known
         mask[list(self.failures)] = False
         return mask
+
+    def says_the_same(self, newer: Listing) -> bool:
+        """Tell whether `newer` adds nothing to this one, and this one already shows every file as old enough."""
+        names = ("root", "source", "layout", "classes", "paths", "failures", "spaces", "request", "rules")
+        columns = ("label", "split", "stat", "digest")
+        return (
+            all(getattr(self, name) == getattr(newer, name) for name in names)
+            and all(np.array_equal(getattr(self, name), getattr(newer, name)) for name in columns)
+            and not (_changed(self.stat) >= self.scanned_ns - RACY_NS).any()
+        )
 
     @property
     def dataset_id(self) -> str:
@@ -137,6 +151,7 @@ def save_listing(cache: Path, listing: Listing) -> Path:
         "source": canonical_json(listing.source),
         "layout": listing.layout,
         "spaces": canonical_json(listing.spaces),
+        "request": canonical_json(listing.request),
         "rules": listing.rules,
         "scanned_ns": listing.scanned_ns,
     }
@@ -225,6 +240,7 @@ def read_listing(path: Path) -> Listing:
         digest=arrays["digest"],
         failures=dict(zip(arrays["failed"].tolist(), reasons, strict=True)),
         spaces=tuple(json.loads(header.attributes["spaces"])),
+        request=json.loads(header.attributes["request"]),
         rules=header.attributes["rules"],
         scanned_ns=header.attributes["scanned_ns"],
     )
@@ -249,10 +265,13 @@ def carry_over(previous: Listing, paths: list[bytes], stat: np.ndarray) -> np.nd
     """
     rows = _rows_by_path(previous.paths, paths)
     same = (rows >= 0) & (previous.stat[rows] == stat).all(axis=1) if len(previous) else np.zeros(len(paths), bool)
-    # ctime cannot be set back, so an edit that restores size and mtime is still seen; Windows has mtime alone.
-    changed = stat[:, MTIME] if sys.platform == "win32" else stat[:, CTIME]
-    same &= changed < previous.scanned_ns - RACY_NS
+    same &= _changed(stat) < previous.scanned_ns - RACY_NS
     return np.where(same, rows, -1)
+
+
+def _changed(stat: np.ndarray) -> np.ndarray:
+    # ctime cannot be set back, so an edit that restores size and mtime is still seen; Windows has mtime alone.
+    return np.asarray(stat[:, MTIME] if sys.platform == "win32" else stat[:, CTIME])
 
 
 def _rows_by_path(previous: list[bytes], paths: list[bytes]) -> np.ndarray:

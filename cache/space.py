@@ -64,6 +64,11 @@ class FeatureSpace:
     fast_path: str = ""
     dtype: str = "float32"
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes on disk that one row takes: the embedding, and 44 of key."""
+        return self.dim * (2 if self.dtype == "float16" else 4) + 44
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields and the format version, as stored."""
         return {"format": SPACE_FORMAT, **dataclasses.asdict(self)}

@@ -1,0 +1,389 @@
+"""The command line: parses, calls, prints. What it prints for people goes to standard error, results to standard output."""
+
+import sys
+
+if __name__ == "__main__" and not __package__:
+    # Run as `python cli.py` from a checkout: hand over to the installed package, whose folders this one must not shadow.
+    del sys.path[0]
+    try:
+        from headstart.cli import main as installed_main
+    except ImportError as error:
+        sys.exit(f"error: headstart cannot be imported ({error}); run `make demo` or `pip install -e .` first")
+    sys.exit(installed_main())
+
+import functools
+import json
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import __version__
+from .errors import HeadstartError, UsageError, printable
+
+logger = logging.getLogger("headstart")
+Command = TypeVar("Command", bound=Callable[..., Any])
+Data = click.Path(path_type=Path)
+INTERRUPTED = 130
+# The options by which a reader of the cache chooses among feature spaces.
+SPACE_FIELDS = ("backbone", "layer", "pool", "resize", "crop", "interpolation", "mean", "std", "store_dtype")
+
+
+class Numbers(click.ParamType):
+    """Three numbers with commas between them."""
+
+    name = "a,b,c"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return the numbers as floats."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(word) for word in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3:
+            self.fail(f"{value!r} is not three numbers like .485,.456,.406", param, ctx)
+        return numbers
+
+
+class NumberOr(click.ParamType):
+    """A number, or one word that stands for something else."""
+
+    def __init__(self, number: type[int] | type[float], word: str) -> None:
+        self.number, self.word = number, word
+        self.name = f"N|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | str:
+        """Return the number or the word."""
+        if value == self.word:
+            return self.word
+        try:
+            number = self.number(value)
+        except ValueError:
+            number = self.number(0)
+        if not 0 < number < float("inf"):
+            self.fail(f"{value!r} is neither a number above 0 nor {self.word!r}", param, ctx)
+        return number
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Join option decorators into one, in the order in which `--help` shows them."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--json`, `--quiet` and `--debug`, and print what it returns.
+
+    The command returns an object with `summary()`, the fields of `--json`, and `lines()` for people. Its attribute
+    `on_stdout` says that those lines are the result itself, a table, and not a report on the work done.
+    """
+
+    @functools.wraps(command)
+    def run(*, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
+        logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+        result = command(**given)
+        if as_json:
+            click.echo(json.dumps(result.summary(), allow_nan=False))
+            return
+        on_stdout = getattr(result, "on_stdout", False)
+        if on_stdout or not quiet:
+            for line in result.lines():
+                click.echo(line, err=not on_stdout)
+
+    return options(
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output."),
+        click.option("--quiet", "-q", is_flag=True, help="Only warnings on standard error."),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    )(run)
+
+
+cache_option = click.option(
+    "--cache", type=Data, metavar="DIR", help="The cache's folder [default: $HEADSTART_CACHE, else .headstart]."
+)
+positive = click.IntRange(min=1)
+space_options = options(
+    click.option("--layer", metavar="NAME", help="Module whose output is taken [default: the classifier's input]."),
+    click.option("--pool", type=click.Choice(["avg", "max", "gem", "token", "none"]), help="How a map becomes a vector."),
+    click.option("--resize", type=NumberOr(int, "none"), help="Short side in pixels [default: the weights' own]."),
+    click.option("--crop", type=positive, metavar="N", help="Side of the centre crop [default: the weights' own]."),
+    click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), help="How to resize."),
+    click.option("--mean", type=Numbers(), help="Normalisation of values from 0 to 1."),
+    click.option("--std", type=Numbers(), help="Normalisation of values from 0 to 1."),
+    click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="What the cache keeps."),
+)
+device_options = options(
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
+    click.option("--batch-size", type=positive, metavar="N", help="Images a forward pass [default: by device]."),
+    click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
+    click.option("--max-pixels", type=positive, metavar="N", help="Larger images are failures [default: 89478485]."),
+)
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+result_options = options(
+    click.option("--out", "-o", type=Data, metavar="DIR", help="Where to write the result."),
+    click.option("--overwrite", is_flag=True, help="Replace a result that is there."),
+)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with `headstart demo`, or: headstart extract photos; headstart fit-head; headstart predict MODEL new/",
+)
+@click.version_option(__version__, message="headstart %(version)s")
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Embed every image once, cache the embeddings, train image classifiers in seconds."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@commands.command()
+@click.argument("data", type=Data, default=Path("data"))
+@click.option("--backbone", metavar="NAME", default="resnet18", show_default=True, help="See `headstart backbones`.")
+@click.option("--weights", metavar="default|none|FILE", help="The library's own, random, or a state dict.")
+@space_options
+@device_options
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@click.option("--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA.")
+@click.option("--limit", type=positive, metavar="N", help="Take only N images, spread evenly over the listing.")
+@click.option("--rehash", is_flag=True, help="Read every file, also those that did not change.")
+@click.option("--retry-failed", is_flag=True, help="Try images again that failed before.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when any image failed.")
+@seed_option
+@cache_option
+@common
+def extract(data: Path, **given: Any) -> Any:
+    """Embed the images of DATA that the cache lacks.
+
+    DATA is a folder with split folders (train/, val/), a folder of class folders, a CSV file with path,label[,split],
+    or a flat folder without labels. The default is data/ in the working directory.
+
+    \b
+    headstart extract photos
+    headstart extract photos --backbone efficientnet_lite0
+    headstart extract photos --backbone vgg16 --layer classifier.3 --resize none --crop 224
+    """
+    from .extract.interrupt import stop_on_interrupt
+    from .extract.job import extract as run
+
+    with stop_on_interrupt() as stopped:
+        return run(data, stopped=stopped, **_given(given))
+
+
+@commands.command("fit-head")
+@click.argument("data", type=Data, required=False)
+@click.option("--head", type=click.Choice(["logistic", "linear", "mlp"]), default="logistic", show_default=True)
+@click.option("--C", "C", type=NumberOr(float, "auto"), help="Inverse penalty (logistic) [default: auto].")
+@click.option("--cv", type=click.IntRange(min=2), help="Folds of the cross-validation [default: 5].")
+@click.option("--class-weight", type=click.Choice(["none", "balanced"]), help="[default: none]")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate (linear, mlp).")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="Weight decay (linear, mlp).")
+@click.option("--epochs", type=positive, help="At most so many (linear, mlp).")
+@click.option("--hidden", type=positive, multiple=True, help="Width of a hidden layer, may repeat (mlp).")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Share of units dropped (mlp).")
+@click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
+              help="Held out where DATA has no validation split.")  # fmt: skip
+@click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
+@space_options
+@result_options
+@click.option("--details", is_flag=True, help="Also the search over C and the per-class table.")
+@seed_option
+@cache_option
+@common
+def fit_head(data: Path | None, details: bool, **given: Any) -> Any:
+    """Train a head on cached embeddings: choose on train, score once on validation, save.
+
+    Without DATA it takes the dataset of the latest extract. Nothing here needs the images or a GPU.
+
+    \b
+    headstart fit-head
+    headstart fit-head photos --head mlp --hidden 1024 --dropout .5
+    headstart fit-head --class-weight balanced --out models/balanced
+    """
+    from .classify.fit import fit_head as run
+
+    given = _given(given)
+    wanted = {name: given.pop(name) for name in SPACE_FIELDS if name in given}
+    return run(data, wanted=wanted, details=details, **given)
+
+
+@commands.command()
+@click.argument("model", type=Data)
+@click.argument("data", type=Data, required=False)
+@click.option("--split", type=click.Choice(["val", "test", "train"]), default="val", show_default=True)
+@click.option("--against", type=Data, metavar="MODEL2", help="Compare with a second model on the same images.")
+@device_options
+@cache_option
+@common
+def evaluate(model: Path, data: Path | None, split: str, against: Path | None, cache: Path | None, **given: Any) -> Any:
+    """Score MODEL on the images of a split.
+
+    Without DATA the dataset that the model was trained on is taken from the cache.
+
+    \b
+    headstart evaluate models/photos-resnet18-logistic
+    headstart evaluate models/photos-resnet18-logistic --against models/photos-resnet18-mlp
+    """
+    from .classify.evaluate import evaluate as run
+    from .extract.options import RunOptions
+
+    return run(model, data, split=split, against=against, cache=cache, run=RunOptions(**_given(given)))
+
+
+@commands.command()
+@click.argument("model", type=Data)
+@click.argument("paths", type=Data, nargs=-1, required=True, metavar="PATH...")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table.")
+@click.option("--top", type=positive, default=1, show_default=True, metavar="K", help="Show the K likeliest classes.")
+@device_options
+@cache_option
+@common
+def predict(model: Path, paths: tuple[Path, ...], as_csv: bool, top: int, cache: Path | None, **given: Any) -> Any:
+    """Say what MODEL sees in pictures. PATH is a picture, a folder of them, or - for a list on standard input.
+
+    \b
+    headstart predict models/photos-resnet18-logistic new/ other.jpg
+    find . -name '*.jpg' | headstart predict models/photos-resnet18-logistic - --csv
+    """
+    from .classify.predict import Classifier, Predictions, paths_from_lines
+    from .classify.model import load_model
+    from .extract.options import RunOptions
+
+    classifier = Classifier(load_model(model), cache, RunOptions(**_given(given)))
+    named = [path for path in paths if str(path) != "-"]
+    if len(named) < len(paths):
+        named += paths_from_lines(sys.stdin.buffer.read())
+    return Predictions(classifier.predict(named), top=top, as_csv=as_csv)
+
+
+@commands.group()
+def cache() -> None:
+    """Look after the cache."""
+
+
+@cache.command()
+@cache_option
+@common
+def info(cache: Path | None) -> Any:
+    """Show what the cache holds. Nothing is changed."""
+    from .cache.maintain import info as run
+    from .cache.store import cache_dir
+
+    return run(cache_dir(cache))
+
+
+@commands.command()
+@click.argument("pattern", default="")
+@click.option("--download", metavar="NAME", help="Fetch the weights of one backbone.")
+@common
+def backbones(pattern: str, download: str | None) -> Any:
+    """List the backbones whose name contains PATTERN, with width, parameters, input size, licence and weights.
+
+    \b
+    headstart backbones
+    headstart backbones resnet
+    headstart backbones --download resnet18
+    """
+    from .extract.catalogue import catalogue, download_weights
+
+    return download_weights(download) if download else catalogue(pattern)
+
+
+@commands.command()
+@common
+def doctor() -> Any:
+    """Show versions, devices, decoders, and where weights are found."""
+    from .extract.doctor import examine
+
+    return examine()
+
+
+@commands.command()
+@click.option("--out", "-o", type=Data, default=Path("headstart-demo"), show_default=True, metavar="DIR")
+@common
+def demo(out: Path) -> Any:
+    """Do the main job on pictures that ship with scikit-learn: no network, no data, about half a minute."""
+    from .demo import run
+
+    return run(out)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given; None and the empty tuple mean that one was not."""
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+class _ToStderr(logging.Handler):
+    """Shows log records as lines for people, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = f"warning: {text}"
+        bars = sys.modules.get("tqdm")
+        if bars is not None and sys.stderr.isatty():
+            bars.tqdm.write(text, file=sys.stderr)
+        else:
+            click.echo(text, err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong words, 130 interrupted.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words after the program's name; those of the process where it is None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    handler = _ToStderr()
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        commands.main(args=words, prog_name="headstart", standalone_mode=False)
+        return 0
+    except BaseException as error:  # noqa: BLE001  (the one place where every error becomes a line and a status)
+        return _report(error, words)
+    finally:
+        logger.removeHandler(handler)
+
+
+def _report(error: BaseException, words: Sequence[str]) -> int:
+    """Turn an error into one line, or an object for `--json`, and the exit status."""
+    if isinstance(error, click.exceptions.Exit | SystemExit):
+        code = getattr(error, "exit_code", getattr(error, "code", 1))
+        return code if isinstance(code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = None  # type: ignore[assignment]  # whoever read our output has left: nothing to flush at exit
+        return 1
+    if "--debug" in words and not isinstance(error, click.ClickException):
+        traceback.print_exception(error)
+    kind, message, status = _explain(error)
+    if "--json" in words:
+        click.echo(json.dumps({"error": {"type": kind, "message": message}}))
+    else:
+        click.echo(f"error: {message}" if status != INTERRUPTED else message, err=True)
+    return status
+
+
+def _explain(error: BaseException) -> tuple[str, str, int]:
+    kind = type(error).__name__
+    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
+        return "Interrupted", "interrupted; what was embedded is in the cache, run again to go on", INTERRUPTED
+    if isinstance(error, click.ClickException):
+        hint = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
+        return kind, " ".join(error.format_message().split()) + hint, 2
+    if isinstance(error, HeadstartError):
+        return kind, printable(str(error)), 2 if isinstance(error, UsageError) else 1
+    text = " ".join(str(error).split())
+    return kind, f"internal error: {kind}: {text}; run again with --debug and report what it shows", 1

@@ -1,0 +1,342 @@
+import json
+import os
+import threading
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from headstart.cache.part import Keys, read_keys
+from headstart.cache.store import FeatureStore, cache_dir
+from headstart.errors import CacheError, CacheMissError, DamagedFileError
+from support import make_space, random_rows
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FeatureStore(tmp_path / "cache")
+
+
+def write(store, space, digest, rows):
+    store.prepare(space)
+    with store.writer(space) as writer:
+        writer.add(digest, rows)
+
+
+def test_rows_come_back_in_the_callers_order(store, space):
+    digest, rows = random_rows(100)
+    write(store, space, digest[:60], rows[:60])
+    write(store, space, digest[60:], rows[60:])
+    order = np.random.default_rng(2).permutation(100)
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest[order])), rows[order])
+    assert len(store.parts(space.id)) == 2
+
+
+def test_a_key_asked_for_twice_is_answered_twice(store, space):
+    digest, rows = random_rows(3)
+    write(store, space, digest, rows)
+    twice = digest[[1, 1, 0]]
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(twice)), rows[[1, 1, 0]])
+
+
+def test_of_two_parts_with_one_key_the_first_by_name_wins(store, space):
+    digest, rows = random_rows(1)
+    write(store, space, digest, rows)
+    write(store, space, digest, rows + 1)
+    first = store.parts(space.id)[0]
+    with h5py.File(first, locking=False) as file:
+        expected = file["embedding"][()]
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), expected)
+    assert len(store.index(space.id)[0]) == 2
+
+
+def test_absent_keys_are_named_by_number(store, space):
+    digest, rows = random_rows(5)
+    write(store, space, digest[:2], rows[:2])
+    with pytest.raises(CacheMissError, match="lacks 3 of 5 embeddings; run `headstart extract`"):
+        store.gather(space.id, Keys.plain(digest))
+
+
+def test_an_absent_cache_has_nothing_and_is_no_error(store, space):
+    assert store.parts(space.id) == []
+    assert store.spaces() == {}
+    assert len(store.index(space.id)[0]) == 0
+    assert not store.root.exists()
+
+
+def test_keys_that_share_a_prefix_are_told_apart(store, space):
+    digest, rows = random_rows(4)
+    digest[:, :8] = digest[0, :8]  # what the sorted index looks at
+    write(store, space, digest, rows)
+    stranger = digest[:1].copy()
+    stranger[0, 31] ^= 1
+    index, _ = store.index(space.id)
+    assert index.find(Keys.plain(digest)).tolist() == [0, 1, 2, 3]
+    assert index.find(Keys.plain(stranger)).tolist() == [-1]
+
+
+def test_views_of_one_image_are_told_apart(space):
+    from headstart.cache.index import KeyIndex
+
+    digest, _ = random_rows(1)
+    keys = Keys(np.repeat(digest, 3, axis=0), np.array([0, 5, 5], np.uint64), np.array([0, 1, 2], np.uint32))
+    index = KeyIndex([keys])
+    assert index.find(keys).tolist() == [0, 1, 2]
+    other = Keys(digest, np.array([5], np.uint64), np.array([3], np.uint32))
+    assert index.find(other).tolist() == [-1]
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 16
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("where", ["embedding", "digest", 20, 900, 1600, -1])
+def test_a_flipped_byte_sets_the_part_aside_and_loses_only_its_rows(store, space, where, caplog):
+    digest, rows = random_rows(40)
+    write(store, space, digest[:20], rows[:20])
+    write(store, space, digest[20:], rows[20:])
+    victim = store.parts(space.id)[1]
+    position = victim.read_bytes().index(rows[20:].tobytes() if where == "embedding" else digest[20:].tobytes()) + 5 \
+        if isinstance(where, str) else where  # fmt: skip
+    flip(victim, position)
+    with pytest.raises(CacheMissError, match="lacks 20 of 40"):
+        store.gather(space.id, Keys.plain(digest))
+    assert (store.root / "quarantine" / victim.name).exists()
+    assert str(victim) in caplog.text
+    assert "run `headstart extract`" in caplog.text
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest[:20])), rows[:20])
+
+
+def test_damage_in_one_of_two_copies_is_served_from_the_other(store, space):
+    digest, rows = random_rows(4)
+    write(store, space, digest, rows)
+    write(store, space, digest, rows)
+    victim = store.parts(space.id)[0]
+    flip(victim, victim.read_bytes().index(rows.tobytes()))
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\x89HDF\r\n\x1a\n"])
+def test_a_short_or_foreign_file_under_a_parts_name_is_set_aside(store, space, content):
+    store.prepare(space)
+    impostor = store.space_folder(space.id) / f"{'0' * 24}-{'0' * 32}.h5"
+    impostor.write_bytes(content)
+    assert len(store.index(space.id)[0]) == 0
+    assert not impostor.exists()
+
+
+def test_a_part_of_another_space_is_refused_by_name(store, space, caplog):
+    other = make_space(backbone="resnet50")
+    digest, rows = random_rows(2)
+    write(store, space, digest, rows)
+    store.prepare(other)
+    stray = store.space_folder(other.id) / store.parts(space.id)[0].name
+    stray.write_bytes(store.parts(space.id)[0].read_bytes())
+    assert len(store.index(other.id)[0]) == 0
+    assert f"belongs to feature space {space.id}" in caplog.text
+
+
+def test_a_renamed_part_is_not_believed(store, space):
+    digest, rows = random_rows(2)
+    write(store, space, digest, rows)
+    part = store.parts(space.id)[0]
+    part.rename(part.with_name(f"{'0' * 24}-{'0' * 32}.h5"))
+    with pytest.raises(CacheMissError):
+        store.gather(space.id, Keys.plain(digest))
+
+
+def test_temporary_files_are_not_read(store, space):
+    store.prepare(space)
+    (store.space_folder(space.id) / ".0000.h5.abc.tmp").write_bytes(b"half a part")
+    assert store.parts(space.id) == []
+
+
+def test_a_damaged_description_is_named(store, space):
+    store.prepare(space)
+    path = store.space_folder(space.id) / "space.json"
+    path.write_text("{")
+    with pytest.raises(DamagedFileError, match=r"space\.json is damaged"):
+        store.space(space.id)
+    content = {"space": make_space(dim=9).as_dict()}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DamagedFileError, match="it describes space"):
+        store.space(space.id)
+
+
+def test_float16_is_stored_as_such_and_read_as_float32(store):
+    half = make_space(dtype="float16")
+    digest, rows = random_rows(5)
+    write(store, half, digest, rows)
+    with h5py.File(store.parts(half.id)[0], locking=False) as file:
+        assert file["embedding"].dtype == np.float16
+    read = store.gather(half.id, Keys.plain(digest))
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, rows.astype(np.float16).astype(np.float32))
+
+
+def test_the_part_carries_what_the_format_promises(store, space):
+    digest, rows = random_rows(3)
+    write(store, space, digest, rows)
+    part = store.parts(space.id)[0]
+    with h5py.File(part, locking=False) as file:
+        assert {name: (file[name].shape, file[name].dtype.str) for name in file} == {
+            "embedding": ((3, 8), "<f4"),
+            "digest": ((3, 32), "|u1"),
+            "recipe": ((3,), "<u8"),
+            "view": ((3,), "<u4"),
+        }
+        assert json.loads(file.attrs["space"]) == space.as_dict()
+        assert file.attrs["rows"] == 3
+        assert file.attrs["schema"] == 1
+        assert json.loads(file.attrs["recipes"]) == {}
+        assert file.attrs["writer"].startswith("headstart ")
+    assert (store.root / ".gitignore").read_text() == "*\n"
+    assert json.loads((store.space_folder(space.id) / "space.json").read_text())["space"] == space.as_dict()
+
+
+def test_the_interval_cuts_parts(store, space, monkeypatch):
+    monkeypatch.setenv("HEADSTART_PART_SECONDS", "0.000001")
+    digest, rows = random_rows(6)
+    store.prepare(space)
+    safe = []
+    with store.writer(space, safe.append) as writer:
+        for row in range(6):
+            writer.add(digest[row : row + 1], rows[row : row + 1])
+    assert safe == [1, 2, 3, 4, 5, 6]
+    assert len(store.parts(space.id)) == 6
+
+
+def test_an_exception_in_the_block_still_publishes_what_was_added(store, space):
+    digest, rows = random_rows(4)
+    store.prepare(space)
+    with pytest.raises(RuntimeError, match="boom"), store.writer(space) as writer:
+        writer.add(digest, rows)
+        raise RuntimeError("boom")
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+
+
+def test_a_full_disk_says_what_is_safe(store, space, monkeypatch):
+    monkeypatch.setenv("HEADSTART_PART_SECONDS", "0.000001")
+    digest, rows = random_rows(4)
+    store.prepare(space)
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    said = pytest.raises(CacheError, match=r"disk full writing .*; 2 images of this run are safe")
+    with said, store.writer(space) as writer:
+        writer.add(digest[:2], rows[:2])
+        monkeypatch.setattr(os, "write", full)
+        writer.add(digest[2:], rows[2:])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest[:2])), rows[:2])
+
+
+def test_a_cache_that_cannot_be_written_says_so_before_any_work(tmp_path, space, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    with pytest.raises(CacheError, match=r"cache .* is read-only: pass --cache"):
+        FeatureStore(tmp_path).prepare(space)
+
+
+def test_writers_side_by_side_lose_nothing(store, space, monkeypatch):
+    monkeypatch.setenv("HEADSTART_PART_SECONDS", "0.001")
+    digest, rows = random_rows(400)
+    store.prepare(space)
+
+    def work(seed):
+        order = np.random.default_rng(seed).permutation(400)[:300]
+        with store.writer(space) as writer:
+            for start in range(0, 300, 10):
+                writer.add(digest[order[start : start + 10]], rows[order[start : start + 10]])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+
+
+def test_the_folder_is_chosen_by_argument_then_environment(monkeypatch):
+    assert str(cache_dir()) == ".headstart"
+    monkeypatch.setenv("HEADSTART_CACHE", "/elsewhere")
+    assert str(cache_dir()) == "/elsewhere"
+    assert str(cache_dir("here")) == "here"
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """The store against a dict, through writes, overwrites of the same keys, and damage."""
+
+    def __init__(self):
+        super().__init__()
+        import tempfile
+        from pathlib import Path
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = FeatureStore(Path(self.folder.name))
+        self.space = make_space(dim=2)
+        self.parts = []  # (path, {key: row})
+
+    def teardown(self):
+        self.folder.cleanup()
+
+    @staticmethod
+    def digest(key):
+        return np.frombuffer(key.to_bytes(32, "big"), np.uint8)
+
+    @rule(keys=st.lists(st.integers(0, 12), min_size=1, max_size=6, unique=True))
+    def add(self, keys):
+        known = set(self.store.parts(self.space.id))
+        rows = np.array([[key, -key] for key in keys], np.float32)
+        write(self.store, self.space, np.stack([self.digest(key) for key in keys]), rows)
+        (new,) = set(self.store.parts(self.space.id)) - known
+        self.parts.append((new, set(keys)))
+
+    @rule(which=st.integers(0, 100), where=st.floats(0, 1, exclude_max=True))
+    def damage(self, which, where):
+        if self.parts:
+            path, _ = self.parts.pop(which % len(self.parts))
+            flip(path, int(where * path.stat().st_size))
+            keys = Keys.plain(np.stack([self.digest(key) for key in range(13)]))
+            with pytest.raises(CacheMissError):
+                self.store.gather(self.space.id, Keys.concatenate([keys, Keys.plain(self.digest(99)[None])]))
+            self.verify_damage(path)
+
+    def verify_damage(self, path):
+        """A flip where the reader of keys does not look is found when the rows are read."""
+        from headstart.cache.part import read_embeddings
+
+        if path.exists():
+            with pytest.raises(DamagedFileError) as caught:
+                read_embeddings(path)
+            self.store.quarantine(path, caught.value)
+
+    @invariant()
+    def it_holds_what_the_dict_holds(self):
+        keys = sorted(set().union(*(keys for _, keys in self.parts)) if self.parts else set())
+        if keys:
+            rows = self.store.gather(self.space.id, Keys.plain(np.stack([self.digest(key) for key in keys])))
+            assert rows.tolist() == [[key, -key] for key in keys]
+        missing = [key for key in range(13) if key not in keys]
+        index, _ = self.store.index(self.space.id)
+        assert (index.find(Keys.plain(np.stack([self.digest(key) for key in [*missing, 99]]))) == -1).all()
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+
+
+def test_read_keys_reads_no_embeddings(store, space):
+    digest, rows = random_rows(4)
+    write(store, space, digest, rows)
+    part = store.parts(space.id)[0]
+    flip(part, part.read_bytes().index(rows.tobytes()))  # damage that a reader of embeddings would see
+    np.testing.assert_array_equal(read_keys(part).digest, digest)

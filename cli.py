@@ -1,9 +1,9 @@
-"""The command line: parses, calls, prints. What it prints for people goes to standard error, results to standard output."""
+"""The command line: parses, calls, prints. Reports go to standard error, tables and JSON to standard output."""
 
 import sys
 
 if __name__ == "__main__" and not __package__:
-    # Run as `python cli.py` from a checkout: hand over to the installed package, whose folders this one must not shadow.
+    # Run as `python cli.py` from a checkout: hand over to the installed package, which this folder must not shadow.
     del sys.path[0]
     try:
         from headstart.cli import main as installed_main
@@ -14,6 +14,7 @@ if __name__ == "__main__" and not __package__:
 import functools
 import json
 import logging
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ INTERRUPTED = 130
 SPACE_FIELDS = ("backbone", "layer", "pool", "resize", "crop", "interpolation", "mean", "std", "store_dtype")
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[float, ...]]):
     """Three numbers with commas between them."""
 
     name = "a,b,c"
@@ -50,7 +51,7 @@ class Numbers(click.ParamType):
         return numbers
 
 
-class NumberOr(click.ParamType):
+class NumberOr(click.ParamType[int | float | str]):
     """A number, or one word that stands for something else."""
 
     def __init__(self, number: type[int] | type[float], word: str) -> None:
@@ -113,7 +114,9 @@ cache_option = click.option(
 positive = click.IntRange(min=1)
 space_options = options(
     click.option("--layer", metavar="NAME", help="Module whose output is taken [default: the classifier's input]."),
-    click.option("--pool", type=click.Choice(["avg", "max", "gem", "token", "none"]), help="How a map becomes a vector."),
+    click.option(
+        "--pool", type=click.Choice(["avg", "max", "gem", "token", "none"]), help="How a map becomes a vector."
+    ),
     click.option("--resize", type=NumberOr(int, "none"), help="Short side in pixels [default: the weights' own]."),
     click.option("--crop", type=positive, metavar="N", help="Side of the centre crop [default: the weights' own]."),
     click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), help="How to resize."),
@@ -137,7 +140,7 @@ result_options = options(
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Start with `headstart demo`, or: headstart extract photos; headstart fit-head; headstart predict MODEL new/",
+    epilog="Start with `headstart demo`, or: headstart extract photos; headstart fit-head; headstart predict MODEL new",
 )
 @click.version_option(__version__, message="headstart %(version)s")
 @click.pass_context
@@ -255,8 +258,8 @@ def predict(model: Path, paths: tuple[Path, ...], as_csv: bool, top: int, cache:
     headstart predict models/photos-resnet18-logistic new/ other.jpg
     find . -name '*.jpg' | headstart predict models/photos-resnet18-logistic - --csv
     """
-    from .classify.predict import Classifier, Predictions, paths_from_lines
     from .classify.model import load_model
+    from .classify.predict import Classifier, Predictions, paths_from_lines
     from .extract.options import RunOptions
 
     classifier = Classifier(load_model(model), cache, RunOptions(**_given(given)))
@@ -364,7 +367,7 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
         code = getattr(error, "exit_code", getattr(error, "code", 1))
         return code if isinstance(code, int) else 1
     if isinstance(error, BrokenPipeError):
-        sys.stdout = None  # type: ignore[assignment]  # whoever read our output has left: nothing to flush at exit
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # whoever read our output has left: nothing to flush at exit
         return 1
     if "--debug" in words and not isinstance(error, click.ClickException):
         traceback.print_exception(error)

@@ -1,0 +1,231 @@
+"""Train a head on cached embeddings: choose on the training images, score once on the validation images, save."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..cache.store import cache_dir
+from ..errors import UsageError, printable
+from ..extract.features import Features, load_features
+from .dataset import VAL_FRACTION, LabelledSet, labelled_set, warn_of_copies
+from .head import Head, make_head
+from .metrics import majority_baseline, nearest_mean_baseline, score
+from .model import SavedModel, check_target, save_model
+
+logger = logging.getLogger("headstart.classify")
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted and saved head.
+
+    Attributes
+    ----------
+    model : SavedModel
+    head : Head
+    data : LabelledSet
+        What it was trained and scored on.
+    out : Path
+        Where it was saved.
+    seconds : float
+        Wall time, reading the cache included.
+    details : bool, default False
+        Whether `lines` goes into the search and the classes.
+    """
+
+    model: SavedModel
+    head: Head
+    data: LabelledSet
+    out: Path
+    seconds: float
+    details: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields of ``fit-head --json``."""
+        scores, space = self.model.scores, self.data.features.space
+        return {
+            "head": self.model.kind,
+            "backbone": space.backbone,
+            "dim": space.dim,
+            "classes": list(self.model.classes),
+            "train": scores["train"],
+            "cv": scores["cv"],
+            "C": self.model.facts.get("C"),
+            "val": scores["val"],
+            "baseline": scores["baseline"],
+            "seconds": round(self.seconds, 3),
+            "out": str(self.out),
+        }
+
+    def lines(self) -> list[str]:
+        """Return what a person needs: data, choice, score with interval and baseline, the next command."""
+        scores, space = self.model.scores, self.data.features.space
+        held = " (held out: the dataset has no validation split)" if self.data.held_out else ""
+        counts = {split: int((self.data.split == split).sum()) for split in ("train", "val")}
+        lines = [
+            f"{counts['train']} training, {counts['val']} validation images{held}, {len(self.model.classes)} classes",
+            f"{self.model.kind} head on {space.backbone}, {space.dim} wide: {_choice(self.head)}",
+            f"cross-validation: {100 * scores['cv']['accuracy']:.1f} % of {scores['cv']['folds']} folds",
+            _validation_line(scores),
+        ]
+        lines += [f"note: {note}" for note in self.head.notes_]
+        if self.details:
+            lines += _detail_lines(self)
+        lines.append(f"saved {self.out} in {self.seconds:.1f} s; next: headstart predict {self.out} PICTURE...")
+        return lines
+
+
+def _choice(head: Head) -> str:
+    facts = head.facts()
+    if "C" not in facts:
+        return f"{len(facts['history'])} epochs, the best one kept"
+    searched = len(head.cv_["Cs"])
+    return f"C = {facts['C']:.3g}" + (f", the best of {searched} in cross-validation" if searched > 1 else "")
+
+
+def _validation_line(scores: dict[str, Any]) -> str:
+    val, baseline = scores["val"], scores["baseline"]
+    if val is None:
+        return "validation: none, the dataset has no such split and --val-fraction is 0"
+    return (
+        f"validation: {100 * val['accuracy']:.1f} % of {val['n']} images (95 % interval {100 * val['low']:.1f} to "
+        f"{100 * val['high']:.1f}); majority class {100 * baseline['majority']:.1f} %, "
+        f"nearest class mean {100 * baseline['nearest_mean']:.1f} %"
+    )
+
+
+def _detail_lines(fit: Fit) -> list[str]:
+    cv = fit.head.cv_
+    searched = zip(cv.get("Cs", []), cv.get("log_losses", []), strict=True)
+    lines = [f"  C {C:<9.3g} cross-validated log loss {loss:.4f}" for C, loss in searched]
+    X, y = fit.data.part("val")
+    if len(y):
+        table = score(y, fit.head.predict_proba(X), fit.model.classes)["per_class"]
+        lines += [f"  {'class':<20} {'images':>6} {'precision':>9} {'recall':>6}"]
+        for row in table:
+            shares = f"{_percent(row['precision']):>9} {_percent(row['recall']):>6}"
+            lines.append(f"  {printable(row['label']):<20} {row['n']:>6} {shares}")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def fit_head(
+    data: str | os.PathLike[str] | None = None,
+    head: str = "logistic",
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    val_fraction: float = VAL_FRACTION,
+    wanted: dict[str, Any] | None = None,
+    details: bool = False,
+    seed: int = 0,
+    **head_options: Any,
+) -> Fit:
+    """Train a head on a dataset that was extracted, score it and save it.
+
+    Parameters
+    ----------
+    data : path, optional
+        The dataset; that of the latest extract where it is None.
+    head : {"logistic", "linear", "mlp"}, default "logistic"
+    cache : path, optional
+        The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
+    out : path, optional
+        Folder of the model; ``models/<dataset>-<backbone>-<head>`` where it is None.
+    overwrite : bool, default False
+        Replace a model that is there.
+    val_fraction : float, default 0.2
+        Share of the training images held out where the dataset has no validation split.
+    wanted : dict, optional
+        Fields that the feature space must have, where the dataset was extracted in several.
+    details : bool, default False
+        Whether the result's `lines` go into the search and the classes.
+    seed : int, default 0
+    **head_options
+        Arguments of the head: ``C``, ``cv``, ``class_weight``, ``lr`` and so on.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    CacheMissError
+        The dataset was not extracted.
+    TrainingError
+        Its labels cannot be trained on.
+    ModelError
+        `out` holds a model and `overwrite` is False, or something else.
+    """
+    begin = time.perf_counter()
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"--val-fraction must be from 0 to below 1, and is {val_fraction:g}")
+    features = load_features(cache_dir(cache), None if data is None else Path(data), wanted)
+    target = Path(out) if out is not None else default_model(features, head)
+    check_target(target, overwrite=overwrite)
+    labelled = labelled_set(features, val_fraction)
+    train_X, train_y = labelled.part("train")
+    groups = labelled.group[labelled.split == "train"]
+    fitted = make_head(head, random_state=seed, **head_options).fit(train_X, train_y, features.classes, groups=groups)
+    model = SavedModel(
+        kind=head,
+        classes=features.classes,
+        space=features.space.as_dict(),
+        network=fitted.network_,
+        facts=fitted.facts(),
+        training=_facts(labelled, seed, val_fraction),
+        scores=_scores(fitted, labelled),
+    )
+    save_model(target, model, overwrite=overwrite)
+    warn_of_copies(labelled)
+    return Fit(model, fitted, labelled, target, time.perf_counter() - begin, details)
+
+
+def default_model(features: Features, head: str) -> Path:
+    """Return ``models/<dataset>-<backbone>-<head>``, with nothing in it that a file system might refuse."""
+    source = Path(features.listing.source)
+    dataset = source.stem if features.listing.layout == "csv" else source.name
+    name = f"{dataset or 'data'}-{features.space.backbone}-{head}"
+    return Path("models") / re.sub(r"[^\w.-]+", "-", printable(name))
+
+
+def _facts(data: LabelledSet, seed: int, val_fraction: float) -> dict[str, Any]:
+    listing = data.features.listing
+    return {
+        "root": listing.root,
+        "source": listing.source,
+        "layout": listing.layout,
+        "request": listing.request,
+        "held_out": val_fraction if data.held_out else None,
+        "seed": seed,
+        "headstart": __version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _scores(head: Head, data: LabelledSet) -> dict[str, Any]:
+    """Score the head: on what it was trained on, by cross-validation, and once on the validation images."""
+    train_X, train_y = data.part("train")
+    val_X, val_y = data.part("val")
+    accuracy = float((head.predict(train_X) == train_y).mean())
+    scores: dict[str, Any] = {"train": {"n": len(train_y), "accuracy": accuracy}, "cv": head.cv_, "val": None}
+    scores["baseline"] = {"majority": None, "nearest_mean": None}
+    if len(val_y):
+        full = score(val_y, head.predict_proba(val_X), data.features.classes)
+        scores["val"] = {name: full[name] for name in ("n", "accuracy", "low", "high", "log_loss", "ece")}
+        scores["baseline"] = {
+            "majority": majority_baseline(train_y, val_y),
+            "nearest_mean": nearest_mean_baseline(train_X, train_y, val_X, val_y),
+        }
+    return scores

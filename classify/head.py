@@ -1,0 +1,144 @@
+"""What all heads share: settings, checks, standardisation, cross-validation, prediction."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from ..errors import TrainingError, UsageError
+from .metrics import log_loss
+from .network import Network, softmax
+from .splits import check_trainable, stratified_folds
+
+
+class Head:
+    """A classifier on embeddings; the base of all heads.
+
+    A constructor stores its arguments and nothing else; `fit` sets what ends in an underscore.
+
+    Attributes
+    ----------
+    network_ : Network
+        What was fitted.
+    classes_ : tuple of str
+    cv_ : dict
+        ``folds``, ``accuracy`` (of all held-out rows), ``accuracy_std`` (over folds), ``log_loss``.
+    oof_proba_ : ndarray of shape (n, K), dtype float64
+        Probabilities of each training row by the fit that did not see it.
+    notes_ : list of str
+        What a person should know of the fit.
+    """
+
+    kind: ClassVar[str]
+    cv: int
+    random_state: int
+    network_: Network
+    classes_: tuple[str, ...]
+    cv_: dict[str, Any]
+    oof_proba_: np.ndarray
+    notes_: list[str]
+
+    def fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        class_names: Sequence[str] | None = None,
+        groups: np.ndarray | None = None,
+    ) -> Self:
+        """Fit the head.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, D), dtype float32
+            Embeddings.
+        y : ndarray of shape (n,), dtype int
+            Labels, 0 to K - 1.
+        class_names : sequence of str, optional
+            K names; numbers where it is None.
+        groups : ndarray of shape (n,), dtype int, optional
+            Rows of one group share a fold.
+
+        Raises
+        ------
+        TrainingError
+            As `check_trainable` says, or the embeddings hold NaN or infinity.
+        """
+        self.classes_ = tuple(class_names) if class_names is not None else tuple(map(str, range(int(y.max()) + 1)))
+        if X.ndim != 2 or len(X) != len(y):
+            raise TrainingError(
+                f"a head is trained on (n, D) embeddings with n labels, and got {X.shape} and {y.shape}"
+            )
+        if not np.isfinite(X).all():
+            raise TrainingError(
+                "the embeddings hold NaN or infinity; run `headstart extract` with --store-dtype float32"
+            )
+        check_trainable(y, self.classes_, self.cv, groups)
+        self.notes_ = []
+        folds = stratified_folds(y, self.cv, random_state=self.random_state, groups=groups)
+        self._fit(np.asarray(X, np.float32), np.asarray(y, np.int64), folds)
+        return self
+
+    def _fit(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _score_folds(self, y: np.ndarray, folds: np.ndarray, logits: np.ndarray) -> None:
+        """Set `cv_` and `oof_proba_` from the logits of held-out rows, (n, K)."""
+        self.oof_proba_ = softmax(logits)
+        right = self.oof_proba_.argmax(axis=1) == y
+        by_fold = [float(right[folds == fold].mean()) for fold in range(self.cv)]
+        self.cv_ = {
+            "folds": self.cv,
+            "accuracy": float(right.mean()),
+            "accuracy_std": float(np.std(by_fold)),
+            "log_loss": log_loss(y, self.oof_proba_),
+        }
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """Return logits (n, K) float64 of embeddings (n, D) float32."""
+        return self.network_.logits(X)
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return probabilities (n, K) float64 of embeddings (n, D) float32."""
+        return self.network_.predict_proba(X)
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Return labels (n,) int64 of embeddings (n, D) float32."""
+        return np.asarray(self.network_.logits(X).argmax(axis=1))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments, to be saved beside the model."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the fit, to be saved beside the model."""
+        return {"settings": self.settings(), "cv": self.cv_, "notes": self.notes_}
+
+
+def make_head(kind: str, **options: Any) -> Head:
+    """Return an unfitted head.
+
+    Parameters
+    ----------
+    kind : {"logistic", "linear", "mlp"}
+    **options
+        Arguments of its class.
+
+    Raises
+    ------
+    UsageError
+        There is no such head, or an option means nothing to it.
+    """
+    from .heads import LinearHead, MLPHead
+    from .logistic import LogisticHead
+
+    known: dict[str, type[Head]] = {head.kind: head for head in (LogisticHead, LinearHead, MLPHead)}
+    if kind not in known:
+        raise UsageError(f"there is no head {kind!r}: take one of {', '.join(known)}")
+    meant = inspect.signature(known[kind]).parameters
+    for name in options:
+        if name not in meant:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to --head {kind}; leave it out")
+    return known[kind](**options)

@@ -1,0 +1,153 @@
+"""Logistic regression on standardised embeddings, C chosen by cross-validation on the training rows."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import UsageError
+from .head import Head
+from .metrics import log_loss
+from .network import Network, softmax, standardisation
+
+# The data of a fit up to this size (in numbers) is taken to float64, where L-BFGS needs fewer steps; beyond it the
+# copy would cost more than it saves.
+_DOUBLE_UP_TO = 20_000_000
+_TOLERANCE = 1e-5
+
+
+class LogisticHead(Head):
+    """L2-penalised multinomial logistic regression by scikit-learn.
+
+    Parameters
+    ----------
+    C : float or "auto", default "auto"
+        Inverse of the penalty's weight, on standardised features. "auto" takes the value with the lowest
+        cross-validated log loss; of equal ones the smaller, which is the simpler model.
+    Cs : int, default 11
+        How many values "auto" tries, from 1e-4 to 1e2 in equal ratios.
+    cv : int, default 5
+        Folds.
+    class_weight : {"none", "balanced"}, default "none"
+    max_iter : int, default 1000
+        Steps of L-BFGS at most, for each value of C.
+    random_state : int, default 0
+        For the folds.
+
+    Attributes
+    ----------
+    C_ : float
+    coef_ : ndarray of shape (K, D), or (1, D) for two classes, dtype float32
+    intercept_ : ndarray of shape (K,), or (1,) for two classes, dtype float32
+        Both for standardised features.
+    cv_ : dict
+        Also ``Cs`` and ``log_losses``, the mean held-out log loss of each.
+    """
+
+    kind: ClassVar[str] = "logistic"
+
+    def __init__(
+        self,
+        *,
+        C: float | str = "auto",
+        Cs: int = 11,
+        cv: int = 5,
+        class_weight: str = "none",
+        max_iter: int = 1000,
+        random_state: int = 0,
+    ) -> None:
+        self.C = C
+        self.Cs = Cs
+        self.cv = cv
+        self.class_weight = class_weight
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def _fit(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
+        candidates = self._candidates()
+        self._stopped_early: set[float] = set()
+        held_out = np.empty((len(candidates), len(y), len(self.classes_)))
+        for fold in range(self.cv):
+            inside = folds != fold
+            for number, network in enumerate(self._path(X[inside], y[inside], candidates)):
+                held_out[number, ~inside] = network.logits(X[~inside])
+        losses = [log_loss(y, softmax(logits)) for logits in held_out]
+        best = int(np.argmin(losses))
+        self.C_ = float(candidates[best])
+        self._score_folds(y, folds, held_out[best])
+        self.cv_ |= {"Cs": candidates, "log_losses": losses}
+        self.network_ = self._path(X, y, [self.C_])[0]
+        self._set_coefficients()
+        if self.C_ in self._stopped_early:
+            self.notes_.append(
+                f"the solver stopped at {self.max_iter} steps before it had converged at C = {self.C_:.3g}"
+            )
+        if len(candidates) > 1 and best in (0, len(candidates) - 1):
+            self.notes_.append(f"the best C, {self.C_:.3g}, lies at the end of what was tried")
+
+    def _candidates(self) -> list[float]:
+        if self.C == "auto":
+            return [float(C) for C in np.logspace(-4, 2, self.Cs)]
+        if not isinstance(self.C, int | float) or not 0 < self.C < float("inf"):
+            raise UsageError(f"--C must be 'auto' or a number above 0, and is {self.C!r}")
+        return [float(self.C)]
+
+    def _path(self, X: np.ndarray, y: np.ndarray, candidates: list[float]) -> list[Network]:
+        """Fit every C from the smallest up, each from the coefficients of the one before."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        mean, scale = standardisation(X)
+        Z, back = _rotated((X - mean) / scale)
+        weight = None if self.class_weight == "none" else self.class_weight
+        model = LogisticRegression(tol=_TOLERANCE, max_iter=self.max_iter, warm_start=True, class_weight=weight)
+        networks = []
+        for C in candidates:
+            model.set_params(C=C)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # told in notes_ where it concerns the result
+                model.fit(Z, y)
+            if model.n_iter_.max() >= self.max_iter:
+                self._stopped_early.add(C)
+            networks.append(
+                _network(mean, scale, model.coef_ @ back.T if back is not None else model.coef_, model.intercept_)
+            )
+        return networks
+
+    def _set_coefficients(self) -> None:
+        weight, bias = self.network_.weights[0], self.network_.biases[0]
+        binary = len(bias) == 2
+        self.coef_ = weight[1:] - weight[:1] if binary else weight
+        self.intercept_ = bias[1:] - bias[:1] if binary else bias
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the fit."""
+        return {**super().facts(), "C": self.C_}
+
+
+def _rotated(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Turn features into as few as there are rows, without loss.
+
+    The minimum of a loss of ``Z w`` with an L2 penalty on ``w`` lies in the row space of Z (the representer theorem;
+    Hastie and Tibshirani 2004, "Efficient quadratic regularization for expression arrays"). With fewer rows than
+    features the problem in the coordinates of the right singular vectors is the same one, and smaller.
+
+    Returns
+    -------
+    rotated : ndarray of shape (n, min(n, D)), float64 where it is small enough
+    back : ndarray of shape (D, n) or None
+        Takes coefficients back to the features; None where nothing was turned.
+    """
+    dtype = np.float64 if min(Z.shape) * len(Z) <= _DOUBLE_UP_TO else np.float32
+    if len(Z) >= Z.shape[1]:
+        return Z.astype(dtype), None
+    left, singular, right = np.linalg.svd(Z.astype(np.float64), full_matrices=False)
+    return (left * singular).astype(dtype), right.T
+
+
+def _network(mean: np.ndarray, scale: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> Network:
+    if len(coef) == 1:  # scikit-learn keeps one row for two classes: half of it, with either sign, says the same
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    return Network(mean, scale, (coef.astype(np.float32),), (intercept.astype(np.float32),))

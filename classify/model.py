@@ -1,0 +1,189 @@
+"""Saved models: a folder with the numbers as safetensors and everything else as JSON, the old model or the new one.
+
+Nothing in it is a pickle. ``model.json`` is put in place last and names the file of the numbers, which carries its own
+SHA-256 in its name, so a folder that is interrupted at any moment still holds a whole model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache.publish import publish
+from ..errors import CacheError, HeadstartError, ModelError, printable
+from .network import Network
+
+MODEL_FORMAT = 1
+MODEL_FILE = "model.json"
+MAX_JSON = 16 << 20  # 100,000 class names of 100 characters, and room for the rest
+MAX_CLASSES = 100_000
+MAX_CLASS_NAME = 1_000
+_TENSORS = re.compile(r"tensors-([0-9a-f]{64})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedModel:
+    """All that prediction needs, but for the backbone, which the feature space names.
+
+    Attributes
+    ----------
+    kind : str
+        "logistic", "linear" or "mlp".
+    classes : tuple of str
+    space : dict
+        The feature space that it was trained in, as `FeatureSpace.as_dict` gives it.
+    network : Network
+    facts : dict
+        What is known of the fit: settings, cross-validation, history.
+    temperature : float, default 1.0
+        Logits are divided by it.
+    training : dict
+        Where the data lay, and how it was divided.
+    scores : dict
+        Measured when it was fitted.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+    space: dict[str, Any]
+    network: Network
+    facts: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return probabilities (n, K) float64 of embeddings (n, D) float32."""
+        return self.network.predict_proba(X, self.temperature)
+
+
+def check_target(out: Path, *, overwrite: bool = False) -> None:
+    """Raise where a model must not be written: over another one without `overwrite`, or into any other folder.
+
+    Raises
+    ------
+    ModelError
+    """
+    if out.is_dir():
+        if not (out / MODEL_FILE).is_file() and any(out.iterdir()):
+            raise ModelError(f"{out} is a folder of something else; name another one with --out")
+        if (out / MODEL_FILE).is_file() and not overwrite:
+            raise ModelError(f"{out} holds a model already; pass --overwrite to replace it, or --out to keep both")
+    elif out.exists():
+        raise ModelError(f"{out} is a file; name a folder with --out")
+
+
+def save_model(out: Path, model: SavedModel, *, overwrite: bool = False) -> Path:
+    """Write a model into the folder `out`, whole or not at all.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ModelError
+        As `check_target`, or the disk could not be written.
+    """
+    from safetensors.numpy import save
+
+    check_target(out, overwrite=overwrite)
+    arrays = {name: np.ascontiguousarray(array) for name, array in model.network.arrays().items()}
+    data = save(arrays)
+    tensors = f"tensors-{hashlib.sha256(data).hexdigest()}.safetensors"
+    content = {"format": MODEL_FORMAT, "tensors": tensors}
+    content |= {item.name: getattr(model, item.name) for item in dataclasses.fields(model) if item.name != "network"}
+    try:
+        publish(out / tensors, data)
+        publish(out / MODEL_FILE, json.dumps(content, indent=1, allow_nan=False).encode("ascii"))
+    except CacheError as error:
+        raise ModelError(f"the model was not saved: {str(error).replace('--cache', '--out')}") from error
+    for path in out.iterdir():
+        if _TENSORS.fullmatch(path.name) and path.name != tensors:
+            path.unlink(missing_ok=True)
+    return out
+
+
+def load_model(path: Path) -> SavedModel:
+    """Read a saved model, every byte of its numbers checked.
+
+    Raises
+    ------
+    ModelError
+        There is none, it is damaged or incomplete, or a newer version wrote it.
+    """
+    content = _read_json(path)
+    found = content.get("format")
+    if isinstance(found, int) and found > MODEL_FORMAT:
+        raise ModelError(f"{path} was written by format {found}, this reads up to {MODEL_FORMAT}; upgrade headstart")
+    try:
+        classes = _checked_classes(path, content["classes"])
+        network = Network.from_arrays(_read_tensors(path, content["tensors"]))
+        names = [item.name for item in dataclasses.fields(SavedModel) if item.name not in ("classes", "network")]
+        model = SavedModel(classes=classes, network=network, **{name: content[name] for name in names})
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path / MODEL_FILE} is damaged: {error!r}; fit the head again") from error
+    except HeadstartError as error:
+        raise ModelError(str(error) if str(path) in str(error) else f"{path} is damaged: {error}") from error
+    if network.n_classes != len(classes) or network.n_features != model.space.get("dim"):
+        raise ModelError(f"{path} is damaged: its numbers do not fit its classes and its feature space")
+    return model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    file = path / MODEL_FILE
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_JSON + 1)
+    except FileNotFoundError as error:
+        what = "holds no model" if path.exists() else "is not there"
+        raise ModelError(f"the model folder {path} {what}; `headstart fit-head` makes one") from error
+    except NotADirectoryError as error:
+        raise ModelError(f"{path} is a file and not a model folder, which `headstart fit-head` makes") from error
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror})") from error
+    if len(data) > MAX_JSON:
+        raise ModelError(f"{file} is larger than {MAX_JSON >> 20} MB: headstart did not write it")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is damaged: {error}; fit the head again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is damaged: it holds no object; fit the head again")
+    return content
+
+
+def _checked_classes(path: Path, classes: Any) -> tuple[str, ...]:
+    good = isinstance(classes, list) and all(isinstance(name, str) and len(name) <= MAX_CLASS_NAME for name in classes)
+    if not good or not 0 < len(classes) <= MAX_CLASSES:
+        raise ModelError(f"{path / MODEL_FILE} is damaged: its list of classes is none")
+    return tuple(classes)
+
+
+def _read_tensors(path: Path, name: Any) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    match = _TENSORS.fullmatch(name) if isinstance(name, str) else None
+    if match is None:  # in particular, no path that leads out of the folder
+        raise ModelError(f"{path / MODEL_FILE} is damaged: it names no file of numbers ({printable(str(name))!r})")
+    try:
+        data = (path / name).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path / name} cannot be read ({error.strerror}); fit the head again") from error
+    if hashlib.sha256(data).hexdigest() != match[1]:
+        raise ModelError(
+            f"{path / name} is damaged: its bytes do not match the SHA-256 in its name; fit the head again"
+        )
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ModelError(f"{path / name} is damaged: {error}") from error

@@ -1,0 +1,241 @@
+"""A saved model put to use: embed pictures through the cache, and say what they show."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..cache.listing import Listing
+from ..cache.part import Keys
+from ..cache.space import FeatureSpace
+from ..cache.store import FeatureStore, cache_dir
+from ..errors import ModelError, printable
+from ..extract.embedder import Embedder
+from ..extract.images import list_paths
+from ..extract.job import embed_listing
+from ..extract.options import RunOptions, SpaceOptions
+from ..extract.plan import base_folder, failure_rules, unread_listing
+from .model import SavedModel, load_model
+
+logger = logging.getLogger("headstart.classify")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one picture.
+
+    Attributes
+    ----------
+    path : str
+        As it was given.
+    label : str or None
+        The most probable class; None where the picture could not be read.
+    probability : float or None
+        Of that class.
+    probabilities : dict of str to float
+        Of every class; empty where the picture could not be read.
+    error : str or None
+        Why the picture could not be read.
+    """
+
+    path: str
+    label: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    error: str | None = None
+
+    def likeliest(self, count: int) -> list[tuple[str, float]]:
+        """Return the `count` likeliest classes with their probabilities, the likeliest first."""
+        ranked = sorted((self.probabilities or {}).items(), key=lambda pair: -pair[1])
+        return ranked[:count]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields of ``predict --json``."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "probabilities": self.probabilities or {},
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Predictions as a table.
+
+    Attributes
+    ----------
+    rows : list of Prediction
+    top : int, default 1
+        How many of the likeliest classes a line shows.
+    as_csv : bool, default False
+    """
+
+    rows: list[Prediction]
+    top: int = 1
+    as_csv: bool = False
+    on_stdout: ClassVar[bool] = True
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields of ``predict --json``."""
+        return {"predictions": [row.as_dict() for row in self.rows]}
+
+    def lines(self) -> list[str]:
+        """Return the table, one picture a line."""
+        return self._csv_lines() if self.as_csv else [self._line(row) for row in self.rows]
+
+    def _line(self, row: Prediction) -> str:
+        if row.error is not None:
+            return f"{printable(row.path)}: not read, {row.error}"
+        guesses = ", ".join(f"{printable(name)} {100 * value:.1f} %" for name, value in row.likeliest(self.top))
+        return f"{printable(row.path)}: {guesses}"
+
+    def _csv_lines(self) -> list[str]:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["path", "label", "probability", "error"])
+        for row in self.rows:
+            for name, value in row.likeliest(self.top):
+                table.writerow([_cell(row.path), _cell(name), f"{value:.6f}", ""])
+            if row.error is not None:
+                table.writerow([_cell(row.path), "", "", _cell(row.error)])
+        return text.getvalue().rstrip("\n").split("\n")
+
+
+def _cell(text: str) -> str:
+    """Keep a spreadsheet from taking a name for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def paths_from_lines(data: bytes) -> list[Path]:
+    """Return the paths of a list: one a line, or, where there is a NUL byte in it, one before each of those."""
+    separator = b"\0" if b"\0" in data else b"\n"
+    return [Path(os.fsdecode(line)) for line in data.split(separator) if line]
+
+
+class Classifier:
+    """A saved model with the means to embed new pictures.
+
+    Parameters
+    ----------
+    model : SavedModel
+    cache : path, optional
+        Where embeddings are looked up and kept.
+    run : RunOptions, optional
+        Device, batch size, workers.
+    """
+
+    def __init__(
+        self, model: SavedModel, cache: str | os.PathLike[str] | None = None, run: RunOptions | None = None
+    ) -> None:
+        self.model = model
+        self.store = FeatureStore(cache_dir(cache))
+        self.space = FeatureSpace.from_dict(model.space)
+        self._run = run or RunOptions()
+        self._embedder: Embedder | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the columns of `predict_proba`."""
+        return self.model.classes
+
+    @property
+    def embedder(self) -> Embedder:
+        """What embeds pictures in the model's feature space.
+
+        Raises
+        ------
+        ModelError
+            The backbone at hand is not the one that the model was trained on.
+        """
+        if self._embedder is None:
+            options = SpaceOptions.for_space(self.space, self.model.training.get("request", {}))
+            embedder = Embedder(options, self._run, self.store.root)
+            if embedder.space.id != self.space.id:
+                raise ModelError(_other_space(self.space, embedder.space))
+            self._embedder = embedder
+        return self._embedder
+
+    def predict(self, paths: Iterable[str | os.PathLike[str]]) -> list[Prediction]:
+        """Classify pictures.
+
+        Parameters
+        ----------
+        paths : iterable of path
+            Pictures, and folders of pictures.
+
+        Returns
+        -------
+        list of Prediction
+            One a picture, sorted by path; those that cannot be read say why.
+
+        Raises
+        ------
+        DataNotFoundError
+            A path is not there.
+        """
+        images = list_paths([Path(path) for path in paths])
+        listing = unread_listing(images, failure_rules(self._run.max_pixels))
+        listing, _ = embed_listing(self.store, self.embedder, listing, base_folder(images))
+        return self._describe(listing)
+
+    def predict_proba(self, features: np.ndarray) -> np.ndarray:
+        """Return the probabilities (n, K) float64 of embeddings (n, D) in the model's space."""
+        return self.model.predict_proba(features)
+
+    def _describe(self, listing: Listing) -> list[Prediction]:
+        usable = np.flatnonzero(listing.usable)
+        proba = self.predict_proba(self.store.gather(self.space.id, Keys.plain(listing.digest[usable])))
+        row_of = {int(index): row for row, index in enumerate(usable)}
+        result = []
+        for index, name in enumerate(listing.paths):
+            path = os.fsdecode(name)
+            if index in row_of:
+                result.append(_prediction(path, proba[row_of[index]], self.classes))
+            else:
+                result.append(Prediction(path, error=listing.failures[index]))
+        return result
+
+
+def _prediction(path: str, proba: np.ndarray, classes: tuple[str, ...]) -> Prediction:
+    best = int(proba.argmax())
+    probabilities = {name: float(value) for name, value in zip(classes, proba, strict=True)}
+    return Prediction(path, classes[best], float(proba[best]), probabilities)
+
+
+def _other_space(wanted: FeatureSpace, found: FeatureSpace) -> str:
+    differing = ", ".join(
+        f"{name} {str(mine)[:12]} against {str(theirs)[:12]}"
+        for name, (mine, theirs) in wanted.differences(found).items()
+    )
+    return f"the model needs embeddings of {wanted.backbone} that this machine does not make ({differing})"
+
+
+def load(
+    model: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None, device: str = "auto"
+) -> Classifier:
+    """Load a saved model for prediction.
+
+    Parameters
+    ----------
+    model : path
+        The model's folder.
+    cache : path, optional
+        The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
+    device : {"auto", "cpu", "cuda", "mps"}, default "auto"
+
+    Raises
+    ------
+    ModelError
+        The folder holds no model, or a damaged one.
+    """
+    return Classifier(load_model(Path(model)), cache, RunOptions(device=device))

@@ -1,0 +1,127 @@
+"""A CSV of images: its lines -> path, label and split, each checked where it stands."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError
+from .files import os_reason, shown, with_slashes
+from .layouts import SPLIT_CODE
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `c://` is a Windows drive
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one line of a CSV says of an image.
+
+    Attributes
+    ----------
+    number : int
+        Where it stands, the header being line 1.
+    label : str
+        The class; empty for none.
+    split : int
+        The code of the split, 0 for none.
+    """
+
+    number: int
+    label: str
+    split: int
+
+
+def unique_lines(data: Path) -> tuple[dict[bytes, Line], int]:
+    """Read a CSV of images, one line for each.
+
+    Parameters
+    ----------
+    data : Path
+        A regular file in UTF-8, whose first line names the columns ``path``, ``label`` and, if wanted, ``split``.
+
+    Returns
+    -------
+    lines : dict of bytes to Line
+        For each path, relative to the CSV's folder or absolute, what its line says; in the order of the file.
+    merged : int
+        How many lines repeated another.
+
+    Raises
+    ------
+    DataError
+        A line that cannot be used, or two that contradict each other; the message names the line.
+    """
+    lines: dict[bytes, Line] = {}
+    merged = 0
+    for path, line in _csv_lines(data):
+        first = lines.setdefault(path, line)
+        if first is line:
+            continue
+        if (first.label, first.split) != (line.label, line.split):
+            what = "label" if first.label != line.label else "split"
+            where = f"{shown(data)}, lines {first.number} and {line.number}"
+            raise DataError(f"{where}: {shown(path)} has more than one {what}; keep one of the lines")
+        merged += 1
+    return lines, merged
+
+
+def _csv_lines(data: Path) -> Iterator[tuple[bytes, Line]]:
+    _refuse_binary(data)
+    # surrogateescape lets a path of any bytes through, and os.fsencode gives those bytes back.
+    with data.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            columns = _columns(data, next(reader, []))
+            for row in reader:
+                if row:
+                    yield _parsed(data, reader.line_num, row, columns)
+        except csv.Error as error:
+            raise DataError(f"{shown(data)}, line {reader.line_num}: broken CSV ({error}); mend the quoting") from error
+
+
+def _refuse_binary(data: Path) -> None:
+    try:
+        with data.open("rb") as file:
+            start = file.read(1 << 16)
+    except OSError as error:
+        raise DataError(f"cannot read {shown(data)}: {os_reason(error)}; check its permissions") from error
+    if b"\0" in start.split(b"\n", 1)[0]:
+        raise DataError(f"{shown(data)} is no CSV in UTF-8; name a folder, or a CSV with the columns path,label")
+
+
+def _columns(data: Path, header: list[str]) -> dict[str, int]:
+    names = [name.strip().lower() for name in header]
+    missing = [name for name in ("path", "label") if name not in names]
+    if missing:
+        missing_text = " and ".join(missing) + (" is missing" if len(missing) == 1 else " are missing")
+        found = shown(",".join(header)[:60]) or "nothing"
+        wanted = f"line 1 must name the columns path,label[,split], {missing_text}"
+        raise DataError(f"{shown(data)}: {wanted} (found: {found}); add the header, or name a folder")
+    return {name: names.index(name) for name in ("path", "label", "split") if name in names}
+
+
+def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) -> tuple[bytes, Line]:
+    where = f"{shown(data)}, line {number}"
+    if len(row) <= max(columns.values()):
+        raise DataError(f"{where}: {len(row)} fields, the header promises more; fill in the line")
+    text = {name: row[index].strip() for name, index in columns.items()}
+    split = SPLIT_CODE.get(text.get("split", "").lower())
+    if split is None:
+        raise DataError(f"{where}: unknown split {shown(text['split'])!r}; use train, val or test, or leave it empty")
+    return _checked_path(where, row[columns["path"]]), Line(number, text["label"], split)
+
+
+def _checked_path(where: str, text: str) -> bytes:
+    if "\0" in text:
+        raise DataError(f"{where}: the path {shown(text)} holds a NUL byte; name a file")
+    if _URL.match(text):
+        raise DataError(f"{where}: {shown(text)} is a URL; download the images and name the files")
+    path = with_slashes(os.fsencode(text))
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]  # ./a and a are one image
+    if not parts:
+        raise DataError(f"{where}: the path is empty; name an image")
+    return (b"/" if path.startswith(b"/") else b"") + b"/".join(parts)

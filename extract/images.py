@@ -1,0 +1,329 @@
+"""DATA -> paths, labels, splits: folders of splits, folders of classes, a CSV, or a flat folder.
+
+Only names and inodes are looked at here, never an image's content: whether a file is an image is for the decoder to
+say. What the folders mean is in `layouts`, what the lines of a CSV mean in `csv_file`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, DataNotFoundError, UsageError
+from .csv_file import unique_lines
+from .files import NO_STAT, SUFFIXES, Stat, Tree, os_reason, refusal, shown, some, stat_of, walk, with_slashes
+from .layouts import Reading, read_tree
+
+LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
+"""How DATA can be laid out."""
+
+SPLITS: tuple[str, ...] = ("", "train", "val", "test")
+"""Split names; the code of a split is its index, and 0 means that DATA says nothing."""
+
+_Files = dict[bytes, tuple[Stat, str | None]]  # path -> status, and the reason where it cannot be read
+_SUFFIX_TEXT = " ".join(sorted("." + suffix.decode() for suffix in SUFFIXES))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageList:
+    """The images of a dataset, N of them, sorted by the bytes of their paths.
+
+    Attributes
+    ----------
+    root : Path
+        The folder or CSV file as the user named it.
+    base : Path
+        The folder that relative paths are relative to.
+    layout : str
+        One of `LAYOUTS`.
+    classes : tuple of str
+        Class names, sorted; bytes that are no UTF-8 are lone surrogates, as `os.fsdecode` has it.
+    paths : list of bytes
+        Unique paths with ``/`` between names; absolute where the user or the CSV says so.
+    label : ndarray of int32, shape (N,)
+        Index into `classes`, -1 for none.
+    split : ndarray of uint8, shape (N,)
+        Index into `SPLITS`.
+    stat : ndarray of int64, shape (N, 4)
+        Size in bytes, mtime and ctime in nanoseconds, inode cut to 63 bits; zeros where there is none.
+    unreadable : dict of int to str
+        Index into `paths` -> reason, for what is known to be bad without opening it.
+    notes : tuple of str
+        Lines for people: what was ignored, and how DATA was read where that is in doubt.
+    """
+
+    root: Path
+    base: Path
+    layout: str
+    classes: tuple[str, ...]
+    paths: list[bytes]
+    label: npt.NDArray[np.int32]
+    split: npt.NDArray[np.uint8]
+    stat: npt.NDArray[np.int64]
+    unreadable: dict[int, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Images in the order in which they were met, before sorting."""
+
+    paths: list[bytes]
+    label: list[int]
+    split: list[int]
+    stats: list[Stat]
+    reasons: dict[int, str]
+
+
+def list_images(data: Path, *, layout: str = "auto") -> ImageList:
+    """List the images of a folder or a CSV file with their labels and splits.
+
+    Parameters
+    ----------
+    data : Path
+        A folder, or a CSV file with the columns ``path`` and ``label`` and, if wanted, ``split``.
+    layout : str, default "auto"
+        ``"auto"``, or one of `LAYOUTS` to say how DATA is to be read; with ``"flat"`` every image below a folder is
+        taken, without labels.
+
+    Returns
+    -------
+    ImageList
+        What was found; time and memory grow with the number of images.
+
+    Raises
+    ------
+    UsageError
+        The layout is unknown, or is not one for this kind of DATA.
+    DataNotFoundError
+        There is no such folder or file.
+    DataError
+        No images, or a CSV that cannot be read as asked.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise UsageError(f"unknown layout {layout!r}; use auto, {', '.join(LAYOUTS)}")
+    data = Path(data)
+    mode = _status(data).st_mode
+    is_folder = stat.S_ISDIR(mode)
+    if not is_folder and not stat.S_ISREG(mode):
+        raise DataError(f"{shown(data)} is neither a folder nor a regular file; name a folder of images or a CSV")
+    if layout != "auto" and is_folder == (layout == "csv"):
+        kind = "folder" if is_folder else "file"
+        raise UsageError(f"layout {layout!r} does not fit {shown(data)}, which is a {kind}; leave the layout to auto")
+    return _list_folder(data, layout) if is_folder else _list_csv(data)
+
+
+def _status(data: Path) -> os.stat_result:
+    try:
+        return data.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataNotFoundError(
+            f"no such folder or file: {shown(data)}; name a folder of images or a CSV with the columns path,label"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot look at {shown(data)}: {os_reason(error)}; check its permissions") from error
+    except ValueError as error:
+        raise DataError(f"{shown(data)} is no path: it holds a NUL byte; name a folder or a CSV file") from error
+
+
+def _assembled(
+    root: Path, base: Path, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
+) -> ImageList:
+    order = sorted(range(len(rows.paths)), key=rows.paths.__getitem__)
+    unreadable = {}
+    if rows.reasons:
+        unreadable = {new: rows.reasons[old] for new, old in enumerate(order) if old in rows.reasons}
+    return ImageList(
+        root=root,
+        base=base,
+        layout=layout,
+        classes=classes,
+        paths=[rows.paths[index] for index in order],
+        label=np.asarray(rows.label, dtype=np.int32)[order],
+        split=np.asarray(rows.split, dtype=np.uint8)[order],
+        stat=_stat_array(rows.stats)[order],
+        unreadable=unreadable,
+        notes=tuple(notes),
+    )
+
+
+def _stat_array(stats: list[Stat]) -> npt.NDArray[np.int64]:
+    try:
+        return np.array(stats, dtype=np.int64).reshape(-1, 4)
+    except OverflowError:  # a clock far beyond the year 2262 passes 63 bits of nanoseconds
+        limit = np.iinfo(np.int64)
+        clipped = [[min(max(value, limit.min), limit.max) for value in row] for row in stats]
+        return np.array(clipped, dtype=np.int64)
+
+
+# Folders
+
+
+def _list_folder(data: Path, layout: str) -> ImageList:
+    tree = walk(os.fsencode(data))
+    reading = read_tree(tree, layout)
+    rows = _kept_rows(tree, reading)
+    if not rows.paths:
+        raise DataError(_nothing_found(data, reading.layout, tree))
+    notes = [*reading.notes, *_empty_classes(reading, rows), *_oddities(tree)]
+    return _assembled(data, data, reading.layout, reading.classes, rows, notes)
+
+
+def _kept_rows(tree: Tree, reading: Reading) -> _Rows:
+    folder = np.asarray(tree.folder, dtype=np.int64)
+    kept = np.flatnonzero(np.asarray(reading.keep, dtype=bool)[folder])
+    label, split = (np.asarray(values)[folder[kept]].tolist() for values in (reading.label, reading.split))
+    old = kept.tolist()
+    reasons = {}
+    if tree.reasons:
+        reasons = {new: tree.reasons[index] for new, index in enumerate(old) if index in tree.reasons}
+    return _Rows([tree.paths[i] for i in old], label, split, [tree.stats[i] for i in old], reasons)
+
+
+def _nothing_found(data: Path, layout: str, tree: Tree) -> str:
+    where = {"splits": "in split folders (train, val, test) ", "classes": "in class folders "}.get(layout, "")
+    found = f"{len(tree.paths)} images elsewhere in it" if tree.paths else _ignored_text(tree) or "no files"
+    return (
+        f"no images in {shown(data)}: looked {where}for {_SUFFIX_TEXT}, found {found}; "
+        "name a folder that holds images, or a CSV with the columns path,label"
+    )
+
+
+def _empty_classes(reading: Reading, rows: _Rows) -> list[str]:
+    empty = sorted(set(range(len(reading.classes))) - set(rows.label))
+    return [f"class folders without images: {some([shown(reading.classes[i]) for i in empty])}"] if empty else []
+
+
+def _ignored_text(tree: Tree) -> str:
+    total = tree.ignored.total()
+    kinds = some([f"{suffix} {n}" for suffix, n in tree.ignored.most_common()])
+    return f"{total} files that are no images ({kinds})" if total else ""
+
+
+def _oddities(tree: Tree) -> list[str]:
+    ignored = _ignored_text(tree)
+    notes = [f"ignored {ignored}"] if ignored else []
+    if tree.repeated:
+        notes.append(f"skipped links to folders that are listed already: {some(sorted(tree.repeated))}")
+    if tree.broken:
+        notes.append(f"links that lead nowhere: {some(sorted(tree.broken))}")
+    return notes
+
+
+# Images and folders named one by one
+
+
+def list_paths(paths: Iterable[Path]) -> ImageList:
+    """List images and folders of images named one by one, without labels.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        Images of any name, and folders, which are searched at any depth.
+
+    Returns
+    -------
+    ImageList
+        Layout ``flat``; a path is kept as it was named, so relative ones are relative to the working directory.
+
+    Raises
+    ------
+    DataNotFoundError
+        One of the paths is not there.
+    DataError
+        There are no images.
+    """
+    named = [Path(path) for path in paths]
+    files: _Files = {}
+    notes: list[str] = []
+    for path in named:
+        _add_named(files, notes, path)
+    if not files:
+        looked = some([shown(path) for path in named]) or "nothing"
+        raise DataError(f"no images in {looked}: looked for {_SUFFIX_TEXT}; name images or a folder that holds some")
+    base = Path.cwd() if any(not path.is_absolute() for path in named) else Path(named[0].anchor)
+    rows = _rows_of(files, [-1] * len(files), [0] * len(files))
+    return _assembled(base, base, "flat", (), rows, notes)
+
+
+def _add_named(files: _Files, notes: list[str], path: Path) -> None:
+    name = os.fsencode(path)
+    found, reason = _examined(name)
+    if reason == "not found":
+        raise DataNotFoundError(f"no such image or folder: {shown(path)}; check the name")
+    if reason != "is a directory":
+        files[with_slashes(name)] = (found, reason)
+        return
+    tree = walk(name)
+    prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
+    for index, below in enumerate(tree.paths):
+        files[prefix + below] = (tree.stats[index], tree.reasons.get(index))
+    notes += _oddities(tree) if tree.paths else [f"no images in {shown(path)}", *_oddities(tree)]
+
+
+def _rows_of(files: _Files, label: list[int], split: list[int]) -> _Rows:
+    reasons = {index: reason for index, (_, reason) in enumerate(files.values()) if reason is not None}
+    return _Rows(list(files), label, split, [found for found, _ in files.values()], reasons)
+
+
+def _examined(path: bytes) -> tuple[Stat, str | None]:
+    """Return a file's status and, where it cannot be read, the reason."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  (names are bytes)
+    except OSError as error:
+        reason = os_reason(error)
+        dangling = reason == "not found" and os.path.islink(path)  # noqa: PTH114  (names are bytes)
+        return NO_STAT, "dangling link" if dangling else reason
+    except ValueError:  # a NUL inside the name
+        return NO_STAT, "not found"
+    return stat_of(found), refusal(found, path)
+
+
+# CSV
+
+
+def _list_csv(data: Path) -> ImageList:
+    lines, merged = unique_lines(data)
+    if not lines:
+        raise DataError(f"{shown(data)} lists no images below its header; add lines of path,label")
+    classes = tuple(sorted({line.label for line in lines.values()} - {""}))
+    number = {"": -1} | {name: index for index, name in enumerate(classes)}
+    folder = os.fsencode(data.parent)
+    files = {path: _examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
+    label = [number[line.label] for line in lines.values()]
+    rows = _rows_of(files, label, [line.split for line in lines.values()])
+    notes = [f"merged {merged} lines that say the same of an image"] if merged else []
+    return _assembled(data, data.parent, "csv", classes, rows, notes)
+
+
+# Counts
+
+
+def count_table(images: ImageList) -> list[tuple[str, dict[str, int]]]:
+    """Count the images of each class and split.
+
+    Parameters
+    ----------
+    images : ImageList
+        A listing.
+
+    Returns
+    -------
+    list of (str, dict of str to int)
+        For each class, in order, the number of images in each split that occurs (``""`` where DATA names none); last,
+        where there are any, the unlabelled ones under the name ``""``.
+    """
+    n_splits = len(SPLITS)
+    cells = (images.label.astype(np.int64) + 1) * n_splits + images.split
+    table = np.bincount(cells, minlength=(len(images.classes) + 1) * n_splits).reshape(-1, n_splits)
+    used = np.flatnonzero(table.sum(axis=0)).tolist()
+    rows = [(name, {SPLITS[s]: int(table[i + 1, s]) for s in used}) for i, name in enumerate(images.classes)]
+    if table[0].any():
+        rows.append(("", {SPLITS[s]: int(table[0, s]) for s in used}))
+    return rows

@@ -1,0 +1,329 @@
+"""The main job: list the images of a dataset, embed what the cache lacks, record what was found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache.listing import Listing, load_listing, save_listing
+from ..cache.store import FeatureStore, cache_dir
+from ..errors import DataError, printable
+from .embedder import Embedder, library_versions
+from .features import Features, dataset_folder, describe_space
+from .images import ImageList, count_table, list_images
+from .options import RunOptions, SpaceOptions
+from .plan import base_folder, failure_rules, limited, recall_listing, to_look_at
+from .progress import progress_bar
+from .runner import ESTIMATE_AFTER, STAGES, Outcome, run
+
+logger = logging.getLogger("headstart.extract")
+
+SHOWN_FAILURES = 10
+SHOWN_CLASSES = 12
+LONG_SECONDS = 5  # runs with less than this left get no estimate
+READINGS = {
+    "splits": "split folders with class folders inside",
+    "classes": "class folders",
+    "csv": "a CSV file",
+    "flat": "a flat folder without labels",
+}
+
+
+@dataclass
+class Extraction(Features):
+    """The features of a dataset, and what it took to get them.
+
+    Attributes
+    ----------
+    embedded : int
+        Rows computed in this run.
+    failures : list of tuple of (str, str)
+        Path and reason of each image that could not be used.
+    device : str
+        Where the forward passes ran; "none" where there were none.
+    seconds : float
+        Wall time of the run.
+    stages : dict of str to float
+        Busy seconds of listing, reading, decoding, forward passes and writing, summed over threads.
+    bound_by : str
+        The stage that the run waited for; "" where nothing was embedded.
+    """
+
+    embedded: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    device: str = "none"
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    bound_by: str = ""
+
+    @property
+    def reused(self) -> int:
+        """Images that were served without computing a row."""
+        return len(self.rows) - self.embedded
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields of ``extract --json``."""
+        space = {"backbone": self.space.backbone, "layer": self.space.layer, "pool": self.space.pool}
+        counts = {"dim": self.space.dim, "space": self.space.id, "embedded": self.embedded, "reused": self.reused}
+        return {
+            "images": len(self.listing),
+            "embedded": self.embedded,
+            "reused": self.reused,
+            "failed": len(self.failures),
+            "failures": [{"path": path, "error": reason} for path, reason in self.failures],
+            "backbone": self.space.backbone,
+            "dim": self.space.dim,
+            "space": self.space.id,
+            "spaces": [{**space, **counts}],
+            "cache": str(self.store.root),
+            "device": self.device,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.embedded / self.seconds, 2) if self.embedded else 0.0,
+            "stages": {name: round(self.stages.get(name, 0.0), 3) for name in STAGES},
+            "bound_by": self.bound_by,
+        }
+
+    def lines(self) -> list[str]:
+        """Return what a person needs to know of the run."""
+        done = f"{self.embedded} embedded, {self.reused} reused, {len(self.failures)} failed"
+        rate = f", {self.embedded / self.seconds:.0f} images/s, bound by {self.bound_by}" if self.embedded else ""
+        lines = [
+            f"{len(self.listing)} images: {done} in {self.seconds:.1f} s{rate}",
+            f"features: {describe_space(self.space)}, in {self.store.root}",
+        ]
+        if len(self.classes) > 1:
+            lines.append("next: headstart fit-head")
+        return lines
+
+
+def extract(
+    data: str | os.PathLike[str] = "data",
+    backbone: str = "resnet18",
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    layout: str = "auto",
+    rehash: bool = False,
+    retry_failed: bool = False,
+    strict: bool = False,
+    limit: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    space: SpaceOptions | None = None,
+    run_options: RunOptions | None = None,
+    **options: Any,
+) -> Extraction:
+    """Embed the images of a dataset that the cache lacks, and return the features of all of them.
+
+    Parameters
+    ----------
+    data : path, default "data"
+        A folder with split folders, of class folders or of pictures, or a CSV file with ``path,label[,split]``.
+    backbone : str, default "resnet18"
+        A name that ``headstart backbones`` lists.
+    cache : path, optional
+        The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
+    layout : {"auto", "splits", "classes"}, default "auto"
+        How a folder is read.
+    rehash : bool, default False
+        Read every file, also those that have not changed by size, times and inode.
+    retry_failed : bool, default False
+        Try images again that failed before and have not changed.
+    strict : bool, default False
+        Raise when any image failed. What was embedded stays in the cache.
+    limit : int, optional
+        Take only this many images, evenly spread over the listing.
+    stopped : callable, optional
+        Asked between batches; when it says True the part in progress is finished and the run ends.
+    space, run_options : SpaceOptions, RunOptions, optional
+        All other options at once; or give their fields by name.
+    **options
+        Fields of `SpaceOptions` (weights, layer, pool, resize, crop, interpolation, mean, std, precision, store_dtype,
+        seed) and `RunOptions` (device, batch_size, workers, max_pixels).
+
+    Returns
+    -------
+    Extraction
+        With ``X`` (N, D) float32, ``y`` (N,) int32, ``paths``, ``classes``, ``split``.
+
+    Raises
+    ------
+    DataError, BackboneError, CacheError
+        As their messages say; with `strict`, DataError when an image failed.
+    KeyboardInterrupt
+        `stopped` said True. All finished work is in the cache.
+    """
+    begin, scanned_ns = time.perf_counter(), time.time_ns()
+    asked, run_options = _options(backbone, space, run_options, options)
+    store = FeatureStore(cache_dir(cache))
+    images = limited(list_images(Path(data), layout=layout), limit)
+    listed = time.perf_counter() - begin
+    _describe(images)
+    rules = failure_rules(run_options.max_pixels)
+    listing = recall_listing(store.root, images, rules, scanned_ns=scanned_ns, rehash=rehash, retry_failed=retry_failed)
+    embedder = Embedder(asked, run_options, store.root)
+    listing, outcome = embed_listing(store, embedder, listing, base_folder(images), stopped)
+    _record(store.root, listing)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    outcome.stages["list"] = listed
+    extraction = _result(listing, embedder, store, outcome, time.perf_counter() - begin)
+    _check_failures(extraction, strict=strict)
+    return extraction
+
+
+def _options(
+    backbone: str, space: SpaceOptions | None, run_options: RunOptions | None, options: dict[str, Any]
+) -> tuple[SpaceOptions, RunOptions]:
+    known = {item.name for item in fields(SpaceOptions)}, {item.name for item in fields(RunOptions)}
+    unknown = sorted(set(options) - known[0] - known[1])
+    if unknown:
+        raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
+    for_space = {name: value for name, value in options.items() if name in known[0]}
+    for_run = {name: value for name, value in options.items() if name in known[1]}
+    space = replace(space or SpaceOptions(backbone=backbone), **for_space)
+    return space, replace(run_options or RunOptions(), **for_run)
+
+
+def _describe(images: ImageList) -> None:
+    """Say how DATA was read, with counts per class and split, before anything costly begins."""
+    logger.info("%s: %d images, read as %s", images.root, len(images.paths), READINGS[images.layout])
+    table = count_table(images)
+    for name, counts in table[:SHOWN_CLASSES]:
+        logger.info("  %-20s %s", name, ", ".join(f"{split or 'no split'} {n}" for split, n in counts.items()))
+    if len(table) > SHOWN_CLASSES:
+        logger.info("  and %d more classes", len(table) - SHOWN_CLASSES)
+    for note in images.notes:
+        logger.warning("%s", note)
+
+
+def embed_listing(
+    store: FeatureStore, embedder: Embedder, listing: Listing, base: bytes, stopped: Callable[[], bool] = lambda: False
+) -> tuple[Listing, Outcome]:
+    """Embed the images of a listing that the cache lacks.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    embedder : Embedder
+    listing : Listing
+        With what is already known of the images' bytes.
+    base : bytes
+        The folder that its paths are relative to.
+    stopped : callable
+        Asked between batches.
+
+    Returns
+    -------
+    listing : Listing
+        With digests and failures filled in, and the space recorded.
+    outcome : Outcome
+        What was done.
+    """
+    index, _ = store.index(embedder.space.id)
+    todo = to_look_at(listing, index)
+    outcome = Outcome(np.zeros((0, 32), np.uint8))
+    if todo.size:
+        store.prepare(embedder.space, library_versions())
+        logger.info("looking at %d of %d images", todo.size, len(listing))
+        with (
+            store.writer(embedder.space) as writer,
+            progress_bar(int(todo.size), "embedding") as progress,
+        ):
+            outcome = run(
+                listing.paths, todo, base, embedder, index, writer,
+                stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), embedder),
+            )  # fmt: skip
+        read = outcome.digest.any(axis=1)
+        listing.digest[read] = outcome.digest[read]
+        listing.failures.update(outcome.failures)
+    return replace(listing, spaces=(embedder.space.id,), request=embedder.options.request()), outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """Says what the rest of a run will cost, once a few batches have been timed."""
+
+    images: int
+    embedder: Embedder
+
+    def __call__(self, rate: float) -> None:
+        left = self.images - (1 + ESTIMATE_AFTER) * self.embedder.batch_size
+        if left < LONG_SECONDS * rate:
+            return
+        megabytes = self.images * self.embedder.space.row_bytes / 1e6
+        logger.info(
+            "about %s left at %.0f images/s; at most %.1f MB in the cache", _duration(left / rate), rate, megabytes
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _record(cache: Path, listing: Listing) -> None:
+    """Publish the listing unless the latest one says the same and is old enough to be believed next time."""
+    latest = load_listing(cache, Path(listing.source))
+    if latest is None or not latest.says_the_same(listing):
+        save_listing(cache, listing)
+
+
+def _result(listing: Listing, embedder: Embedder, store: FeatureStore, outcome: Outcome, seconds: float) -> Extraction:
+    folder = dataset_folder(listing, listing.root)
+    names = {index: os.path.join(folder, os.fsdecode(listing.paths[index])) for index in sorted(listing.failures)}  # noqa: PTH118
+    device = embedder.device if outcome.embedded else None
+    extraction = Extraction(
+        listing, embedder.space, store,
+        embedded=outcome.embedded,
+        failures=[(name, listing.failures[index]) for index, name in names.items()],
+        device=device.kind if device else "none",
+        seconds=seconds,
+        stages=outcome.stages,
+        bound_by=_bound_by(outcome),
+    )  # fmt: skip
+    _note_oddities(outcome, embedder)
+    return extraction
+
+
+def _bound_by(outcome: Outcome) -> str:
+    """Name the stage that was busiest for the threads it has: forward passes have one, reading and decoding several."""
+    if not outcome.embedded:
+        return ""
+    stages = outcome.stages
+    share = {"decode": (stages["read"] + stages["decode"]) / outcome.workers}
+    share |= {"forward": stages["forward"], "write": stages["write"]}
+    return max(share, key=lambda name: share[name])
+
+
+def _note_oddities(outcome: Outcome, embedder: Embedder) -> None:
+    if outcome.enlarged:
+        crop = embedder.preprocess.crop
+        logger.info("%d images are smaller than the crop of %s and were enlarged to fit", outcome.enlarged, crop)
+    if outcome.animated:
+        logger.info("%d images are animated: the first frame was taken", outcome.animated)
+
+
+def _check_failures(extraction: Extraction, *, strict: bool) -> None:
+    """List the images that failed; raise where none is left, or with `strict`."""
+    failed, total = len(extraction.failures), len(extraction.listing)
+    if not failed:
+        return
+    if failed == total:
+        path, reason = extraction.failures[0]
+        raise DataError(f"0 of {total} images could be used; the first, {printable(path)}: {reason}")
+    for path, reason in extraction.failures[:SHOWN_FAILURES]:
+        logger.warning("skipped %s: %s", printable(path), reason)
+    if failed > SHOWN_FAILURES:
+        logger.warning("and %d more images were skipped; --json lists all", failed - SHOWN_FAILURES)
+    if strict:
+        path, reason = extraction.failures[0]
+        raise DataError(
+            f"{failed} of {total} images failed and --strict was given; the first, {printable(path)}: {reason}"
+        )

@@ -1,0 +1,101 @@
+"""What a user may ask of an extraction, as one frozen record that travels through all its stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..cache.space import FeatureSpace
+from .decode import DEFAULT_MAX_PIXELS
+
+DEFAULT_BACKBONE = "resnet18"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceOptions:
+    """What decides on the feature space. None means: as the backbone's weights have it.
+
+    Attributes
+    ----------
+    backbone : str, default "resnet18"
+    weights : str, default "default"
+        "default", "none" (random, from `seed`) or the path of a state dict.
+    layer, pool : str, optional
+        The module whose output is taken, and how its map becomes a vector.
+    resize : int or "none", optional
+        Length of the short side in pixels, or no resizing.
+    crop : int, optional
+        Side of the centre crop in pixels.
+    interpolation : str, optional
+    mean, std : tuple of 3 floats, optional
+        Normalisation of values between 0 and 1.
+    precision : str, default "auto"
+    store_dtype : str, default "float32"
+        "float32" or "float16".
+    seed : int, default 0
+        For random weights.
+    """
+
+    backbone: str = DEFAULT_BACKBONE
+    weights: str = "default"
+    layer: str | None = None
+    pool: str | None = None
+    resize: int | str | None = None
+    crop: int | None = None
+    interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    precision: str = "auto"
+    store_dtype: str = "float32"
+    seed: int = 0
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the preprocessing that was asked for, without what was left to the weights."""
+        names = ("resize", "crop", "interpolation", "mean", "std")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def request(self) -> dict[str, Any]:
+        """Return what a feature space does not say but is needed to embed more images in it."""
+        return {"weights": self.weights, "seed": self.seed}
+
+    @classmethod
+    def for_space(cls, space: FeatureSpace, request: dict[str, Any]) -> SpaceOptions:
+        """Return the options that lead to `space` again, given the `request` that was kept with it."""
+        preprocess = space.preprocess
+        resize = preprocess["resize"]
+        return cls(
+            backbone=space.backbone,
+            weights=request.get("weights", "default"),
+            layer=space.layer,
+            pool=space.pool,
+            resize="none" if resize is None else resize,
+            crop=preprocess["crop"],
+            interpolation=preprocess["interpolation"],
+            mean=tuple(preprocess["mean"]),
+            std=tuple(preprocess["std"]),
+            precision=space.precision,
+            store_dtype=space.dtype,
+            seed=request.get("seed", 0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How an extraction goes about its work; nothing here changes an embedding.
+
+    Attributes
+    ----------
+    device : str, default "auto"
+    batch_size : int, optional
+        Images a forward pass; the device decides where it is None. When given, the last batch is padded to it, so
+        that every row is computed by the same kernels.
+    workers : int, optional
+        Threads that read and decode; one a core where it is None.
+    max_pixels : int, default 89,478,485
+        Larger images are failures.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    max_pixels: int = DEFAULT_MAX_PIXELS

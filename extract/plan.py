@@ -1,0 +1,111 @@
+"""What a run need not do: files that have not changed, images that are in the cache, failures that would fail again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..cache.index import KeyIndex
+from ..cache.listing import Listing, carry_over, load_listing
+from ..cache.part import Keys
+from .decode import DECODER_RULES, versions
+from .images import ImageList
+
+
+def failure_rules(max_pixels: int) -> str:
+    """Return what decides whether an image fails: while it stays the same, trying again is in vain."""
+    heif = "yes" if "pillow-heif" in versions() else "no"
+    return f"decoder {DECODER_RULES}, max-pixels {max_pixels}, heif {heif}"
+
+
+def limited(images: ImageList, limit: int | None) -> ImageList:
+    """Return at most `limit` images, evenly spread over the listing so that every large class is among them."""
+    if limit is None or limit >= len(images.paths):
+        return images
+    rows = np.linspace(0, len(images.paths) - 1, limit).round().astype(np.int64)
+    places = {int(row): place for place, row in enumerate(rows)}
+    return replace(
+        images,
+        paths=[images.paths[row] for row in rows],
+        label=images.label[rows],
+        split=images.split[rows],
+        stat=images.stat[rows],
+        unreadable={places[row]: reason for row, reason in images.unreadable.items() if row in places},
+    )
+
+
+def recall_listing(
+    cache: Path, images: ImageList, rules: str, *, scanned_ns: int, rehash: bool = False, retry_failed: bool = False
+) -> Listing:
+    """Return the listing of `images` with what the dataset's latest listing already knows of their bytes.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's folder.
+    images : ImageList
+        The dataset as it is now.
+    rules : str
+        `failure_rules` of this run.
+    scanned_ns : int
+        When the files were looked at, nanoseconds since 1970.
+    rehash : bool, default False
+        Believe nothing: every file is read again.
+    retry_failed : bool, default False
+        Forget failures.
+
+    Returns
+    -------
+    Listing
+        Digest zero and no failure where an image must be read; the failures that listing alone shows.
+    """
+    listing = unread_listing(images, rules, scanned_ns)
+    previous = None if rehash else load_listing(cache, images.root)
+    if previous is not None:
+        _carry(listing, previous, failures=previous.rules == rules and not retry_failed)
+    return listing
+
+
+def unread_listing(images: ImageList, rules: str, scanned_ns: int = 0) -> Listing:
+    """Return a listing of `images` none of which has been read."""
+    return Listing(
+        root=str(images.root),
+        source=str(images.root.resolve()),
+        layout=images.layout,
+        classes=images.classes,
+        paths=images.paths,
+        label=images.label,
+        split=images.split,
+        stat=images.stat,
+        digest=np.zeros((len(images.paths), 32), np.uint8),
+        failures=dict(images.unreadable),
+        rules=rules,
+        scanned_ns=scanned_ns,
+    )
+
+
+def _carry(listing: Listing, previous: Listing, *, failures: bool) -> None:
+    source = carry_over(previous, listing.paths, listing.stat)
+    same = np.flatnonzero(source >= 0)
+    listing.digest[same] = previous.digest[source[same]]
+    place = dict(zip(source[same].tolist(), same.tolist(), strict=True))
+    for row, reason in previous.failures.items():
+        if row in place and failures:
+            listing.failures.setdefault(place[row], reason)
+
+
+def to_look_at(listing: Listing, index: KeyIndex) -> np.ndarray:
+    """Return the images to be read: not failed, and with bytes unknown or not in the cache; (n,) int64."""
+    wanted = np.ones(len(listing), bool)
+    wanted[list(listing.failures)] = False
+    known = np.flatnonzero(wanted & listing.known)
+    wanted[known] = index.find(Keys.plain(listing.digest[known])) < 0
+    return np.flatnonzero(wanted)
+
+
+def base_folder(images: ImageList) -> bytes:
+    """Return the folder that the paths are relative to, resolved, as the file system has it."""
+    return os.fsencode(images.base.resolve())

@@ -1,0 +1,245 @@
+"""The loop that joins reader, backbone and writer, timing each stage.
+
+Threads read, hash and decode ahead of the network; the queue between them is bounded, so memory does not depend on the
+number of images, and results are taken in the order of the listing, so what lies on disk does not depend on timing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..cache.index import KeyIndex
+from ..cache.part import Keys
+from ..cache.store import PartWriter
+from ..errors import DecodeError
+from .decode import decode
+from .device import available_cores
+from .embedder import Embedder
+from .files import read_regular
+from .preprocess import to_input
+
+STAGES = ("list", "read", "decode", "forward", "write")
+ESTIMATE_AFTER = 3  # timed batches; the first one warms up and does not count
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image on its way: its index in the listing, and what is known of it by now.
+
+    `pixels` is None when the cache holds the image already; `reason` is set when the image is a failure.
+    """
+
+    index: int
+    digest: bytes = b""
+    pixels: np.ndarray | None = None
+    reason: str = ""
+    animated: bool = False
+    enlarged: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run found out and did.
+
+    Attributes
+    ----------
+    digest : ndarray of shape (N, 32), dtype uint8
+        Of every image that was read, by its index in the listing; zeros elsewhere.
+    failures : dict of int to str
+    embedded : int
+        Rows computed.
+    animated, enlarged : int
+        Images of which the first frame was taken; images smaller than the crop.
+    stages : dict of str to float
+        Busy seconds of each stage, summed over threads.
+    workers : int
+        Threads that read and decoded.
+    interrupted : bool
+        The run was asked to stop before it was through.
+    """
+
+    digest: np.ndarray
+    failures: dict[int, str] = field(default_factory=dict)
+    embedded: int = 0
+    animated: int = 0
+    enlarged: int = 0
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    workers: int = 1
+    interrupted: bool = False
+
+
+class Reader:
+    """Turns file names into network input, in threads; counts the seconds that reading and decoding take."""
+
+    def __init__(self, base: bytes, embedder: Embedder, index: KeyIndex) -> None:
+        self._base = base
+        self._embedder = embedder
+        self._index = index
+        self._lock = threading.Lock()
+        self.seconds = {"read": 0.0, "decode": 0.0}
+
+    def read(self, number: int, name: bytes) -> Item:
+        """Read one file once; digest and pixels come from the same bytes."""
+        begin = time.perf_counter()
+        try:
+            data = read_regular(os.path.join(self._base, name))  # noqa: PTH118  (bytes, and one call an image)
+        except DecodeError as error:
+            self._count("read", begin)
+            return Item(number, reason=str(error))
+        digest = hashlib.sha256(data).digest()
+        begin = self._count("read", begin)
+        if self._index.find(Keys.plain(np.frombuffer(digest, np.uint8)[None]))[0] >= 0:
+            return Item(number, digest)
+        try:
+            decoded = decode(data, max_pixels=self._embedder.run.max_pixels)
+            pixels, enlarged = to_input(decoded.pixels, self._embedder.preprocess)
+        except DecodeError as error:
+            return Item(number, digest, reason=str(error))
+        finally:
+            self._count("decode", begin)
+        return Item(number, digest, pixels, animated=decoded.animated, enlarged=enlarged)
+
+    def _count(self, stage: str, begin: float) -> float:
+        now = time.perf_counter()
+        with self._lock:
+            self.seconds[stage] += now - begin
+        return now
+
+
+def run(
+    names: list[bytes],
+    todo: np.ndarray,
+    base: bytes,
+    embedder: Embedder,
+    index: KeyIndex,
+    writer: PartWriter,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda _: None,
+    on_rate: Callable[[float], None] = lambda _: None,
+) -> Outcome:
+    """Embed what the cache lacks.
+
+    Parameters
+    ----------
+    names : list of bytes, N
+        Paths relative to `base`, or absolute.
+    todo : ndarray of shape (n,), dtype int64
+        Which of them to look at, in this order.
+    base : bytes
+        Folder of the names.
+    embedder : Embedder
+    index : KeyIndex
+        What the cache holds in the embedder's space; those images are read and hashed, not decoded.
+    writer : PartWriter
+    stopped : callable
+        Asked between batches; the run ends when it says True.
+    progress : callable
+        Told the number of images that went through since the last call.
+    on_rate : callable
+        Told once, after a few timed batches, how many images a second go through the network.
+
+    Returns
+    -------
+    Outcome
+    """
+    outcome = Outcome(np.zeros((len(names), 32), np.uint8), workers=embedder.run.workers or available_cores())
+    reader = Reader(base, embedder, index)
+    collector = _Batches(outcome, embedder, writer, on_rate)
+    with ThreadPoolExecutor(outcome.workers, thread_name_prefix="decode") as pool:
+        try:
+            for item in _in_order(pool, reader, names, todo, outcome.workers):
+                collector.take(item)
+                progress(1)
+                outcome.interrupted = stopped()
+                if outcome.interrupted:
+                    break
+            else:
+                collector.finish()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            outcome.stages.update(reader.seconds)
+    return outcome
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, reader: Reader, names: list[bytes], todo: np.ndarray, workers: int
+) -> Iterator[Item]:
+    """Yield items in the order of `todo`, with a bounded number of them read ahead."""
+    ahead = 4 * workers + 64  # of network inputs, 150 kB each at 224 pixels
+    waiting: deque[Future[Item]] = deque()
+    for number in todo.tolist():
+        waiting.append(pool.submit(reader.read, number, names[number]))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class _Batches:
+    """Gathers pixels into batches, sends them through the network, and hands the rows to the writer."""
+
+    def __init__(
+        self, outcome: Outcome, embedder: Embedder, writer: PartWriter, on_rate: Callable[[float], None]
+    ) -> None:
+        self._outcome = outcome
+        self._embedder = embedder
+        self._writer = writer
+        self._on_rate = on_rate
+        self._batch: list[Item] = []
+        self._batches = 0
+        self._timed_from = (0.0, 0)
+        self._seen: set[bytes] = set()
+
+    def take(self, item: Item) -> None:
+        """Account for one image; embed a batch when it is full."""
+        if item.digest:
+            self._outcome.digest[item.index] = np.frombuffer(item.digest, np.uint8)
+        if item.reason:
+            self._outcome.failures[item.index] = item.reason
+        self._outcome.animated += item.animated
+        self._outcome.enlarged += item.enlarged
+        if item.pixels is not None and item.digest not in self._seen:
+            self._seen.add(item.digest)
+            self._batch.append(item)
+        if self._batch and len(self._batch) >= self._embedder.batch_size:
+            self.finish()
+
+    def finish(self) -> None:
+        """Embed what has been gathered."""
+        if not self._batch:
+            return
+        batch, self._batch = self._batch, []
+        begin = time.perf_counter()
+        rows = self._embedder.embed(np.stack([item.pixels for item in batch if item.pixels is not None]))
+        middle = time.perf_counter()
+        self._write(batch, rows)
+        self._outcome.stages["forward"] += middle - begin
+        self._outcome.stages["write"] += time.perf_counter() - middle
+        self._estimate()
+
+    def _estimate(self) -> None:
+        self._batches += 1
+        if self._batches == 1:  # the first batch warms up
+            self._timed_from = (time.perf_counter(), self._outcome.embedded)
+        elif self._batches == 1 + ESTIMATE_AFTER:
+            since, before = self._timed_from
+            self._on_rate((self._outcome.embedded - before) / (time.perf_counter() - since))
+
+    def _write(self, batch: list[Item], rows: np.ndarray) -> None:
+        good = np.isfinite(rows).all(axis=1)
+        for place in np.flatnonzero(~good):
+            hint = "; pass --store-dtype float32" if rows.dtype == np.float16 else ""
+            self._outcome.failures[batch[place].index] = f"its embedding is not finite{hint}"
+        digests = np.frombuffer(b"".join(item.digest for item in batch), np.uint8).reshape(-1, 32)
+        self._writer.add(digests[good], rows[good])
+        self._outcome.embedded += int(good.sum())

@@ -1,0 +1,129 @@
+"""The arrows of the design, read off the imports: cli -> classify -> extract -> cache -> errors, and nothing back."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import headstart
+
+ROOT = Path(headstart.__file__).parent
+FOLDERS = ("cache", "extract", "classify")
+MODULES = sorted(
+    [ROOT / name for name in ("__init__.py", "cli.py", "demo.py", "errors.py")]
+    + [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
+)
+ALLOWED = {
+    "errors": set(),
+    "cache": {"cache", "errors", ""},
+    "extract": {"extract", "cache", "errors", ""},
+    "classify": {"classify", "extract", "cache", "errors", ""},
+    "demo": {"classify", "extract", "errors"},
+    "cli": {"demo", "classify", "extract", "cache", "errors", ""},
+    "__init__": {"classify", "extract", "errors"},
+}
+HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "h5py", "PIL"}
+MAY_IMPORT_PIL = {"decode.py"}
+
+
+def room(path: Path) -> str:
+    return path.parent.name if path.parent != ROOT else path.stem
+
+
+def imports(path: Path):
+    """Yield (node, absolute module or "", own room or None) of every import in a file."""
+    depth = len(path.relative_to(ROOT).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node, node.module or "", None
+        elif isinstance(node, ast.ImportFrom):
+            first = (node.module or "").split(".")[0]
+            inside = path.parent.name if node.level < depth else first
+            names = [first] if first else [a.name if (ROOT / f"{a.name}.py").exists() else "" for a in node.names]
+            yield from ((node, "", inside if node.level < depth else name) for name in names)
+
+
+def test_there_is_something_to_look_at():
+    assert len(MODULES) > 25
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_one_way(path):
+    for node, _, own in imports(path):
+        if own is not None:
+            assert own in ALLOWED[room(path)], f"line {node.lineno} imports {own or 'the package'}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_of_our_own_are_relative(path):
+    # cli.py hands over to the installed package when it is run as a script, before any relative import can work.
+    allowed = {"headstart.cli"} if path.name == "cli.py" else set()
+    for node, module, _ in imports(path):
+        assert module.split(".")[0] != "headstart" or module in allowed, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_slow_is_imported_at_the_top(path):
+    for node in ast.parse(path.read_text()).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        found = {name.split(".")[0] for name in names} & HEAVY
+        if path.name in MAY_IMPORT_PIL:
+            found -= {"PIL"}
+        assert not found, f"line {node.lineno} imports {found}"
+
+
+FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_at_rest_is_unpickled_or_run(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name.split(".")[0] for alias in node.names} | {(getattr(node, "module", "") or "").split(".")[0]}
+            assert not names & FORBIDDEN_MODULES, f"line {node.lineno}"
+        if isinstance(node, ast.Call):
+            text = ast.unparse(node.func)
+            assert text not in {"eval", "exec", "compile", "__import__", "joblib.load"}, f"line {node.lineno}"
+            assert not text.endswith((".extractall", ".load_state_dict_from_url")), f"line {node.lineno}"
+            assert not any(k.arg == "allow_pickle" for k in node.keywords), f"line {node.lineno}"
+
+
+def test_torch_load_has_one_caller_and_it_wants_weights_only():
+    calls = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                calls.append((path.name, {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only")))
+    assert calls == [("weights.py", "True")]
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh Python has loaded after `code`."""
+    program = f"import sys\n{code}\nprint('\\n' + ' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split("\n")[-2].split())
+
+
+def test_importing_headstart_imports_nothing_slow():
+    loaded = modules_after("import headstart")
+    assert not loaded & {*HEAVY, "numpy", "click"}
+
+
+def test_help_imports_nothing_slow():
+    loaded = modules_after("from headstart.cli import main; main(['--help']); main(['extract', '--help'])")
+    assert "click" in loaded
+    assert not loaded & {*HEAVY, "numpy"}
+
+
+def test_cache_info_never_imports_torch(tmp_path):
+    loaded = modules_after(f"from headstart.cli import main; main(['cache', 'info', '--cache', {str(tmp_path)!r}])")
+    assert not loaded & (HEAVY - {"h5py"})

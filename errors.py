@@ -5,6 +5,8 @@ And how names from outside are shown in their messages.
 
 from __future__ import annotations
 
+import os
+
 
 class HeadstartError(Exception):
     """Base of all errors whose message is meant for the person at the keyboard.
@@ -69,6 +71,28 @@ class ModelError(HeadstartError, ValueError):
     """A saved model that is missing, incomplete, or does not fit the data."""
 
 
-def printable(text: str) -> str:
-    """Return `text` for a terminal: control characters and bytes that are no UTF-8 are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+def printable(text: bytes | str | os.PathLike[str]) -> str:
+    r"""Return a name as one printable line: what cannot be printed is escaped, as in ``a\nb`` or ``\xff``.
+
+    Parameters
+    ----------
+    text : bytes, str or path
+        A file name or path, of any bytes, or other text from outside.
+
+    Returns
+    -------
+    str
+        Text without control characters and without lone surrogates.
+    """
+    decoded = os.fsdecode(text)
+    if decoded.isprintable():
+        return decoded
+    return "".join(_escaped(character) for character in decoded)
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8, as os.fsdecode smuggles it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

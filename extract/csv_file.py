@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError
-from .files import os_reason, shown, with_slashes
+from ..errors import DataError, printable
+from .files import os_reason, with_slashes
 from .layouts import SPLIT_CODE
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `c://` is a Windows drive
@@ -63,8 +63,8 @@ def unique_lines(data: Path) -> tuple[dict[bytes, Line], int]:
             continue
         if (first.label, first.split) != (line.label, line.split):
             what = "label" if first.label != line.label else "split"
-            where = f"{shown(data)}, lines {first.number} and {line.number}"
-            raise DataError(f"{where}: {shown(path)} has more than one {what}; keep one of the lines")
+            where = f"{printable(data)}, lines {first.number} and {line.number}"
+            raise DataError(f"{where}: {printable(path)} has more than one {what}; keep one of the lines")
         merged += 1
     return lines, merged
 
@@ -80,7 +80,9 @@ def _csv_lines(data: Path) -> Iterator[tuple[bytes, Line]]:
                 if row:
                     yield _parsed(data, reader.line_num, row, columns)
         except csv.Error as error:
-            raise DataError(f"{shown(data)}, line {reader.line_num}: broken CSV ({error}); mend the quoting") from error
+            raise DataError(
+                f"{printable(data)}, line {reader.line_num}: broken CSV ({error}); mend the quoting"
+            ) from error
 
 
 def _refuse_binary(data: Path) -> None:
@@ -88,9 +90,9 @@ def _refuse_binary(data: Path) -> None:
         with data.open("rb") as file:
             start = file.read(1 << 16)
     except OSError as error:
-        raise DataError(f"cannot read {shown(data)}: {os_reason(error)}; check its permissions") from error
+        raise DataError(f"cannot read {printable(data)}: {os_reason(error)}; check its permissions") from error
     if b"\0" in start.split(b"\n", 1)[0]:
-        raise DataError(f"{shown(data)} is no CSV in UTF-8; name a folder, or a CSV with the columns path,label")
+        raise DataError(f"{printable(data)} is no CSV in UTF-8; name a folder, or a CSV with the columns path,label")
 
 
 def _columns(data: Path, header: list[str]) -> dict[str, int]:
@@ -98,28 +100,30 @@ def _columns(data: Path, header: list[str]) -> dict[str, int]:
     missing = [name for name in ("path", "label") if name not in names]
     if missing:
         missing_text = " and ".join(missing) + (" is missing" if len(missing) == 1 else " are missing")
-        found = shown(",".join(header)[:60]) or "nothing"
+        found = printable(",".join(header)[:60]) or "nothing"
         wanted = f"line 1 must name the columns path,label[,split], {missing_text}"
-        raise DataError(f"{shown(data)}: {wanted} (found: {found}); add the header, or name a folder")
+        raise DataError(f"{printable(data)}: {wanted} (found: {found}); add the header, or name a folder")
     return {name: names.index(name) for name in ("path", "label", "split") if name in names}
 
 
 def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) -> tuple[bytes, Line]:
-    where = f"{shown(data)}, line {number}"
+    where = f"{printable(data)}, line {number}"
     if len(row) <= max(columns.values()):
         raise DataError(f"{where}: {len(row)} fields, the header promises more; fill in the line")
     text = {name: row[index].strip() for name, index in columns.items()}
     split = SPLIT_CODE.get(text.get("split", "").lower())
     if split is None:
-        raise DataError(f"{where}: unknown split {shown(text['split'])!r}; use train, val or test, or leave it empty")
+        raise DataError(
+            f"{where}: unknown split {printable(text['split'])!r}; use train, val or test, or leave it empty"
+        )
     return _checked_path(where, row[columns["path"]]), Line(number, text["label"], split)
 
 
 def _checked_path(where: str, text: str) -> bytes:
     if "\0" in text:
-        raise DataError(f"{where}: the path {shown(text)} holds a NUL byte; name a file")
+        raise DataError(f"{where}: the path {printable(text)} holds a NUL byte; name a file")
     if _URL.match(text):
-        raise DataError(f"{where}: {shown(text)} is a URL; download the images and name the files")
+        raise DataError(f"{where}: {printable(text)} is a URL; download the images and name the files")
     path = with_slashes(os.fsencode(text))
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]  # ./a and a are one image
     if not parts:

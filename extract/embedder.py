@@ -47,6 +47,7 @@ class Embedder:
         self._backbone: Backbone | None = None
         self._device: Device | None = None
         self._batch_size = run.batch_size
+        self._precision = resolve_precision(options.precision)
         self._cache = cache
         facts = recall(cache, self._key())
         if facts is None:
@@ -57,7 +58,7 @@ class Embedder:
             backbone=options.backbone,
             **facts,
             decoder=DECODER_RULES,
-            precision=resolve_precision(options.precision),
+            precision=self._precision,
             dtype=options.store_dtype,
         )
 
@@ -92,11 +93,12 @@ class Embedder:
         return self._backbone
 
     def _load(self) -> Backbone:
-        logger.info("loading %s", self.options.backbone)
+        kind = self.device.kind  # a device that is not here is said before weights are looked for
+        logger.info("loading %s on %s (%s), %s", self.options.backbone, kind, self.device.name, self._precision)
         backbone = load_backbone(self._request, **_jsonable(self.options.overrides()))
-        if self.device.kind == "cpu":
+        if kind == "cpu":
             keep_freed_memory()
-        self._backbone = backbone.to(self.device.kind)
+        self._backbone = backbone.to(kind)
         return self._backbone
 
     @property

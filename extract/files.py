@@ -1,7 +1,7 @@
 """The file system: the bytes of one regular file, and the image files below a folder.
 
 Names are bytes throughout, because a file name need not be valid text: a name with a newline, a leading dash
-or bytes that are no UTF-8 goes in and comes out unchanged. `shown` makes one fit for a message.
+or bytes that are no UTF-8 goes in and comes out unchanged. `printable` makes one fit for a message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError, DecodeError
+from ..errors import DataError, DecodeError, printable
 
 SUFFIXES: frozenset[bytes] = frozenset(b"jpg jpeg jpe jfif png webp bmp gif tif tiff avif heic heif".split())
 """File name endings, in lower case and without the dot, that make a file an image to a folder's listing."""
@@ -58,33 +58,6 @@ def os_reason(error: OSError) -> str:
     """
     known = _REASONS.get(error.errno or 0)
     return known or (error.strerror or type(error).__name__).lower()
-
-
-def shown(path: bytes | str | Path) -> str:
-    r"""Return a name as one printable line: what cannot be printed is escaped, as in ``a\nb`` or ``\xff``.
-
-    Parameters
-    ----------
-    path : bytes, str or Path
-        A file name or path, of any bytes.
-
-    Returns
-    -------
-    str
-        Text without control characters and without lone surrogates.
-    """
-    text = os.fsdecode(path)
-    if text.isprintable():
-        return text
-    return "".join(_escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable():
-        return character
-    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8, as os.fsdecode smuggles it
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def with_slashes(path: bytes) -> bytes:
@@ -298,7 +271,7 @@ class _Walker:
         try:
             found = os.stat(folder)  # noqa: PTH116  (names are bytes)
             if (found.st_dev, found.st_ino) in self.seen:
-                self.tree.repeated.append(shown(relative))
+                self.tree.repeated.append(printable(relative))
                 return
             self.seen.add((found.st_dev, found.st_ino))
             with os.scandir(folder) as scan:
@@ -355,16 +328,18 @@ class _Walker:
 
     def _unreadable_folder(self, relative: bytes, reason: str) -> None:
         if not relative:
-            raise DataError(f"cannot read the folder {shown(self.root)}: {reason}; name a folder that can be listed")
+            raise DataError(
+                f"cannot read the folder {printable(self.root)}: {reason}; name a folder that can be listed"
+            )
         self._add(relative, self._add_folder(relative), NO_STAT, reason)
 
     def _ignore(self, entry: os.DirEntry[bytes], relative: bytes, suffix: bytes) -> None:
-        self.tree.ignored[shown(b"." + suffix) if suffix and b"/" not in suffix else "no suffix"] += 1
+        self.tree.ignored[printable(b"." + suffix) if suffix and b"/" not in suffix else "no suffix"] += 1
         if entry.is_symlink():
             try:
                 entry.stat()
             except OSError as error:  # perhaps a class folder on a disk that is not mounted
-                self.tree.broken.append(f"{shown(relative)} ({_link_reason(entry, error)})")
+                self.tree.broken.append(f"{printable(relative)} ({_link_reason(entry, error)})")
 
     def settle_image_named(self) -> None:
         """Turn folders with an image's name that hold no image into unreadable images."""

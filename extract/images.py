@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, DataNotFoundError, UsageError
+from ..errors import DataError, DataNotFoundError, UsageError, printable
 from .csv_file import unique_lines
-from .files import NO_STAT, SUFFIXES, Stat, Tree, os_reason, refusal, shown, some, stat_of, walk, with_slashes
+from .files import NO_STAT, SUFFIXES, Stat, Tree, os_reason, refusal, some, stat_of, walk, with_slashes
 from .layouts import Reading, read_tree
 
 LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
@@ -112,10 +112,12 @@ def list_images(data: Path, *, layout: str = "auto") -> ImageList:
     mode = _status(data).st_mode
     is_folder = stat.S_ISDIR(mode)
     if not is_folder and not stat.S_ISREG(mode):
-        raise DataError(f"{shown(data)} is neither a folder nor a regular file; name a folder of images or a CSV")
+        raise DataError(f"{printable(data)} is neither a folder nor a regular file; name a folder of images or a CSV")
     if layout != "auto" and is_folder == (layout == "csv"):
         kind = "folder" if is_folder else "file"
-        raise UsageError(f"layout {layout!r} does not fit {shown(data)}, which is a {kind}; leave the layout to auto")
+        raise UsageError(
+            f"layout {layout!r} does not fit {printable(data)}, which is a {kind}; leave the layout to auto"
+        )
     return _list_folder(data, layout) if is_folder else _list_csv(data)
 
 
@@ -124,12 +126,12 @@ def _status(data: Path) -> os.stat_result:
         return data.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataNotFoundError(
-            f"no such folder or file: {shown(data)}; name a folder of images or a CSV with the columns path,label"
+            f"no such folder or file: {printable(data)}; name a folder of images or a CSV with the columns path,label"
         ) from error
     except OSError as error:
-        raise DataError(f"cannot look at {shown(data)}: {os_reason(error)}; check its permissions") from error
+        raise DataError(f"cannot look at {printable(data)}: {os_reason(error)}; check its permissions") from error
     except ValueError as error:
-        raise DataError(f"{shown(data)} is no path: it holds a NUL byte; name a folder or a CSV file") from error
+        raise DataError(f"{printable(data)} is no path: it holds a NUL byte; name a folder or a CSV file") from error
 
 
 def _assembled(
@@ -190,14 +192,14 @@ def _nothing_found(data: Path, layout: str, tree: Tree) -> str:
     where = {"splits": "in split folders (train, val, test) ", "classes": "in class folders "}.get(layout, "")
     found = f"{len(tree.paths)} images elsewhere in it" if tree.paths else _ignored_text(tree) or "no files"
     return (
-        f"no images in {shown(data)}: looked {where}for {_SUFFIX_TEXT}, found {found}; "
+        f"no images in {printable(data)}: looked {where}for {_SUFFIX_TEXT}, found {found}; "
         "name a folder that holds images, or a CSV with the columns path,label"
     )
 
 
 def _empty_classes(reading: Reading, rows: _Rows) -> list[str]:
     empty = sorted(set(range(len(reading.classes))) - set(rows.label))
-    return [f"class folders without images: {some([shown(reading.classes[i]) for i in empty])}"] if empty else []
+    return [f"class folders without images: {some([printable(reading.classes[i]) for i in empty])}"] if empty else []
 
 
 def _ignored_text(tree: Tree) -> str:
@@ -245,7 +247,7 @@ def list_paths(paths: Iterable[Path]) -> ImageList:
     for path in named:
         _add_named(files, notes, path)
     if not files:
-        looked = some([shown(path) for path in named]) or "nothing"
+        looked = some([printable(path) for path in named]) or "nothing"
         raise DataError(f"no images in {looked}: looked for {_SUFFIX_TEXT}; name images or a folder that holds some")
     base = Path.cwd() if any(not path.is_absolute() for path in named) else Path(named[0].anchor)
     rows = _rows_of(files, [-1] * len(files), [0] * len(files))
@@ -256,7 +258,7 @@ def _add_named(files: _Files, notes: list[str], path: Path) -> None:
     name = os.fsencode(path)
     found, reason = _examined(name)
     if reason == "not found":
-        raise DataNotFoundError(f"no such image or folder: {shown(path)}; check the name")
+        raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
     if reason != "is a directory":
         files[with_slashes(name)] = (found, reason)
         return
@@ -264,7 +266,7 @@ def _add_named(files: _Files, notes: list[str], path: Path) -> None:
     prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
     for index, below in enumerate(tree.paths):
         files[prefix + below] = (tree.stats[index], tree.reasons.get(index))
-    notes += _oddities(tree) if tree.paths else [f"no images in {shown(path)}", *_oddities(tree)]
+    notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
 
 
 def _rows_of(files: _Files, label: list[int], split: list[int]) -> _Rows:
@@ -291,7 +293,7 @@ def _examined(path: bytes) -> tuple[Stat, str | None]:
 def _list_csv(data: Path) -> ImageList:
     lines, merged = unique_lines(data)
     if not lines:
-        raise DataError(f"{shown(data)} lists no images below its header; add lines of path,label")
+        raise DataError(f"{printable(data)} lists no images below its header; add lines of path,label")
     classes = tuple(sorted({line.label for line in lines.values()} - {""}))
     number = {"": -1} | {name: index for index, name in enumerate(classes)}
     folder = os.fsencode(data.parent)

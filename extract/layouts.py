@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .files import Tree, shown, some
+from ..errors import printable
+from .files import Tree, some
 
 SPLIT_CODE: dict[str, int] = {"": 0, "train": 1, "val": 2, "valid": 2, "validation": 2, "test": 3}
 """The words that name a split, in lower case, and the codes of the splits."""
@@ -134,8 +135,8 @@ def _detected(tops: dict[bytes, int]) -> str:
 def _doubts(folders: list[_Folder]) -> list[str]:
     """Say why folders with a split's name were read as classes."""
     tops = _tops(folders)
-    splits = sorted(shown(name) for name in tops if split_code(name))
-    others = sorted(shown(name) for name in tops if tops[name] and not split_code(name))
+    splits = sorted(printable(name) for name in tops if split_code(name))
+    others = sorted(printable(name) for name in tops if tops[name] and not split_code(name))
     if splits:
         why = f"{some(others)} is no split" if others else "no split folder for training holds images"
         return [f"read as classes, although {some(splits)} may be a split: {why}; --layout splits reads it as one"]
@@ -211,4 +212,6 @@ def _foreign(folders: list[_Folder]) -> list[str]:
     outside = {name: n for name, n in _tops(folders).items() if not split_code(name)}
     if not outside:
         return []
-    return [f"ignored folders that are no split: {some(sorted(map(shown, outside)))} ({sum(outside.values())} images)"]
+    return [
+        f"ignored folders that are no split: {some(sorted(map(printable, outside)))} ({sum(outside.values())} images)"
+    ]

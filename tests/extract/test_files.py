@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from headstart.errors import DataError, DecodeError
-from headstart.extract.files import NO_STAT, os_reason, read_regular, shown, some, walk
+from headstart.errors import DataError, DecodeError, printable
+from headstart.extract.files import NO_STAT, os_reason, read_regular, some, walk
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 needs_permissions = pytest.mark.skipif(ROOT, reason="root may read what has no permission bits")
@@ -101,8 +101,8 @@ def test_rare_errors_keep_the_systems_words() -> None:
     ],
 )
 def test_names_are_shown_in_one_printable_line(name: bytes | str, expected: str) -> None:
-    assert shown(name) == expected
-    assert shown(name).isprintable()
+    assert printable(name) == expected
+    assert printable(name).isprintable()
 
 
 def test_some_of_many_names() -> None:

@@ -138,9 +138,7 @@ def test_override_changes_what_is_given_alone():
     assert preprocess.override(resize="none").resize is None
     assert preprocess.override(resize=[10, 20]).resize == (10, 20)
     changed = preprocess.override(crop=160, interpolation="bicubic", mean=[0.5, 0.5, 0.5], std=(1, 1, 1))
-    assert changed == Preprocess(
-        resize=256, crop=160, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(1, 1, 1)
-    )
+    assert changed == Preprocess(resize=256, crop=160, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
 
 
 @pytest.mark.parametrize(

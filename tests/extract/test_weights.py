@@ -55,7 +55,9 @@ class Code:
 def test_pickled_code_is_named_and_not_run(tmp_path):
     Code.marker = tmp_path / "marker"
     path = save(tmp_path / "w.pth", {"a": Code()})
-    with pytest.raises(BackboneError, match=r"it holds code or objects \((posix|nt)\.system\), which is never run") as e:
+    with pytest.raises(
+        BackboneError, match=r"it holds code or objects \((posix|nt)\.system\), which is never run"
+    ) as e:
         read_state_dict(path)
     assert str(path) in str(e.value)
     assert "\n" not in str(e.value)

@@ -1,4 +1,4 @@
-"""What it is worth to let malloc keep freed memory: EfficientNet-Lite0 on the CPU, both ways, in processes of their own.
+"""What it is worth to let malloc keep freed memory: EfficientNet-Lite0 on the CPU, each way in its own process.
 
 Run: python benchmarks/malloc.py
 """
@@ -31,7 +31,7 @@ def rate(way: str) -> float:
 def main() -> None:
     pairs = [(rate("returned"), rate("kept")) for _ in range(3)]
     for returned, kept in pairs:
-        print(f"returned to the kernel {returned:6.1f} images/s, kept {kept:6.1f} images/s, ratio {kept / returned:.2f}")
+        print(f"images/s: returned to the kernel {returned:6.1f}, kept {kept:6.1f}, ratio {kept / returned:.2f}")
     print(f"median ratio {sorted(kept / returned for returned, kept in pairs)[1]:.2f}")
 
 

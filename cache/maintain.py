@@ -17,7 +17,7 @@ from .store import FeatureStore
 
 @dataclass(frozen=True, slots=True)
 class SpaceInfo:
-    """One feature space: its id, what it is, parts, rows, bytes on disk, time of its newest part (seconds since 1970)."""
+    """One feature space: id, what it is, parts, rows, bytes on disk, time of its newest part in seconds since 1970."""
 
     id: str
     backbone: str

@@ -36,7 +36,7 @@ class LinearHead(Head):
 
     Parameters
     ----------
-    lr : float, default 1e-3
+    lr : float, default 3e-3
         Learning rate.
     weight_decay : float, default 1e-2
     epochs : int, default 200
@@ -62,7 +62,7 @@ class LinearHead(Head):
     def __init__(
         self,
         *,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         weight_decay: float = 1e-2,
         epochs: int = 200,
         patience: int = 20,
@@ -176,7 +176,7 @@ class MLPHead(LinearHead):
         *,
         hidden: tuple[int, ...] = (256,),
         dropout: float = 0.5,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         weight_decay: float = 1e-2,
         epochs: int = 200,
         patience: int = 20,

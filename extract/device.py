@@ -87,8 +87,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep large blocks that were freed instead of giving them back to the kernel.
 
     Each layer's output is tens of megabytes, which malloc takes from the kernel by mmap and returns at once; the kernel
-    then clears every page again for the next layer. Kept, the forward pass of EfficientNet-Lite0 on 2 cores ran at 64
-    images/s instead of 32 to 45 (`benchmarks/malloc.py`). Other C libraries have other allocators: nothing is done there.
+    then clears every page again for the next layer (`benchmarks/malloc.py` measures what keeping them is worth). Other
+    C libraries have other allocators: nothing is done there.
     """
     import ctypes
     import sys

@@ -20,7 +20,7 @@ def draw(shape: str, seed: int, side: int = 96) -> Image.Image:
     rng = np.random.default_rng([SHAPES.index(shape), seed])
     ground, colour = rng.integers(0, 100, 3), rng.integers(150, 256, 3)
     y, x = np.mgrid[:side, :side]
-    cy, cx, r = rng.integers(30, 66, 2).tolist() + [int(rng.integers(14, 26))]
+    cy, cx, r = [*rng.integers(30, 66, 2).tolist(), int(rng.integers(14, 26))]
     mask = {
         "circle": (y - cy) ** 2 + (x - cx) ** 2 < r**2,
         "cross": (abs(y - cy) < r // 3) & (abs(x - cx) < r) | (abs(x - cx) < r // 3) & (abs(y - cy) < r),

@@ -88,7 +88,9 @@ def test_nothing_at_rest_is_unpickled_or_run(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name.split(".")[0] for alias in node.names} | {(getattr(node, "module", "") or "").split(".")[0]}
+            names = {alias.name.split(".")[0] for alias in node.names} | {
+                (getattr(node, "module", "") or "").split(".")[0]
+            }
             assert not names & FORBIDDEN_MODULES, f"line {node.lineno}"
         if isinstance(node, ast.Call):
             text = ast.unparse(node.func)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_broken_files_are_skipped_listed_and_counted(headstart, headstart_json, 
     os.mkfifo(photos / "cross" / "fifo.jpg")
     done = headstart_json("extract", photos, "--backbone", BACKBONE)
     assert (done["images"], done["embedded"], done["failed"]) == (41, 36, 5)
-    reasons = {os.path.basename(row["path"]): row["error"] for row in done["failures"]}
+    reasons = {Path(row["path"]).name: row["error"] for row in done["failures"]}
     assert reasons["empty.jpg"] == "empty file"
     assert "HTML" in reasons["page.jpg"]
     assert "truncated" in reasons["half.jpg"]

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def test_odd_names_go_in_and_come_out(headstart_json, photos):
     assert (done["images"], done["failed"]) == (41, 0)
     fit = headstart_json("fit-head")
     rows = headstart_json("predict", fit["out"], photos / "cross")["predictions"]
-    assert {os.path.basename(row["path"]) for row in rows} >= {*names, "\udcff\udcfe.jpg"}
+    assert {Path(row["path"]).name for row in rows} >= {*names, "\udcff\udcfe.jpg"}
 
 
 def test_cache_info_counts(extracted, headstart_json, headstart):

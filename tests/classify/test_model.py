@@ -1,0 +1,151 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from headstart.classify.model import SavedModel, check_target, load_model, save_model
+from headstart.classify.network import Network
+from headstart.errors import ModelError
+from support import make_space
+
+CLASSES = ("ants", 'b"<img src=x onerror=alert(1)>', "\udcff\n")
+
+
+def make_model(shift=0.0, classes=CLASSES):
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((len(classes), 8)) + shift).astype(np.float32)
+    network = Network(np.zeros(8, np.float32), np.ones(8, np.float32), (weight,), (np.zeros(len(classes), np.float32),))
+    return SavedModel(
+        kind="logistic",
+        classes=classes,
+        space=make_space().as_dict(),
+        network=network,
+        facts={"C": 0.1},
+        temperature=2.0,
+        training={"root": "photos"},
+        scores={"val": None},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model(tmp_path / "model", make_model())
+
+
+def test_it_comes_back_as_it_was(folder):
+    model, again = make_model(), load_model(folder)
+    X = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+    assert again.classes == CLASSES
+    for name in ("kind", "space", "facts", "temperature", "training", "scores"):
+        assert getattr(again, name) == getattr(model, name)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+
+
+def test_a_temperature_divides_the_logits():
+    X = np.ones((1, 8), np.float32)
+    model = make_model()
+    expected = np.exp(model.network.logits(X) / 2)
+    np.testing.assert_allclose(model.predict_proba(X), expected / expected.sum())
+
+
+def test_an_existing_model_is_replaced_only_on_demand(folder):
+    with pytest.raises(ModelError, match="holds a model already; pass --overwrite"):
+        save_model(folder, make_model(1.0))
+    save_model(folder, make_model(1.0), overwrite=True)
+    np.testing.assert_array_equal(load_model(folder).network.weights[0], make_model(1.0).network.weights[0])
+    assert len(list(folder.iterdir())) == 2, "the old numbers are gone"
+
+
+def test_a_folder_of_something_else_is_never_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ModelError, match="a folder of something else"):
+        check_target(tmp_path, overwrite=True)
+    with pytest.raises(ModelError, match="is a file"):
+        check_target(tmp_path / "thesis.tex", overwrite=True)
+    check_target(tmp_path / "new")
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_save_that_fails_at_any_step_leaves_the_old_model(folder, monkeypatch, call, number):
+    real, calls = getattr(os, call), []
+
+    def fail(*arguments, **options):
+        calls.append(call)
+        if len(calls) == number:
+            raise OSError(28, "No space left on device")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(ModelError, match="the model was not saved: disk full"):
+        save_model(folder, make_model(1.0), overwrite=True)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(load_model(folder).network.weights[0], make_model().network.weights[0])
+
+
+def tensors(folder):
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def edit(folder, **changes):
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda f: flip(tensors(f)), r"do not match the SHA-256 in its name"),
+        (lambda f: tensors(f).write_bytes(tensors(f).read_bytes()[:100]), r"do not match the SHA-256"),
+        (lambda f: tensors(f).unlink(), r"cannot be read"),
+        (lambda f: (f / "model.json").unlink(), r"holds no model"),
+        (lambda f: (f / "model.json").write_bytes((f / "model.json").read_bytes()[:200]), r"model\.json is damaged"),
+        (lambda f: (f / "model.json").write_text("[]"), r"holds no object"),
+        (lambda f: (f / "model.json").write_text("[" * 100_000), r"model\.json is damaged"),
+        (lambda f: (f / "model.json").write_bytes(b" " * (17 << 20)), r"is larger than 16 MB"),
+        (lambda f: edit(f, format=3), r"written by format 3, this reads up to 1; upgrade headstart"),
+        (lambda f: edit(f, tensors="../../secret.safetensors"), r"names no file of numbers"),
+        (lambda f: edit(f, tensors=7), r"names no file of numbers"),
+        (lambda f: edit(f, classes=["a", "b"]), r"do not fit its classes"),
+        (lambda f: edit(f, classes=[1, 2, 3]), r"its list of classes is none"),
+        (lambda f: edit(f, classes=["x" * 2000, "b", "c"]), r"its list of classes is none"),
+        (lambda f: edit(f, space=make_space(dim=9).as_dict()), r"do not fit"),
+    ],
+)  # fmt: skip
+def test_damage_is_named_in_one_line(folder, harm, said):
+    harm(folder)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match="is not there"):
+        load_model(tmp_path / "absent")
+    with pytest.raises(ModelError, match="holds no model"):
+        load_model(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="is a file and not a model folder"):
+        load_model(tmp_path / "file")
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    arrays = make_model().network.arrays()
+    with pytest.raises(ModelError, match="lacks the array 'bias_0'"):
+        Network.from_arrays({name: array for name, array in arrays.items() if name != "bias_0"})
+    with pytest.raises(ModelError, match="do not fit each other"):
+        Network.from_arrays({**arrays, "weight_0": arrays["weight_0"][:, :5]})
+    with pytest.raises(ModelError, match="not finite"):
+        Network.from_arrays({**arrays, "mean": np.full(8, np.nan, np.float32)})
+    with pytest.raises(ModelError, match="width 8, and got an array of"):
+        make_model().network.logits(np.zeros((2, 9), np.float32))

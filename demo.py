@@ -21,7 +21,7 @@ logger = logging.getLogger("headstart")
 BACKBONE = "efficientnet_lite0"
 IMAGES_PER_CLASS = 60
 SIDE = 64  # pixels; the originals have 8
-MARKER = "made-by-headstart-demo.txt"
+MARKER = ".made-by-headstart-demo"
 
 
 @dataclass(frozen=True, slots=True)

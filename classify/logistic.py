@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import UsageError
+from ..extract.device import available_cores
 from .head import Head
 from .metrics import log_loss
 from .network import Network, softmax, standardisation
@@ -68,11 +69,7 @@ class LogisticHead(Head):
     def _fit(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         candidates = self._candidates()
         self._stopped_early: set[float] = set()
-        held_out = np.empty((len(candidates), len(y), len(self.classes_)))
-        for fold in range(self.cv):
-            inside = folds != fold
-            for number, network in enumerate(self._path(X[inside], y[inside], candidates)):
-                held_out[number, ~inside] = network.logits(X[~inside])
+        held_out = self._held_out(X, y, folds, candidates)
         losses = [log_loss(y, softmax(logits)) for logits in held_out]
         best = int(np.argmin(losses))
         self.C_ = float(candidates[best])
@@ -86,6 +83,23 @@ class LogisticHead(Head):
             )
         if len(candidates) > 1 and best in (0, len(candidates) - 1):
             self.notes_.append(f"the best C, {self.C_:.3g}, lies at the end of what was tried")
+
+    def _held_out(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray, candidates: list[float]) -> np.ndarray:
+        """Return the logits (Cs, n, K) of every row by the fits that did not see it."""
+        from joblib import Parallel, delayed
+        from threadpoolctl import threadpool_limits
+
+        held_out = np.empty((len(candidates), len(y), len(self.classes_)))
+
+        def one(fold: int) -> None:
+            inside = folds != fold
+            for number, network in enumerate(self._path(X[inside], y[inside], candidates)):
+                held_out[number, ~inside] = network.logits(X[~inside])
+
+        # A fold a core, each with one thread of its own: threads that share such small products mostly wait.
+        with threadpool_limits(1):
+            Parallel(n_jobs=min(self.cv, available_cores()), prefer="threads")(delayed(one)(f) for f in range(self.cv))
+        return held_out
 
     def _candidates(self) -> list[float]:
         if self.C == "auto":

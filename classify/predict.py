@@ -17,11 +17,11 @@ from ..cache.listing import Listing
 from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import ModelError, printable
+from ..errors import printable
 from ..extract.embedder import Embedder
 from ..extract.images import list_paths
 from ..extract.job import embed_listing
-from ..extract.options import RunOptions, SpaceOptions
+from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
 from .model import SavedModel, load_model
 
@@ -150,19 +150,9 @@ class Classifier:
 
     @property
     def embedder(self) -> Embedder:
-        """What embeds pictures in the model's feature space.
-
-        Raises
-        ------
-        ModelError
-            The backbone at hand is not the one that the model was trained on.
-        """
+        """What embeds pictures in the model's feature space; the backbone's weights are checked when it loads."""
         if self._embedder is None:
-            options = SpaceOptions.for_space(self.space, self.model.training.get("request", {}))
-            embedder = Embedder(options, self._run, self.store.root)
-            if embedder.space.id != self.space.id:
-                raise ModelError(_other_space(self.space, embedder.space))
-            self._embedder = embedder
+            self._embedder = Embedder.for_space(self.space, self.model.training.get("request", {}), self._run)
         return self._embedder
 
     def predict(self, paths: Iterable[str | os.PathLike[str]]) -> list[Prediction]:
@@ -210,14 +200,6 @@ def _prediction(path: str, proba: np.ndarray, classes: tuple[str, ...]) -> Predi
     best = int(proba.argmax())
     probabilities = {name: float(value) for name, value in zip(classes, proba, strict=True)}
     return Prediction(path, classes[best], float(proba[best]), probabilities)
-
-
-def _other_space(wanted: FeatureSpace, found: FeatureSpace) -> str:
-    differing = ", ".join(
-        f"{name} {str(mine)[:12]} against {str(theirs)[:12]}"
-        for name, (mine, theirs) in wanted.differences(found).items()
-    )
-    return f"the model needs embeddings of {wanted.backbone} that this machine does not make ({differing})"
 
 
 def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..cache.memo import recall, remember
 from ..cache.space import FeatureSpace
-from ..errors import BackboneError, CacheError, DeviceError
+from ..errors import BackboneError, CacheError, CacheFormatError, DeviceError
 from .backbone import BackboneRequest, load_backbone, request_key
 from .decode import DECODER_RULES
 from .device import Device, choose_device, is_out_of_memory, keep_freed_memory, resolve_precision, to_device
@@ -29,48 +30,75 @@ class Embedder:
 
     Parameters
     ----------
-    options : SpaceOptions
-    run : RunOptions
-    cache : Path
-        Where what the request resolves to is remembered; with that at hand `space` is known without torch.
-
-    Attributes
-    ----------
     space : FeatureSpace
-    preprocess : Preprocess
+        What is to be computed; the network is held against it when it is loaded.
+    options : SpaceOptions
+        What leads to it.
+    run : RunOptions
+    backbone : Backbone, optional
+        The network, where it had to be loaded already to find the space.
+    on_change : callable, optional
+        Called with the loaded network when its weights turn out not to be those of `space`.
     """
 
-    def __init__(self, options: SpaceOptions, run: RunOptions, cache: Path) -> None:
+    def __init__(
+        self,
+        space: FeatureSpace,
+        options: SpaceOptions,
+        run: RunOptions,
+        backbone: Backbone | None = None,
+        on_change: Callable[[Backbone], None] = lambda _: None,
+    ) -> None:
+        self.space = space
         self.options = options
         self.run = run
-        self._request = BackboneRequest(options.backbone, options.weights, options.layer, options.pool, options.seed)
-        self._backbone: Backbone | None = None
+        self.preprocess = Preprocess.from_dict(space.preprocess)
+        self._backbone = backbone
+        self._on_change = on_change
         self._device: Device | None = None
         self._batch_size = run.batch_size
-        self._precision = resolve_precision(options.precision)
-        self._cache = cache
-        facts = recall(cache, self._key())
+
+    @classmethod
+    def resolve(cls, options: SpaceOptions, run: RunOptions, cache: Path) -> Embedder:
+        """Find the feature space that `options` ask for.
+
+        What the request resolved to is remembered in the cache, so the second time neither torch nor the weights are
+        looked at.
+
+        Raises
+        ------
+        BackboneError
+            Unknown backbone, layer or pooling, or weights that do not fit or cannot be had.
+        DeviceError
+            The device asked for is not on this machine.
+        """
+        key = {"backbone": request_key(_request(options)), "preprocess": _jsonable(options.overrides())}
+        facts, backbone = recall(cache, key), None
         if facts is None:
-            facts = _facts(self._load())
-            self._remember(facts)
-        self.preprocess = Preprocess.from_dict(facts["preprocess"])
-        self.space = FeatureSpace(
-            backbone=options.backbone,
-            **facts,
-            decoder=DECODER_RULES,
-            precision=self._precision,
-            dtype=options.store_dtype,
+            backbone = _load(options, choose_device(run.device))
+            facts = _facts(backbone)
+            _remember(cache, key, facts)
+        precision, dtype = resolve_precision(options.precision), options.store_dtype
+        space = FeatureSpace(
+            backbone=options.backbone, **facts, decoder=DECODER_RULES, precision=precision, dtype=dtype
         )
+        return cls(space, options, run, backbone, lambda found: _remember(cache, key, _facts(found)))
 
-    def _key(self) -> dict[str, Any]:
-        return {"backbone": request_key(self._request), "preprocess": _jsonable(self.options.overrides())}
+    @classmethod
+    def for_space(cls, space: FeatureSpace, request: dict[str, Any], run: RunOptions) -> Embedder:
+        """Return what computes more rows of a known space, given the `request` that was kept with it.
 
-    def _remember(self, facts: dict[str, Any]) -> None:
-        try:
-            remember(self._cache, self._key(), facts)
-        except CacheError as error:
-            # Only speed is lost: a read-only cache can still be read.
-            logger.debug("the backbone's facts were not remembered: %s", error)
+        Raises
+        ------
+        CacheFormatError
+            This version decodes pictures by other rules than the space was made with.
+        """
+        if space.decoder != DECODER_RULES:
+            raise CacheFormatError(
+                f"the embeddings were made with decoder rules {space.decoder}, this headstart has {DECODER_RULES}: "
+                "extract and fit again"
+            )
+        return cls(space, SpaceOptions.for_space(space, request), run)
 
     @property
     def backbone(self) -> Backbone:
@@ -79,26 +107,17 @@ class Embedder:
         Raises
         ------
         BackboneError
-            Its weights are not those that the space was remembered with.
+            Its weights are not those of the space.
         """
         if self._backbone is None:
-            backbone = self._load()
-            if backbone.weights != self.space.weights:
-                self._remember(_facts(backbone))
+            backbone = _load(self.options, self.device)
+            if backbone.weights != self.space.weights or backbone.dim != self.space.dim:
+                self._on_change(backbone)
                 raise BackboneError(
-                    f"the weights of {self.space.backbone} changed while they were in use: expected "
-                    f"{self.space.weights[:8]}, found {backbone.weights[:8]}; run again"
+                    f"the weights of {self.space.backbone} are not those that the embeddings were made with: expected "
+                    f"{self.space.weights[:8]}, found {backbone.weights[:8]}; run `headstart extract` and fit again"
                 )
-        assert self._backbone is not None  # for the type checker: _load has just set it
-        return self._backbone
-
-    def _load(self) -> Backbone:
-        kind = self.device.kind  # a device that is not here is said before weights are looked for
-        logger.info("loading %s on %s (%s), %s", self.options.backbone, kind, self.device.name, self._precision)
-        backbone = load_backbone(self._request, **_jsonable(self.options.overrides()))
-        if kind == "cpu":
-            keep_freed_memory()
-        self._backbone = backbone.to(kind)
+            self._backbone = backbone
         return self._backbone
 
     @property
@@ -151,6 +170,27 @@ class Embedder:
         with np.errstate(over="ignore"):  # the caller looks for infinities, row by row
             result: np.ndarray = rows[:count].float().cpu().numpy().astype(self.space.dtype)
         return result
+
+
+def _request(options: SpaceOptions) -> BackboneRequest:
+    return BackboneRequest(options.backbone, options.weights, options.layer, options.pool, options.seed)
+
+
+def _load(options: SpaceOptions, device: Device) -> Backbone:
+    logger.info(
+        "loading %s on %s (%s), %s", options.backbone, device.kind, device.name, resolve_precision(options.precision)
+    )
+    if device.kind == "cpu":
+        keep_freed_memory()
+    return load_backbone(_request(options), **options.overrides()).to(device.kind)
+
+
+def _remember(cache: Path, key: dict[str, Any], facts: dict[str, Any]) -> None:
+    try:
+        remember(cache, key, facts)
+    except CacheError as error:
+        # Only speed is lost: a read-only cache can still be read.
+        logger.debug("the backbone's facts were not remembered: %s", error)
 
 
 def _facts(backbone: Backbone) -> dict[str, Any]:

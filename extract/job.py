@@ -166,7 +166,7 @@ def extract(
     _describe(images)
     rules = failure_rules(run_options.max_pixels)
     listing = recall_listing(store.root, images, rules, scanned_ns=scanned_ns, rehash=rehash, retry_failed=retry_failed)
-    embedder = Embedder(asked, run_options, store.root)
+    embedder = Embedder.resolve(asked, run_options, store.root)
     listing, outcome = embed_listing(store, embedder, listing, base_folder(images), stopped)
     _record(store.root, listing)
     if outcome.interrupted:
@@ -199,7 +199,7 @@ def _describe(images: ImageList) -> None:
     if len(table) > SHOWN_CLASSES:
         logger.info("  and %d more classes", len(table) - SHOWN_CLASSES)
     for note in images.notes:
-        logger.warning("%s", note)
+        logger.info("note: %s", note)
 
 
 def embed_listing(

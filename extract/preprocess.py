@@ -1,10 +1,11 @@
 """Decoded pixels in, the network's input out, still as uint8: resize, centre crop, and what to normalise with.
 
-Resizing is torchvision v2 on a channels-last uint8 tensor, four times faster than the float path that
-`weights.transforms()` takes for a tensor. Against that path it differs by at most 1 level of 255 (bilinear) and, where
-bicubic overshoots, by a dozen in single pixels; against Pillow, with which published accuracies were measured, by at
-most 2. Cropping follows torchvision's rounding exactly. One departure: where torchvision
-would pad an image smaller than the crop with black, the image is enlarged.
+Resizing is what torchvision v2 does with a channels-last uint8 tensor on a CPU, value for value, through the same
+kernel of torch, so that torchvision itself, seconds to import, is not needed. It is four times faster than the float
+path that `weights.transforms()` takes for a tensor. Against that path it differs by at most 1 level of 255 (bilinear)
+and, where bicubic overshoots, by a dozen in single pixels; against Pillow, with which published accuracies were
+measured, by at most 2. Cropping follows torchvision's rounding. One departure: where torchvision would pad an image
+smaller than the crop with black, the image is enlarged.
 """
 
 from __future__ import annotations
@@ -131,28 +132,40 @@ def to_input(pixels: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray
     import torch
 
     # Readers of Pillow images and of bytes hand out read-only arrays, which torch would warn about.
-    image = torch.from_numpy(np.require(_trim(pixels), requirements=["W"])).permute(2, 0, 1)
+    writable = np.require(_trim(pixels), requirements=["C", "W"])
+    # A batch of one with its channels last in memory, the layout of torch's fast uint8 kernels. Its first stride counts
+    # here, though one image has no use for it, so the axis is torch's and not numpy's, which would have stride 0.
+    image = torch.from_numpy(writable).unsqueeze(0).permute(0, 3, 1, 2)
     if preprocess.resize is not None:
         image = _resize(image, preprocess.resize, preprocess)
     enlarged = min(image.shape[-2:]) < preprocess.crop
     if enlarged:
         image = _resize(image, preprocess.crop, preprocess)
     image = _center_crop(image, preprocess.crop)
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), enlarged
+    return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()), enlarged
 
 
 def _resize(image: torch.Tensor, size: int | tuple[int, int], preprocess: Preprocess) -> torch.Tensor:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional
+    from torch.nn.functional import interpolate
 
+    before = (image.shape[-2], image.shape[-1])
+    after = size if isinstance(size, tuple) else _scaled(before, size)
+    if after == before:
+        return image
     smooth = preprocess.interpolation in ("bilinear", "bicubic")
-    resized: torch.Tensor = functional.resize(
+    return interpolate(
         image,
-        [size] if isinstance(size, int) else list(size),
-        interpolation=InterpolationMode(preprocess.interpolation),
+        size=list(after),
+        mode=preprocess.interpolation,
+        align_corners=False if smooth else None,
         antialias=preprocess.antialias and smooth,
     )
-    return resized
+
+
+def _scaled(shape: tuple[int, int], short: int) -> tuple[int, int]:
+    # The long side is rounded down, as torchvision does.
+    high, wide = shape
+    return (int(short * high / wide), short) if wide <= high else (short, int(short * wide / high))
 
 
 def _center_crop(image: torch.Tensor, side: int) -> torch.Tensor:

@@ -56,6 +56,7 @@ class TimmSource:
     def pretrained(self) -> nn.Module:
         """See `Source`."""
         import timm
+        from safetensors import SafetensorError
 
         # timm is handed a file that is no pickle, so that none of its ways to unpickle one is taken.
         path = self.download()
@@ -63,7 +64,7 @@ class TimmSource:
             network: nn.Module = timm.create_model(
                 self.model, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
             )
-        except (RuntimeError, KeyError, OSError) as error:
+        except (SafetensorError, RuntimeError, KeyError, OSError) as error:
             raise BackboneError(
                 f"the weights {path} do not load into {self.name}: {one_line(error)}; delete that file and fetch it"
                 f" again with `headstart backbones --download {self.name}`"

@@ -11,7 +11,7 @@ else
 BIN := $(VENV)/bin
 endif
 
-PACKAGE := __init__.py cli.py demo.py errors.py cache extract classify
+PACKAGE := $(addprefix headstart/,__init__.py cli.py demo.py errors.py cache extract classify)
 SAMPLES := $(abspath ../shared/data)
 ifneq ($(wildcard $(SAMPLES)),)
 export HEADSTART_SAMPLES ?= $(SAMPLES)
@@ -38,8 +38,10 @@ lint: $(VENV)/.installed-test ## Formatting and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# The checkout's folder may have any name, and mypy takes a package's name from it: it looks through a link of the right one.
 types: $(VENV)/.installed-test ## Types, strict on the package
-	$(BIN)/mypy $(PACKAGE)
+	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)" $(VENV)/types/headstart
+	cd $(VENV)/types && "$(abspath $(BIN))/mypy" --config-file headstart/pyproject.toml $(PACKAGE)
 
 format: $(VENV)/.installed-test ## Format the code and mend what lint can
 	$(BIN)/ruff format .
@@ -55,17 +57,17 @@ $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --quiet --upgrade pip
 ifneq ($(TORCH_INDEX),)
-	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) torch torchvision
+	$(BIN)/python -m pip install --quiet --quiet --index-url $(TORCH_INDEX) torch torchvision
 endif
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
 	@echo "installing headstart and what it needs into $(VENV); torch makes this a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --quiet --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --quiet --editable ".[test]"
 	@touch $@

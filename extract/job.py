@@ -86,7 +86,7 @@ class Extraction(Features):
             "device": self.device,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.embedded / self.seconds, 2) if self.embedded else 0.0,
-            "stages": {name: round(self.stages.get(name, 0.0), 3) for name in STAGES},
+            "stages": {name: round(self.stages.get(name, 0.0), 6) for name in STAGES},
             "bound_by": self.bound_by,
         }
 

@@ -1,6 +1,7 @@
 """Small datasets and the command line, called in this process or in one of its own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,10 +67,12 @@ def headstart_json(headstart):
     return run
 
 
-def in_own_process(*words, cwd, code: str = "from headstart.cli import main; status = main(sys.argv[1:])"):
+def in_own_process(
+    *words, cwd, environment=None, code: str = "from headstart.cli import main; status = main(sys.argv[1:])"
+):
     """Run a command in a fresh Python; its last line on standard error names the modules that it loaded."""
     program = f"import sys\n{code}\nprint(*{{m.split('.')[0] for m in sys.modules}}, file=sys.stderr)\nsys.exit(status)"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-c", program, *map(str, words)]
+    environment = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     return done, set(done.stderr.rstrip("\n").split("\n")[-1].split())

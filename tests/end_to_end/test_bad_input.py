@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import BACKBONE, draw
+from command_line import BACKBONE, draw, in_own_process
 from PIL import Image
 
 from headstart.cache.maintain import info
@@ -76,15 +76,15 @@ def test_an_unexpected_exception_is_one_line_and_debug_shows_the_traceback(heads
     assert "Traceback" in err
 
 
-def test_weights_that_cannot_be_downloaded(headstart, photos, monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    status, _, err = headstart("extract", photos, "--backbone", "resnet18")
-    line = one_line(err)
-    assert status == 1
+def test_weights_that_cannot_be_downloaded(photos, tmp_path):
+    # In a process of its own: urllib remembers the proxies that it first saw.
+    hub, nobody = str(tmp_path / "hub"), "http://127.0.0.1:9"
+    environment = {"TORCH_HOME": hub, "http_proxy": nobody, "https_proxy": nobody, "no_proxy": ""}
+    done, _ = in_own_process("extract", photos, "--backbone", "resnet18", cwd=tmp_path, environment=environment)
+    line = one_line(done.stderr)
+    assert done.returncode == 1
     assert "resnet18-f37072fd.pth" in line
-    assert str(tmp_path / "hub") in line
+    assert hub in line
     assert "--weights" in line
     assert not list((tmp_path / "hub").rglob("*.pth"))
     assert info(tmp_path / ".headstart").spaces == ()
@@ -214,9 +214,6 @@ def test_same_bytes_in_two_splits_or_under_two_labels_are_warned_of(headstart, h
     assert "leak.png" in err
     assert "warning: 1 images have two labels" in err
     assert "wrong.png" in err
-
-
-COMMAND = [sys.executable, "-m", "headstart.cli"]
 
 
 def start_extract(photos, tmp_path, **environment):

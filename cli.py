@@ -366,6 +366,9 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
     if isinstance(error, click.exceptions.Exit | SystemExit):
         code = getattr(error, "exit_code", getattr(error, "code", 1))
         return code if isinstance(code, int) else 1
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
     if isinstance(error, BrokenPipeError):
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # whoever read our output has left: nothing to flush at exit
         return 1

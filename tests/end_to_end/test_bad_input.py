@@ -55,6 +55,13 @@ def test_a_mistake_gets_one_line_and_its_status(headstart, photos, words, status
     assert out == ""
 
 
+def test_a_group_alone_shows_what_it_has(headstart):
+    status, out, err = headstart("cache")
+    assert (status, out) == (2, "")
+    assert err.startswith("Usage: headstart cache")
+    assert "Show what the cache holds" in err
+
+
 def test_with_json_a_mistake_is_an_object(headstart):
     status, out, err = headstart("extract", "nowhere", "--json")
     assert status == 1

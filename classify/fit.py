@@ -15,7 +15,8 @@ from ..cache.store import cache_dir
 from ..errors import UsageError, printable
 from ..extract.features import Features, load_features
 from .dataset import VAL_FRACTION, LabelledSet, labelled_set, warn_of_copies
-from .head import Head, make_head
+from .head import Head
+from .heads import make_head
 from .metrics import majority_baseline, nearest_mean_baseline, score
 from .model import SavedModel, check_target, save_model
 

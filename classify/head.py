@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..errors import TrainingError, UsageError
+from ..errors import TrainingError
 from .metrics import log_loss
 from .network import Network, softmax
 from .splits import check_trainable, stratified_folds
@@ -115,30 +115,3 @@ class Head:
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit, to be saved beside the model."""
         return {"settings": self.settings(), "cv": self.cv_, "notes": self.notes_}
-
-
-def make_head(kind: str, **options: Any) -> Head:
-    """Return an unfitted head.
-
-    Parameters
-    ----------
-    kind : {"logistic", "linear", "mlp"}
-    **options
-        Arguments of its class.
-
-    Raises
-    ------
-    UsageError
-        There is no such head, or an option means nothing to it.
-    """
-    from .heads import LinearHead, MLPHead
-    from .logistic import LogisticHead
-
-    known: dict[str, type[Head]] = {head.kind: head for head in (LogisticHead, LinearHead, MLPHead)}
-    if kind not in known:
-        raise UsageError(f"there is no head {kind!r}: take one of {', '.join(known)}")
-    meant = inspect.signature(known[kind]).parameters
-    for name in options:
-        if name not in meant:
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to --head {kind}; leave it out")
-    return known[kind](**options)

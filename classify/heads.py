@@ -1,15 +1,17 @@
-"""Linear and MLP heads, trained by mini-batches in torch with early stopping on a part of the training rows."""
+"""Linear and MLP heads, trained by mini-batches in torch with early stopping; and any head by its name."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from .head import Head
+from .logistic import LogisticHead
 from .network import Network, standardisation
 from .splits import stratified_folds
 
@@ -195,3 +197,27 @@ class MLPHead(LinearHead):
         )
         self.hidden = hidden
         self.dropout = dropout
+
+
+def make_head(kind: str, **options: Any) -> Head:
+    """Return an unfitted head.
+
+    Parameters
+    ----------
+    kind : {"logistic", "linear", "mlp"}
+    **options
+        Arguments of its class.
+
+    Raises
+    ------
+    UsageError
+        There is no such head, or an option means nothing to it.
+    """
+    known: dict[str, type[Head]] = {head.kind: head for head in (LogisticHead, LinearHead, MLPHead)}
+    if kind not in known:
+        raise UsageError(f"there is no head {kind!r}: take one of {', '.join(known)}")
+    meant = inspect.signature(known[kind]).parameters
+    for name in options:
+        if name not in meant:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to --head {kind}; leave it out")
+    return known[kind](**options)

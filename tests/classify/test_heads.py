@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from headstart.classify.head import make_head
+from headstart.classify.heads import make_head
 from headstart.classify.logistic import LogisticHead
 from headstart.classify.network import Network, standardisation
 from headstart.errors import TrainingError, UsageError

@@ -67,6 +67,14 @@ class LogisticHead(Head):
         self.random_state = random_state
 
     def _fit(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
+        from sklearn.exceptions import ConvergenceWarning
+
+        # Told in notes_ where it concerns the result. The filter is the whole process's, so no thread may set its own.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._search(X, y, folds)
+
+    def _search(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         candidates = self._candidates()
         self._stopped_early: set[float] = set()
         held_out = self._held_out(X, y, folds, candidates)
@@ -110,7 +118,6 @@ class LogisticHead(Head):
 
     def _path(self, X: np.ndarray, y: np.ndarray, candidates: list[float]) -> list[Network]:
         """Fit every C from the smallest up, each from the coefficients of the one before."""
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
         mean, scale = standardisation(X)
@@ -120,9 +127,7 @@ class LogisticHead(Head):
         networks = []
         for C in candidates:
             model.set_params(C=C)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # told in notes_ where it concerns the result
-                model.fit(Z, y)
+            model.fit(Z, y)
             if model.n_iter_.max() >= self.max_iter:
                 self._stopped_early.add(C)
             networks.append(

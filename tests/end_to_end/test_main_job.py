@@ -233,17 +233,18 @@ def test_cache_info_counts(extracted, headstart_json, headstart):
 
 
 def test_a_damaged_part_is_embedded_again(extracted, headstart, headstart_json, photos, tmp_path):
-    (part,) = (tmp_path / ".headstart").glob("spaces/*/*.h5")
-    data = bytearray(part.read_bytes())
-    data[-1000] ^= 4
-    part.write_bytes(data)
+    parts = list((tmp_path / ".headstart").glob("spaces/*/*.h5"))  # more than one on a slow machine
+    for part in parts:
+        data = bytearray(part.read_bytes())
+        data[-1000] ^= 4
+        part.write_bytes(data)
     status, _, err = headstart("fit-head")
     assert status == 1
     assert "is damaged" in err
     assert "run `headstart extract`" in err
     assert headstart_json("extract", photos, "--backbone", BACKBONE)["embedded"] == 36
     assert headstart_json("fit-head")["val"] is not None
-    assert headstart_json("cache", "info")["quarantined"] == 1
+    assert headstart_json("cache", "info")["quarantined"] == len(parts) > 0
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("hymenoptera", 0.93, 0.965), ("hotdog", 0.84, 0.92)])

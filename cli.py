@@ -86,20 +86,22 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--json`, `--quiet` and `--debug`, and print what it returns.
 
     The command returns an object with `summary()`, the fields of `--json`, and `lines()` for people. Its attribute
-    `on_stdout` says that those lines are the result itself, a table, and not a report on the work done.
+    `on_stdout` says that those lines are the result itself, a table, and not a report on the work done; `status` is an
+    exit status other than 0 for work that was done and found something wrong.
     """
 
     @functools.wraps(command)
     def run(*, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
         logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
         result = command(**given)
+        on_stdout = getattr(result, "on_stdout", False)
         if as_json:
             click.echo(json.dumps(result.summary(), allow_nan=False))
-            return
-        on_stdout = getattr(result, "on_stdout", False)
-        if on_stdout or not quiet:
+        elif on_stdout or not quiet:
             for line in result.lines():
                 click.echo(line, err=not on_stdout)
+        if getattr(result, "status", 0):
+            sys.exit(result.status)
 
     return options(
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output."),
@@ -162,10 +164,11 @@ def commands(context: click.Context) -> None:
 @click.option("--rehash", is_flag=True, help="Read every file, also those that did not change.")
 @click.option("--retry-failed", is_flag=True, help="Try images again that failed before.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when any image failed.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and why; write nothing.")
 @seed_option
 @cache_option
 @common
-def extract(data: Path, **given: Any) -> Any:
+def extract(data: Path, dry_run: bool, **given: Any) -> Any:
     """Embed the images of DATA that the cache lacks.
 
     DATA is a folder with split folders (train/, val/), a folder of class folders, a CSV file with path,label[,split],
@@ -178,7 +181,10 @@ def extract(data: Path, **given: Any) -> Any:
     """
     from .extract.interrupt import stop_on_interrupt
     from .extract.job import extract as run
+    from .extract.job import plan_extract
 
+    if dry_run:
+        return plan_extract(data, **_given(given))
     with stop_on_interrupt() as stopped:
         return run(data, stopped=stopped, **_given(given))
 
@@ -196,6 +202,7 @@ def extract(data: Path, **given: Any) -> Any:
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Share of units dropped (mlp).")
 @click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
               help="Held out where DATA has no validation split.")  # fmt: skip
+@click.option("--dedupe", is_flag=True, help="Use one of images with the same bytes, and none that has two labels.")
 @click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
 @space_options
 @result_options
@@ -278,11 +285,106 @@ def cache() -> None:
 @cache_option
 @common
 def info(cache: Path | None) -> Any:
-    """Show what the cache holds. Nothing is changed."""
-    from .cache.maintain import info as run
+    """Show what the cache holds: spaces, rows, bytes, when last used, what is left over. Nothing is changed."""
+    from .cache.info import info as run
     from .cache.store import cache_dir
 
     return run(cache_dir(cache))
+
+
+@cache.command()
+@click.option("--sample", type=click.IntRange(min=0), default=0, metavar="N", help="Embed N cached images anew.")
+@device_options
+@seed_option
+@cache_option
+@common
+def verify(cache: Path | None, sample: int, seed: int, **given: Any) -> Any:
+    """Check every byte of the cache; exit with 1 where something is bad. Damaged files are set aside.
+
+    \b
+    headstart cache verify
+    headstart cache verify --sample 20
+    """
+    from .cache.store import cache_dir
+    from .extract.audit import verify as run
+    from .extract.options import RunOptions
+
+    return run(cache_dir(cache), sample, seed, RunOptions(**_given(given)))
+
+
+@cache.command()
+@click.option("--prune", is_flag=True, help="Drop the rows of images that no dataset's latest listing has.")
+@click.option("--now", is_flag=True, help="Wait for nobody: nothing else is using the cache.")
+@cache_option
+@common
+def compact(cache: Path | None, prune: bool, now: bool) -> Any:
+    """Merge small parts, drop copies, remove what is superseded or stale. Safe beside running commands.
+
+    \b
+    headstart cache compact
+    headstart cache compact --prune --now
+    """
+    from .cache.compact import compact as run
+    from .cache.store import cache_dir
+
+    return run(cache_dir(cache), prune=prune, now=now)
+
+
+@cache.command()
+@click.argument("other", type=Data)
+@cache_option
+@common
+def merge(cache: Path | None, other: Path) -> Any:
+    """Take in the embeddings and datasets of another cache, from another machine say. OTHER is only read.
+
+    \b
+    headstart cache merge /mnt/gpu-machine/.headstart
+    """
+    from .cache.merge import merge as run
+    from .cache.store import cache_dir
+
+    return run(cache_dir(cache), other)
+
+
+@cache.command()
+@click.argument("file", type=Data)
+@click.argument("data", type=Data, required=False)
+@click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
+@space_options
+@click.option("--overwrite", is_flag=True, help="Replace FILE where it is there.")
+@cache_option
+@common
+def export(cache: Path | None, file: Path, data: Path | None, overwrite: bool, **given: Any) -> Any:
+    """Write the embeddings, paths, labels and splits of a dataset to one HDF5 file that h5py alone can read.
+
+    Without DATA it takes the dataset of the latest extract.
+
+    \b
+    headstart cache export features.h5
+    headstart cache export features.h5 photos --backbone resnet18
+    """
+    from .cache.store import cache_dir
+    from .extract.features import load_features
+
+    return load_features(cache_dir(cache), data, _given(given)).export(file, overwrite=overwrite)
+
+
+@cache.command()
+@click.option("--space", metavar="ID", help="A feature space, by the beginning of its id; see `headstart cache info`.")
+@click.option("--dataset", metavar="DATA", help="The listings of a dataset, by its folder, CSV file or id.")
+@cache_option
+@common
+def remove(cache: Path | None, space: str | None, dataset: str | None) -> Any:
+    """Remove a feature space with its embeddings, or the listings of a dataset.
+
+    \b
+    headstart cache remove --space 1a2b
+    headstart cache remove --dataset photos
+    """
+    from .cache.remove import remove as run
+    from .cache.store import cache_dir
+
+    return run(cache_dir(cache), space=space, dataset=dataset)
 
 
 @commands.command()

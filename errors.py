@@ -48,7 +48,15 @@ class MissingExtraError(HeadstartError, ImportError):
 
 
 class CacheError(HeadstartError, OSError):
-    """The cache cannot be read or written: disk full, read-only, gone."""
+    """The cache cannot be read or written: disk full, read-only, gone.
+
+    Attributes
+    ----------
+    size : int
+        Bytes that a failed write would have taken; 0 where none was tried.
+    """
+
+    size: int = 0
 
 
 class CacheMissError(HeadstartError, FileNotFoundError):

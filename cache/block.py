@@ -30,6 +30,8 @@ from ..errors import CacheFormatError, DamagedFileError
 BLOCK_FORMAT = 1
 MAX_HEADER = 1 << 20
 MAX_ARRAYS = 32
+# What is read at once: small enough to be hashed and copied while the processor's second cache holds it.
+PIECE = 1 << 19
 _LINE = b"headstart-block %d %010d %010d %s\n"
 _LINE_LENGTH = len(_LINE % (BLOCK_FORMAT, 0, 0, b"0" * 32))
 _numbers = itertools.count()
@@ -169,7 +171,8 @@ def _parse(path: Path, text: bytes, base: int, size: int) -> Header:
             )
             for name, entry in content["arrays"].items()
         }
-        header = Header(content["attributes"], entries, base + int(content["image"]), base, content["xxh3"])
+        attributes = dict(content["attributes"])
+        header = Header(attributes, entries, base + int(content["image"]), base, content["xxh3"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is damaged: its header is not what headstart writes ({error!r})") from error
     if header.size != size:
@@ -219,28 +222,109 @@ def _fill(file: Any, view: memoryview, path: Path) -> None:
         view = view[count:]
 
 
-def read_whole(path: Path, expected_hash: str) -> np.ndarray:
-    """Read a file whole and check it against the XXH3-128 it was written with.
+def copy_rows(
+    path: Path,
+    header: Header,
+    name: str,
+    expected_hash: str,
+    rows: np.ndarray,
+    target: np.ndarray,
+    places: np.ndarray,
+) -> None:
+    """Copy rows of an array while every byte of the file goes through the hash that it must match.
 
-    Returns
-    -------
-    ndarray of shape (file size,), dtype uint8
+    Parameters
+    ----------
+    path : Path
+    header : Header
+        Of that file.
+    name : str
+        The array, of two dimensions.
+    expected_hash : str
+        XXH3-128 of the whole file in hex.
+    rows, places : ndarray of shape (n,), dtype int64
+        Which rows, ascending, and where in `target` each goes.
+    target : ndarray of shape (m, width)
+        Of any floating dtype. Its content counts only if the call returns.
+
+    Raises
+    ------
+    DamagedFileError
+        A byte differs.
+    """
+    entry = header.arrays[name]
+    count, width = entry.shape
+    step = max(1, PIECE // max(1, width * np.dtype(entry.dtype).itemsize))
+    spare = np.empty((min(step, count), width), entry.dtype)
+    bounds = np.searchsorted(rows, np.arange(0, count + step, step))
+    hasher = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        _hash_span(file, hasher, entry.offset if entry.nbytes else 0, path)
+        for number, start in enumerate(range(0, count, step)):
+            stop = min(start + step, count)
+            chosen = slice(bounds[number], bounds[number + 1])
+            piece = _place_for(start, stop, rows[chosen], places[chosen], target, entry.dtype)
+            direct = piece is not None
+            piece = spare[: stop - start] if piece is None else piece
+            _fill(file, _flat(piece), path)
+            hasher.update(_flat(piece))
+            if not direct and chosen.start < chosen.stop:
+                target[places[chosen]] = piece[rows[chosen] - start]
+        _hash_span(file, hasher, header.size - file.tell(), path)
+    if hasher.hexdigest() != expected_hash:
+        raise DamagedFileError(f"{path} is damaged: its bytes do not match the hash in its name")
+
+
+def _place_for(
+    start: int, stop: int, rows: np.ndarray, places: np.ndarray, target: np.ndarray, dtype: str
+) -> np.ndarray | None:
+    """Return the rows of `target` that a piece of the file can be read straight into, None where there are none."""
+    length = stop - start
+    if len(rows) != length or target.dtype != dtype or not target.flags.c_contiguous:
+        return None
+    ahead = np.arange(length)
+    if (rows - start != ahead).any() or (places - places[0] != ahead).any():
+        return None
+    return target[places[0] : places[0] + length]
+
+
+def check_file(path: Path, expected_hash: str) -> None:
+    """Check a file against the XXH3-128 that it was written with, whatever its format.
 
     Raises
     ------
     DamagedFileError
         Any byte differs.
     """
+    hasher = xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
-        data = np.empty(file.seek(0, 2), np.uint8)
-        file.seek(0)
-        if data.size:
-            _fill(file, data.data, path)
-    if file_hash([data]) != expected_hash:
+        _hash_span(file, hasher, file.seek(0, 2), path, start=0)
+    if hasher.hexdigest() != expected_hash:
         raise DamagedFileError(f"{path} is damaged: its bytes do not match the hash in its name")
-    return data
 
 
-def view_array(data: np.ndarray, entry: ArrayEntry) -> np.ndarray:
-    """Return one array of a block that `read_whole` has read and checked, without copying it."""
-    return data[entry.offset : entry.offset + entry.nbytes].view(entry.dtype).reshape(entry.shape)
+def check_image(path: Path, header: Header) -> None:
+    """Check all that stands behind the user block against the checksum in the header.
+
+    Raises
+    ------
+    DamagedFileError
+        Any byte differs.
+    """
+    hasher = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        _hash_span(file, hasher, header.size - header.base, path, start=header.base)
+    if hasher.hexdigest() != header.image_checksum:
+        raise DamagedFileError(f"{path} is damaged: its bytes do not match the checksum in its header")
+
+
+def _hash_span(file: Any, hasher: Any, length: int, path: Path, start: int | None = None) -> None:
+    """Read on from where the file stands, or from `start`, and hash."""
+    if start is not None:
+        file.seek(start)
+    spare = memoryview(bytearray(min(length, PIECE)))
+    while length:
+        piece = spare[: min(length, PIECE)]
+        _fill(file, piece, path)
+        hasher.update(piece)
+        length -= len(piece)

@@ -17,20 +17,28 @@ _SPREAD_VIEW = np.uint64(0x6A09E667F3BCC909)
 class KeyIndex:
     """Lookup of row keys over the parts of one feature space.
 
+    Each row is one 64-bit number: the upper bits of a hash of its key, then its position. Sorting plain numbers is many
+    times faster than sorting positions by their keys, equal hashes come out in the order of their positions, and a
+    lookup is a binary search. Memory is 52 bytes a row.
+
     Parameters
     ----------
     parts : sequence of Keys
         The keys of each part. Where two parts hold a key, the first part wins, so that all readers agree.
+
+    Attributes
+    ----------
+    keys : Keys
+        Of all parts, one after the other; a position in it is what `find` returns.
+    starts : ndarray of shape (parts + 1,), dtype int64
+        The position at which each part begins, and the number of rows.
     """
 
     def __init__(self, parts: Sequence[Keys]) -> None:
         self.keys = Keys.concatenate(parts)
-        lengths = [len(keys) for keys in parts]
-        self.part = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
-        self.row = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths] or [np.zeros(0, np.int64)])
-        prefix = _prefix(self.keys)
-        self._order = np.argsort(prefix, kind="stable")
-        self._sorted = prefix[self._order]
+        self.starts = np.cumsum([0, *(len(keys) for keys in parts)], dtype=np.int64)
+        self._low = _low_bits(len(self.keys))
+        self._sorted = _packed(self.keys, self._low)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -41,24 +49,59 @@ class KeyIndex:
         Returns
         -------
         ndarray of shape (n,), dtype int64
-            Positions into `part` and `row`.
+            Ascending positions go through the parts in order, and through the rows of each part in order.
         """
-        wanted = _prefix(keys)
-        place = np.searchsorted(self._sorted, wanted)
-        found = np.full(len(keys), -1, np.int64)
-        # Equal prefixes of different keys are next to impossible, but wrong rows are unforgivable: walk over them.
-        active = np.arange(len(keys))
+        # Searched for in ascending order, each key is found near the one before, in the processor's cache.
+        asked = _packed(keys, _low_bits(len(keys)))
+        low = max(self._low, _low_bits(len(keys)))
+        place = np.searchsorted(self._sorted, asked & ~low)
+        candidate, rows = self._candidates(place, asked & ~low, low), (asked & _low_bits(len(keys))).astype(np.int64)
+        found = np.empty(len(keys), np.int64)
+        found[rows] = candidate
+        # Keys are compared in the caller's order, which is most often that of the parts.
+        hit = np.flatnonzero(found >= 0)
+        wrong = np.zeros(len(keys), bool)
+        wrong[hit] = ~_equal(self.keys, found[hit], keys, hit)
+        if wrong.any():
+            again = np.flatnonzero(wrong[rows])
+            found[rows[again]] = self._walk(place[again], asked[again] & ~low, low, keys, rows[again])
+        return found
+
+    def _candidates(self, place: np.ndarray, wanted: np.ndarray, low: np.uint64) -> np.ndarray:
+        """Return the position that stands at each place, -1 where that is of another hash."""
+        if not len(self):
+            return np.full(len(place), -1, np.int64)
+        there = self._sorted[np.minimum(place, len(self) - 1)]
+        same = (place < len(self)) & ((there & ~low) == wanted)
+        return np.where(same, (there & self._low).astype(np.int64), -1)
+
+    def _walk(self, place: np.ndarray, wanted: np.ndarray, low: np.uint64, keys: Keys, rows: np.ndarray) -> np.ndarray:
+        """Go on where a hash was that of another key: rare, but wrong rows are unforgivable."""
+        found = np.full(len(rows), -1, np.int64)
+        active = np.arange(len(rows))
         while active.size:
-            at = place[active]
-            inside = at < len(self._sorted)
-            active, at = active[inside], at[inside]
-            same = self._sorted[at] == wanted[active]
-            active, at = active[same], self._order[at[same]]
-            equal = _equal(self.keys[at], keys[active])
+            place[active] += 1
+            at = self._candidates(place[active], wanted[active], low)
+            active, at = active[at >= 0], at[at >= 0]
+            equal = _equal(self.keys, at, keys, rows[active])
             found[active[equal]] = at[equal]
             active = active[~equal]
-            place[active] += 1
         return found
+
+    def first(self) -> np.ndarray:
+        """Return which rows are the first of their key, (rows,) bool; the others are copies in later parts."""
+        return np.asarray(self.find(self.keys) == np.arange(len(self)))
+
+
+def _low_bits(count: int) -> np.uint64:
+    """Return a mask of as many low bits as the positions of `count` rows need."""
+    return np.uint64((1 << max(count - 1, 0).bit_length()) - 1)
+
+
+def _packed(keys: Keys, low: np.uint64) -> np.ndarray:
+    packed = (_prefix(keys) & ~low) | np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    return packed
 
 
 def _prefix(keys: Keys) -> np.ndarray:
@@ -67,7 +110,10 @@ def _prefix(keys: Keys) -> np.ndarray:
     return mixed
 
 
-def _equal(left: Keys, right: Keys) -> np.ndarray:
-    equal: np.ndarray = (left.digest == right.digest).all(axis=1)
-    equal &= (left.recipe == right.recipe) & (left.view == right.view)
+def _equal(left: Keys, at: np.ndarray, right: Keys, rows: np.ndarray) -> np.ndarray:
+    """Compare keys of `left` with keys of `right`, word by word: four of 8 bytes are faster than 32 bytes."""
+    mine, theirs = (np.ascontiguousarray(keys.digest).view("<u8") for keys in (left, right))
+    equal: np.ndarray = (left.recipe[at] == right.recipe[rows]) & (left.view[at] == right.view[rows])
+    for word in range(4):
+        equal &= mine[at, word] == theirs[rows, word]
     return equal

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CacheFormatError, CacheMissError, DamagedFileError
+from ..errors import CacheFormatError, DamagedFileError
 from . import block
-from .publish import publish, sortable_id
+from .publish import make_folder, publish, sortable_id
 from .space import ID_LENGTH, canonical_json
-
-logger = logging.getLogger("headstart.cache")
 
 LISTING_FORMAT = 1
 SPLITS = ("", "train", "val", "test")
@@ -128,11 +124,11 @@ def save_listing(cache: Path, listing: Listing) -> Path:
     Parameters
     ----------
     cache : Path
-        The cache's folder.
+        The cache's folder, which is there.
     listing : Listing
     """
     folder = cache / "datasets" / listing.dataset_id
-    latest = max((path.stem for path in _listings(folder)), default="")
+    latest = max((path.stem for path in folder.glob("[!.]*.h5")), default="")
     path = folder / f"{sortable_id(after=latest)}.h5"
     failed = sorted(listing.failures)
     arrays = {
@@ -155,63 +151,13 @@ def save_listing(cache: Path, listing: Listing) -> Path:
         "rules": listing.rules,
         "scanned_ns": listing.scanned_ns,
     }
+    make_folder(folder, cache)
     publish(path, block.build(arrays, attributes))
     return path
 
 
 def _text(value: list[str]) -> np.ndarray:
     return np.frombuffer(canonical_json(value).encode("ascii"), np.uint8)
-
-
-def _listings(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
-
-
-def load_listing(cache: Path, root: Path | None = None) -> Listing | None:
-    """Return the latest listing of a dataset, or of any dataset.
-
-    Parameters
-    ----------
-    cache : Path
-        The cache's folder; it need not exist.
-    root : Path, optional
-        The dataset. Without it the dataset of the latest run is taken.
-
-    Returns
-    -------
-    Listing or None
-        None where there is none. A damaged listing is passed over with a warning: the one before it serves.
-    """
-    return next(load_listings(cache, root), None)
-
-
-def load_listings(cache: Path, root: Path | None = None) -> Iterator[Listing]:
-    """Yield the listings of a dataset, or of all, the latest first; damaged ones are passed over with a warning."""
-    folders = [cache / "datasets" / dataset_id(root)] if root else list(cache.glob("datasets/*"))
-    paths = [path for folder in folders for path in _listings(folder)]
-    for path in sorted(paths, key=lambda path: path.name, reverse=True):
-        try:
-            yield read_listing(path)
-        except FileNotFoundError:
-            logger.debug("%s went away while the cache was read", path)
-        except DamagedFileError as error:
-            logger.warning("%s; passed over", error)
-
-
-def require_listing(cache: Path, root: Path | None = None) -> Listing:
-    """Return the latest listing, as `load_listing` does.
-
-    Raises
-    ------
-    CacheMissError
-        There is none.
-    """
-    listing = load_listing(cache, root)
-    if listing is None:
-        wanted = f"holds nothing of {root}" if root else "holds no dataset"
-        command = f"headstart extract {root}" if root else "headstart extract DATA"
-        raise CacheMissError(f"the cache {cache} {wanted}; run `{command}` first")
-    return listing
 
 
 def read_listing(path: Path) -> Listing:

@@ -8,7 +8,8 @@ from typing import Any
 
 import xxhash
 
-from .publish import publish
+from ..errors import DamagedFileError
+from .publish import make_folder, publish
 from .space import ID_LENGTH, canonical_json, fingerprint
 
 
@@ -26,18 +27,35 @@ def recall(cache: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     A file that is absent, damaged or for another request counts as nothing remembered: the answer is then found anew.
     """
     try:
-        content = json.loads(_path(cache, request).read_bytes())
-        text = canonical_json([content["request"], content["resolved"]])
-        if content["xxh3"] != _checksum(text) or canonical_json(request) != canonical_json(content["request"]):
-            return None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        content = check(_path(cache, request))
+    except (FileNotFoundError, NotADirectoryError, DamagedFileError):
+        return None
+    if canonical_json(request) != canonical_json(content["request"]):
         return None
     resolved: dict[str, Any] = content["resolved"]
     return resolved
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Return the content of a file that `remember` wrote.
+
+    Raises
+    ------
+    DamagedFileError
+        It is not what was written.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if content["xxh3"] == _checksum(canonical_json([content["request"], content["resolved"]])):
+            return content
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged: it cannot be read ({error!r})") from error
+    raise DamagedFileError(f"{path} is damaged: its content does not match its checksum")
 
 
 def remember(cache: Path, request: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Keep what `request` resolved to."""
     checksum = _checksum(canonical_json([request, resolved]))
     content = {"request": request, "resolved": resolved, "xxh3": checksum}
+    make_folder(cache / "backbones")
     publish(_path(cache, request), json.dumps(content, indent=2, sort_keys=True).encode("ascii"))

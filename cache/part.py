@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,9 @@ from .space import FeatureSpace, canonical_json
 
 PART_FORMAT = 1
 PLAIN_RECIPE = 0
-_NAME = re.compile(r"[0-9a-f]{24}-([0-9a-f]{32})\.h5")
+# An attribute of an HDF5 file holds less than 64 kB, and each name takes 63 bytes of the JSON.
+MAX_SUPERSEDED = 512
+_NAME = re.compile(r"([0-9a-f]{14})[0-9a-f]{10}-([0-9a-f]{32})\.h5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,35 @@ class Keys:
         return Keys(self.digest[rows], self.recipe[rows], self.view[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class PartHead:
+    """What a part says of itself, its embeddings aside.
+
+    Attributes
+    ----------
+    path : Path
+    keys : Keys
+    space : FeatureSpace
+    supersedes : tuple of str
+        Names of the parts whose rows this one took over; readers drop those.
+    recipes : dict
+        Description of each recipe in `keys`, by its id in decimal.
+    """
+
+    path: Path
+    keys: Keys
+    space: FeatureSpace
+    supersedes: tuple[str, ...]
+    recipes: dict[str, Any]
+
+
 def write_part(
-    folder: Path, space: FeatureSpace, keys: Keys, embedding: np.ndarray, recipes: dict[str, object]
+    folder: Path,
+    space: FeatureSpace,
+    keys: Keys,
+    embedding: np.ndarray,
+    recipes: dict[str, Any],
+    supersedes: Sequence[str] = (),
 ) -> Path:
     """Publish rows as one part in `folder`.
 
@@ -77,6 +108,8 @@ def write_part(
         The rows.
     recipes : dict
         Description of each recipe in `keys`, by its id in decimal.
+    supersedes : sequence of str, default ()
+        Names of the parts that this one takes the place of, at most `MAX_SUPERSEDED`.
 
     Returns
     -------
@@ -90,6 +123,8 @@ def write_part(
         "rows": len(keys),
         "writer": f"headstart {__version__}",
     }
+    if supersedes:
+        attributes["supersedes"] = canonical_json(list(supersedes))
     arrays = {"embedding": embedding, "digest": keys.digest, "recipe": keys.recipe, "view": keys.view}
     buffers = block.build(arrays, attributes)
     path = folder / f"{sortable_id()}-{block.file_hash(buffers)}.h5"
@@ -102,38 +137,99 @@ def is_part(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-def read_keys(path: Path) -> Keys:
-    """Read the keys of a part, checked, without its embeddings.
+def written_at(path: Path) -> float:
+    """Return when a part was written, seconds since 1970, by the clock of its writer."""
+    return int(_matched(path)[1], 16) / 1e6
+
+
+def _matched(path: Path) -> re.Match[str]:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise DamagedFileError(f"{path} is damaged: its name holds no hash")
+    return match
+
+
+def read_head(path: Path) -> PartHead:
+    """Read what a part says of itself, checked, without its embeddings.
 
     Raises
     ------
     DamagedFileError, CacheFormatError
         The file is not what was written, or newer than this version reads, or of another feature space.
     """
-    header = _read_part_header(path)
+    header, space = _read_header(path)
     arrays = block.read_arrays(path, header, ("digest", "recipe", "view"))
-    return Keys(arrays["digest"], arrays["recipe"], arrays["view"])
+    keys = Keys(arrays["digest"], arrays["recipe"], arrays["view"])
+    return PartHead(path, keys, space, _superseded(path, header), json.loads(header.attributes["recipes"]))
+
+
+def read_keys(path: Path) -> Keys:
+    """Read the keys of a part, as `read_head` does."""
+    return read_head(path).keys
 
 
 def read_embeddings(path: Path) -> np.ndarray:
     """Read the embeddings of a part, (n, D), after checking every byte of the file against the hash in its name."""
-    header = _read_part_header(path)
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise DamagedFileError(f"{path} is damaged: its name holds no hash")
-    return block.view_array(block.read_whole(path, match[1]), header.arrays["embedding"])
+    header, _ = _read_header(path)
+    entry = header.arrays["embedding"]
+    rows = np.arange(entry.shape[0])
+    result = np.empty(entry.shape, entry.dtype)
+    copy_rows(path, rows, result, rows)
+    return result
 
 
-def _read_part_header(path: Path) -> block.Header:
-    header = block.read_header(path)
-    schema = header.attributes.get("schema")
-    if isinstance(schema, int) and schema > PART_FORMAT:
-        raise CacheFormatError(
-            f"{path} was written by format {schema}, this reads up to {PART_FORMAT}; upgrade headstart"
-        )
-    _check_shapes(path, header)
-    _check_space(path, header)
-    return header
+def copy_rows(path: Path, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
+    """Copy embeddings of a part to where they are wanted, checking every byte of the file on the way.
+
+    The file is read once, a piece at a time, each piece hashed while the processor's cache still holds it.
+
+    Parameters
+    ----------
+    path : Path
+        The part.
+    rows : ndarray of shape (n,), dtype int64
+        Rows of the part, ascending; a row may repeat.
+    target : ndarray of shape (m, D), dtype float32 or float16
+        Receives the rows. Its content counts only if the call returns.
+    places : ndarray of shape (n,), dtype int64
+        Where in `target` each of `rows` goes.
+
+    Raises
+    ------
+    DamagedFileError
+        A byte of the file differs from what was written.
+    """
+    header, _ = _read_header(path)
+    block.copy_rows(path, header, "embedding", _matched(path)[2], rows, target, places)
+
+
+def check_part(path: Path) -> int:
+    """Check every byte of a part against the hash in its name, and return the number of its rows.
+
+    Raises
+    ------
+    DamagedFileError, CacheFormatError
+        As `read_head`.
+    """
+    copy_rows(path, np.zeros(0, np.int64), np.empty((0, 0), np.float32), np.zeros(0, np.int64))
+    return len(read_head(path).keys)
+
+
+def _read_header(path: Path) -> tuple[block.Header, FeatureSpace]:
+    try:
+        header = block.read_header(path)
+        schema = header.attributes.get("schema")
+        if isinstance(schema, int) and schema > PART_FORMAT:
+            raise CacheFormatError(
+                f"{path} was written by format {schema}, this reads up to {PART_FORMAT}; upgrade headstart"
+            )
+        _check_shapes(path, header)
+        space = _check_space(path, header)
+    except CacheFormatError:
+        # What looks like a newer format may be a flipped bit: the hash in the name, whatever the format, tells.
+        block.check_file(path, _matched(path)[2])
+        raise
+    return header, space
 
 
 def _check_shapes(path: Path, header: block.Header) -> None:
@@ -151,14 +247,23 @@ def _check_shapes(path: Path, header: block.Header) -> None:
         raise DamagedFileError(f"{path} is damaged: its arrays are not those of a part")
 
 
-def _check_space(path: Path, header: block.Header) -> None:
+def _check_space(path: Path, header: block.Header) -> FeatureSpace:
     """Refuse a part that was copied in from another feature space: the folder's name is the id of the space."""
-    import json
-
-    space = FeatureSpace.from_dict(json.loads(header.attributes["space"]))
+    try:
+        space = FeatureSpace.from_dict(json.loads(header.attributes["space"]))
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged: it names no feature space") from error
     if space.id != path.parent.name:
         raise DamagedFileError(
             f"{path} belongs to feature space {space.id} ({space.backbone}, layer {space.layer}), not to its folder's"
         )
     if header.arrays["embedding"].shape[1] != space.dim:
         raise DamagedFileError(f"{path} is damaged: it does not hold embeddings of width {space.dim}")
+    return space
+
+
+def _superseded(path: Path, header: block.Header) -> tuple[str, ...]:
+    names: Collection[str] = json.loads(header.attributes.get("supersedes", "[]"))
+    if not all(_NAME.fullmatch(name) for name in names):
+        raise DamagedFileError(f"{path} is damaged: what it supersedes are no parts")
+    return tuple(names)

@@ -6,7 +6,9 @@ because a full disk gives them a clean `OSError`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import secrets
 import sys
@@ -15,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CacheError
+
+logger = logging.getLogger("headstart.cache")
 
 Buffer = bytes | bytearray | memoryview
 TEMPORARY_SUFFIX = ".tmp"
@@ -34,13 +38,46 @@ def sortable_id(after: str = "") -> str:
     return f"{micros:014x}{secrets.token_hex(5)}"
 
 
+def make_folder(folder: Path, root: Path | None = None) -> None:
+    """Make a folder and those above it that are missing, each durable in the one that holds it.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder; it may be there already.
+    root : Path, optional
+        A folder above that must be there: it is not made again when somebody has removed it.
+
+    Raises
+    ------
+    CacheError
+        A folder cannot be made, or `root` is not there.
+    """
+    missing = []
+    while not folder.is_dir():
+        if folder == root:
+            raise write_error(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), folder)
+        missing.append(folder)
+        if folder.parent == folder:
+            break
+        folder = folder.parent
+    for made in reversed(missing):
+        try:
+            with contextlib.suppress(FileExistsError):  # by another process, which makes it durable too
+                os.mkdir(made)  # noqa: PTH102  (one call that tests can make fail)
+            sync_folder(made.parent)
+        except OSError as error:
+            raise write_error(error, made) from error
+
+
 def publish(path: Path, data: Buffer | Sequence[Buffer]) -> None:
     """Write `data` to `path` durably; an existing file is replaced in one step.
 
     Parameters
     ----------
     path : Path
-        The final name. Missing parent folders are made.
+        The final name, in a folder that is there. It is not made: where somebody has removed the cache, a write must
+        fail and not leave half of a new one.
     data : buffer or sequence of buffers
         The content; several buffers are written one after the other.
 
@@ -51,19 +88,30 @@ def publish(path: Path, data: Buffer | Sequence[Buffer]) -> None:
         but what was there before, and no temporary file either.
     """
     buffers = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
-    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _write(temporary, buffers)
             os.replace(temporary, path)  # noqa: PTH105  (one call that tests can make fail)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
             raise
         sync_folder(path.parent)
     except OSError as error:
-        size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        raise write_error(error, path.parent, size) from error
+        raise write_error(error, path.parent, sum(memoryview(buffer).nbytes for buffer in buffers)) from error
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a new name beside `path` for a file, or a folder, on its way to or from it."""
+    return path.with_name(f".{path.name[:60]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+
+
+def discard(path: Path) -> None:
+    """Remove a temporary file; where that fails too, it stays, and `headstart cache compact` removes it later."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.debug("%s stays behind: %s", path, error)
 
 
 def _write(path: Path, buffers: Sequence[Buffer]) -> None:
@@ -107,7 +155,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_error(error: OSError, folder: Path, size: int = 0) -> CacheError:
+def write_error(error: OSError, folder: Path, size: int = 0, safe: int | None = None) -> CacheError:
     """Turn a failed write into the error that a person can act on.
 
     Parameters
@@ -118,19 +166,23 @@ def write_error(error: OSError, folder: Path, size: int = 0) -> CacheError:
         Where it was to be written.
     size : int, default 0
         Bytes that were to be written.
+    safe : int, optional
+        How many images of the run are in the cache for good.
     """
     megabytes = max(1, round(size / 1e6))
     code = error.errno
     reason = os.strerror(code) if code else str(error)
+    counted = "" if safe is None else f"{safe} images are safe, "
     if code == errno.ENOSPC:
-        text = f"disk full writing {folder}: free ~{megabytes} MB and run again"
+        text = f"disk full writing {folder}: {counted}free ~{megabytes} MB and run again"
     elif code in (errno.EROFS, errno.EACCES, errno.EPERM):
-        text = f"{folder} is read-only: pass --cache with a folder that can be written"
-    elif code == errno.ENOENT:
+        text = f"{folder} is read-only: {counted}pass --cache with a folder that can be written"
+    elif code in (errno.ENOENT, errno.ESTALE):
         text = f"{folder} went away while it was in use: run again"
     else:
         name = errno.errorcode.get(code or 0, "error")
-        text = f"cannot write {folder} ({name}: {reason}); free ~{megabytes} MB or mend it and run again"
+        text = f"cannot write {folder} ({name}: {reason}): {counted}free ~{megabytes} MB or mend it, and run again"
     translated = CacheError(text)
     translated.errno = code
+    translated.size = size
     return translated

@@ -1,35 +1,44 @@
-"""The store of embeddings: what is there, add rows, gather rows. Any number of processes may use one folder at once."""
+"""The store of embeddings: what is there, gather rows. Any number of processes may use one folder at once."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import secrets
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError
+from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError, HeadstartError
 from .index import KeyIndex
-from .part import Keys, is_part, read_embeddings, read_keys, write_part
-from .publish import publish, write_error
+from .part import Keys, PartHead, copy_rows, is_part, read_head
+from .publish import make_folder, publish, write_error
 from .space import FeatureSpace
+from .writer import PartWriter
 
 logger = logging.getLogger("headstart.cache")
+Read = TypeVar("Read")
 
 DEFAULT_CACHE = ".headstart"
-PART_BYTES = 64 << 20
-FIRST_PART_SECONDS = 2.0
-LONGEST_PART_SECONDS = 30.0
+BLOCK_ROWS = 65_536
+# A compaction replaces parts while readers read; each time the reader lists again, and this often is no accident.
+MAX_LISTINGS = 100
+# More threads than this gain nothing: two of them read from the page cache as fast as memory allows.
+READ_THREADS = 4
 
 
 def cache_dir(given: str | os.PathLike[str] | None = None) -> Path:
     """Return the cache's folder: the one given, else ``HEADSTART_CACHE``, else ``.headstart`` where we are."""
     return Path(given or os.environ.get("HEADSTART_CACHE") or DEFAULT_CACHE)
+
+
+class PartGoneError(Exception):
+    """A part that was listed is not there any more: a compaction replaced it, so the folder is to be listed again."""
 
 
 class FeatureStore:
@@ -43,31 +52,52 @@ class FeatureStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._passed_over: set[str] = set()
 
     def space_folder(self, space_id: str) -> Path:
         """Return the folder of a feature space."""
         return self.root / "spaces" / space_id
 
+    def space_ids(self) -> list[str]:
+        """Return the ids of the feature spaces that have a folder, in order."""
+        return sorted(path.name for path in self.root.glob("spaces/*") if not path.name.startswith("."))
+
     def spaces(self) -> dict[str, FeatureSpace]:
-        """Return the feature spaces that the cache holds, by id."""
-        return {
-            path.parent.name: self.space(path.parent.name) for path in sorted(self.root.glob("spaces/*/space.json"))
-        }
+        """Return the feature spaces that this version can read, by id; `headstart cache info` names the others."""
+        found = {}
+        for space_id in self.space_ids():
+            try:
+                found[space_id] = self.space(space_id)
+            except HeadstartError as error:
+                logger.debug("%s", error)
+        return found
 
     def space(self, space_id: str) -> FeatureSpace:
-        """Return one feature space.
+        """Return one feature space: from its description, or, where that is lost or damaged, from one of its parts.
 
         Raises
         ------
         CacheMissError
             The cache has no such space.
         DamagedFileError
-            Its ``space.json`` cannot be read, or describes another space.
+            Its ``space.json`` cannot be read, or describes another space, and there is no part to tell.
         """
+        try:
+            return self.described_space(space_id)
+        except (CacheMissError, DamagedFileError):
+            for path in self.parts(space_id):
+                try:
+                    return read_head(path).space
+                except (OSError, HeadstartError) as error:
+                    logger.debug("%s tells nothing of its space: %s", path, error)
+            raise
+
+    def described_space(self, space_id: str) -> FeatureSpace:
+        """Return what ``space.json`` says, and nothing else; it raises as `space` does."""
         path = self.space_folder(space_id) / "space.json"
         try:
             space = FeatureSpace.from_dict(json.loads(path.read_bytes())["space"])
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise CacheMissError(
                 f"the cache {self.root} has no feature space {space_id}; run `headstart extract`"
             ) from error
@@ -79,6 +109,14 @@ class FeatureStore:
             raise DamagedFileError(f"{path} is damaged: it describes space {space.id}")
         return space
 
+    def facts(self, space_id: str) -> dict[str, Any]:
+        """Return what was noted when a space was made, versions of libraries say; empty where that cannot be read."""
+        try:
+            facts = json.loads((self.space_folder(space_id) / "space.json").read_bytes())["facts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
     def parts(self, space_id: str) -> list[Path]:
         """Return the parts of a space by name, which is by time. A folder that is not there has none."""
         try:
@@ -86,7 +124,25 @@ class FeatureStore:
                 paths = [Path(entry.path) for entry in entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise read_error(error, self.space_folder(space_id)) from error
         return sorted(path for path in paths if is_part(path))
+
+    def check_writable(self) -> None:
+        """Make the cache's folder where it is missing, and try to write in it.
+
+        Raises
+        ------
+        CacheError
+            The cache cannot be written.
+        """
+        probe = self.root / f".probe-{secrets.token_hex(6)}.tmp"
+        try:
+            make_folder(self.root)
+            probe.touch(exist_ok=False)
+            probe.unlink()
+        except OSError as error:
+            raise _unwritable(error, self.root) from error
 
     def prepare(self, space: FeatureSpace, facts: dict[str, Any] | None = None) -> None:
         """Make the folder of a space, with its readable description, before anything costly begins.
@@ -103,19 +159,66 @@ class FeatureStore:
         CacheError
             The cache cannot be written.
         """
-        probe = self.root / f".probe-{secrets.token_hex(6)}.tmp"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe.touch(exist_ok=False)
-            probe.unlink()
-        except OSError as error:
-            raise _unwritable(error, self.root) from error
+        self.check_writable()
         if not (self.root / ".gitignore").exists():
             publish(self.root / ".gitignore", b"*\n")
-        path = self.space_folder(space.id) / "space.json"
-        if not path.exists():
+        make_folder(self.space_folder(space.id), self.root)
+        try:
+            self.described_space(space.id)
+        except (CacheMissError, DamagedFileError):
             content = {"space": space.as_dict(), "id": space.id, "facts": facts or {}}
-            publish(path, json.dumps(content, indent=2, sort_keys=True).encode("ascii"))
+            text = json.dumps(content, indent=2, sort_keys=True)
+            publish(self.space_folder(space.id) / "space.json", text.encode("ascii"))
+
+    def mark_used(self, space_id: str) -> None:
+        """Note when a space was last used, as the time of its description; a cache that is read-only keeps no note."""
+        try:
+            os.utime(self.space_folder(space_id) / "space.json")
+        except OSError as error:
+            logger.debug("the use of space %s is not noted: %s", space_id, error)
+
+    def survey(self, space_id: str) -> tuple[list[PartHead], list[tuple[Path, HeadstartError]]]:
+        """Read what the parts of a space say of themselves; nothing is changed.
+
+        Returns
+        -------
+        heads : list of PartHead
+            By name, without the parts that others supersede.
+        bad : list of tuple of (Path, HeadstartError)
+            Parts that are damaged, cannot be read or are of a newer format, and why.
+        """
+        known: dict[Path, PartHead | HeadstartError] = {}
+
+        def read() -> list[Path]:
+            paths = self.parts(space_id)
+            for path in paths:
+                if path not in known:
+                    known[path] = _head_or_error(path)
+            return paths
+
+        found = [known[path] for path in self.repeated(read)]
+        heads = [head for head in found if isinstance(head, PartHead)]
+        superseded = {name for head in heads for name in head.supersedes}
+        bad = [(path, error) for path, error in known.items() if isinstance(error, HeadstartError)]
+        return [head for head in heads if head.path.name not in superseded], bad
+
+    def heads(self, space_id: str) -> list[PartHead]:
+        """Read what the parts of a space say of themselves, by name, without those that others supersede.
+
+        A damaged part is set aside, with a warning, and is not among them.
+
+        Raises
+        ------
+        CacheFormatError, CacheError
+            A part is of a newer format, or cannot be read.
+        """
+        heads, bad = self.survey(space_id)
+        for path, error in bad:
+            if not isinstance(error, DamagedFileError):
+                raise error
+            if path.name not in self._passed_over:
+                self.quarantine(path, error)
+        return heads
 
     def index(self, space_id: str) -> tuple[KeyIndex, list[Path]]:
         """Read the keys of all parts of a space.
@@ -124,23 +227,15 @@ class FeatureStore:
         -------
         index : KeyIndex
         parts : list of Path
-            The files that ``index.part`` counts. A damaged one is set aside, with a warning, and not among them.
+            The files that ``index.starts`` counts. A damaged one is set aside, with a warning, and not among them.
         """
-        paths, keys = [], []
-        for path in self.parts(space_id):
-            try:
-                keys.append(read_keys(path))
-                paths.append(path)
-            except FileNotFoundError:
-                logger.debug("%s went away while the cache was read", path)
-            except DamagedFileError as error:
-                self.quarantine(path, error)
-        return KeyIndex(keys), paths
+        heads = self.heads(space_id)
+        return KeyIndex([head.keys for head in heads]), [head.path for head in heads]
 
     def gather(self, space_id: str, keys: Keys) -> np.ndarray:
         """Read embeddings in the order of `keys`.
 
-        Memory is the result and one part.
+        Every byte of the parts that hold them is checked. Memory is the result and about 100 bytes a row.
 
         Returns
         -------
@@ -151,123 +246,188 @@ class FeatureStore:
         CacheMissError
             Some keys are not in the cache, or were in a part that turned out to be damaged.
         """
-        while True:
+        self.mark_used(space_id)
+        dim = self.space(space_id).dim
+
+        def read() -> np.ndarray:
             index, paths = self.index(space_id)
-            places = index.find(keys)
-            missing = int((places < 0).sum())
-            if missing:
-                raise CacheMissError(
-                    f"the cache {self.root} lacks {missing} of {len(keys)} embeddings; run `headstart extract`"
-                )
-            result = np.empty((len(keys), self.space(space_id).dim), np.float32)
-            if self._fill(result, index, paths, places):
-                return result
+            places = self._found(index, keys, len(keys))
+            result = np.empty((len(keys), dim), np.float32)
+            self._fill(result, paths, _by_part(index, places))
+            return result
 
-    def _fill(self, result: np.ndarray, index: KeyIndex, paths: list[Path], places: np.ndarray) -> bool:
-        """Copy rows part by part; False when a part was damaged or has gone, and the index must be read again."""
-        part = index.part[places]
-        for number in np.unique(part):
-            wanted = np.flatnonzero(part == number)
-            try:
-                result[wanted] = read_embeddings(paths[number])[index.row[places[wanted]]]
-            except FileNotFoundError:
-                return False
-            except DamagedFileError as error:
-                self.quarantine(paths[number], error)
-                return False
-        return True
+        return self.repeated(read)
 
-    def quarantine(self, path: Path, reason: Exception) -> None:
-        """Set a damaged file aside and say so; where the cache is read-only it raises, for it cannot be passed over."""
-        place = self.root / "quarantine" / path.name
-        try:
-            place.parent.mkdir(exist_ok=True)
-            os.replace(path, place)  # noqa: PTH105  (one call that tests can make fail)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise DamagedFileError(f"{reason}; it cannot be set aside ({error.strerror})") from error
-        logger.warning("%s; moved to %s, run `headstart extract` to embed its images again", reason, place)
+    def blocks(
+        self, space_id: str, keys: Keys, block_rows: int = BLOCK_ROWS
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read embeddings block by block, in the order in which they are stored, for what does not fit into memory.
 
-    def writer(self, space: FeatureSpace, on_part: Callable[[int], None] | None = None) -> PartWriter:
-        """Return a writer of rows in `space`, which `prepare` has been called for."""
-        return PartWriter(self, space, on_part)
-
-
-def _unwritable(error: OSError, folder: Path) -> CacheError:
-    translated = write_error(error, folder)
-    if "read-only" in str(translated):
-        translated = CacheError(f"cache {folder} is read-only: pass --cache with a folder that can be written")
-    return translated
-
-
-class PartWriter:
-    """Collects rows and cuts them into parts: after 2 s, then at doubling intervals to 30 s, or at 64 MiB.
-
-    So a killed process loses seconds of work, and a long one leaves few files. ``HEADSTART_PART_SECONDS`` fixes the
-    interval, for tests. Use it as a context manager: leaving it publishes what is left, whatever the reason.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    space : FeatureSpace
-    on_part : callable, optional
-        Called with the number of rows that are safe, after each part.
-    """
-
-    def __init__(self, store: FeatureStore, space: FeatureSpace, on_part: Callable[[int], None] | None = None) -> None:
-        self._folder = store.space_folder(space.id)
-        self._space = space
-        self._on_part = on_part
-        self._fixed = float(os.environ.get("HEADSTART_PART_SECONDS") or 0)
-        self._interval = self._fixed or FIRST_PART_SECONDS
-        self._rows: list[np.ndarray] = []
-        self._digests: list[np.ndarray] = []
-        self._bytes = 0
-        self._since = time.monotonic()
-        self.published = 0
-
-    def __enter__(self) -> PartWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.flush()
-
-    def add(self, digest: np.ndarray, embedding: np.ndarray) -> None:
-        """Add rows of view 0.
+        Each part is read once. Memory is one part's rows; a block is handed out after all of its part was checked.
 
         Parameters
         ----------
-        digest : ndarray of shape (n, 32), dtype uint8
-        embedding : ndarray of shape (n, D)
-            Converted to the space's dtype.
+        space_id : str
+        keys : Keys
+            The rows that are wanted.
+        block_rows : int, default 65,536
+            Rows a block at most.
+
+        Yields
+        ------
+        where : ndarray of shape (n,), dtype int64
+            Which of `keys` the rows belong to. Over all blocks, each occurs once.
+        rows : ndarray of shape (n, D), dtype float32
+
+        Raises
+        ------
+        CacheMissError
+            As `gather`; blocks that came before were right.
+        """
+        self.mark_used(space_id)
+        dim, left = self.space(space_id).dim, np.arange(len(keys))
+        while left.size:
+            index, paths = self.index(space_id)
+            plan = _by_part(index, self._found(index, keys[left], len(keys)))
+            done = np.zeros(len(left), bool)
+            for number, rows, places in plan:
+                block = np.empty((len(rows), dim), np.float32)
+                try:
+                    self._fill(block, paths, [(number, rows, np.arange(len(rows)))])
+                except PartGoneError:
+                    break
+                done[places] = True
+                for start in range(0, len(rows), block_rows):
+                    yield left[places[start : start + block_rows]], block[start : start + block_rows]
+            left = left[~done]
+
+    def writer(self, space: FeatureSpace, on_part: Callable[[int], None] | None = None) -> PartWriter:
+        """Return a writer of rows in `space`, which `prepare` has been called for."""
+        self.mark_used(space.id)
+        return PartWriter(self.space_folder(space.id), space, on_part)
+
+    def _found(self, index: KeyIndex, keys: Keys, total: int) -> np.ndarray:
+        places = index.find(keys)
+        missing = int((places < 0).sum())
+        if missing:
+            raise CacheMissError(
+                f"the cache {self.root} lacks {missing} of {total} embeddings; run `headstart extract`"
+            )
+        return places
+
+    def _fill(self, target: np.ndarray, paths: list[Path], plan: list[tuple[int, np.ndarray, np.ndarray]]) -> None:
+        """Copy rows part by part, several at a time.
+
+        Raises
+        ------
+        PartGoneError
+            A part has gone, or was damaged and is set aside: the parts must be listed again.
+        """
+
+        def copy(task: tuple[int, np.ndarray, np.ndarray]) -> bool:
+            number, rows, places = task
+            return self.read_part(paths[number], partial(copy_rows, paths[number], rows, target, places))
+
+        if len(plan) < 2:
+            results = [copy(task) for task in plan]
+        else:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="gather") as pool:
+                results = list(pool.map(copy, plan))
+        if not all(results):
+            raise PartGoneError("a damaged part was set aside")
+
+    def read_part(self, path: Path, read: Callable[[], object]) -> bool:
+        """Read something of a part; where it is damaged, set it aside and return False.
+
+        Raises
+        ------
+        PartGoneError
+            The part is not there any more.
+        CacheError
+            It cannot be read.
+        """
+        try:
+            read()
+        except DamagedFileError as error:
+            self.quarantine(path, error)
+            return False
+        except OSError as error:
+            raise _gone_or_unreadable(error, path) from error
+        return True
+
+    def repeated(self, read: Callable[[], Read]) -> Read:
+        """Return what `read` returns, calling it again where a part went away while it read.
 
         Raises
         ------
         CacheError
-            A part could not be written. What was published before is safe.
+            That happened a hundred times: something else than a compaction removes parts.
         """
-        rows = np.ascontiguousarray(embedding, dtype=self._space.dtype)
-        self._rows.append(rows)
-        self._digests.append(digest)
-        self._bytes += rows.nbytes
-        if self._bytes >= PART_BYTES or time.monotonic() - self._since >= self._interval:
-            self.flush()
-            if not self._fixed:
-                self._interval = min(2 * self._interval, LONGEST_PART_SECONDS)
-
-    def flush(self) -> None:
-        """Publish what was added since the last part."""
-        if self._rows:
-            rows = np.concatenate(self._rows)
-            keys = Keys.plain(np.concatenate(self._digests))
-            self._rows, self._digests, self._bytes = [], [], 0
+        for _ in range(MAX_LISTINGS):
             try:
-                write_part(self._folder, self._space, keys, rows, {})
-            except CacheError as error:
-                error.args = (f"{error.args[0]}; {self.published} images of this run are safe",)
-                raise
-            self.published += len(rows)
-            if self._on_part:
-                self._on_part(self.published)
-        self._since = time.monotonic()
+                return read()
+            except PartGoneError as gone:
+                logger.debug("a part went away while the cache was read: %s", gone)
+        raise CacheError(f"parts of the cache {self.root} go away as fast as they are read; see what removes them")
+
+    def quarantine(self, path: Path, reason: Exception) -> None:
+        """Set a damaged file aside and say so; where the cache is read-only it is passed over."""
+        place = self.root / "quarantine" / path.name
+        advice = "run `headstart extract` to embed its images again"
+        try:
+            make_folder(place.parent, self.root)
+            os.replace(path, place)  # noqa: PTH105  (one call that tests can make fail)
+        except FileNotFoundError:
+            return  # another process was faster
+        except OSError as error:
+            logger.warning("%s; passed over, for it cannot be set aside (%s), %s", reason, error, advice)
+            self._passed_over.add(path.name)
+            return
+        logger.warning("%s; moved to %s, %s", reason, place, advice)
+
+
+def _by_part(index: KeyIndex, places: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Divide wanted positions by part: the part's number, its rows in ascending order, and where each is wanted."""
+    ascending = bool((places[1:] >= places[:-1]).all())
+    order = np.arange(len(places)) if ascending else np.argsort(places, kind="stable")
+    ordered = places[order]
+    bounds = np.searchsorted(ordered, index.starts)
+    return [
+        (number, ordered[low:high] - index.starts[number], order[low:high])
+        for number, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+        if low < high
+    ]
+
+
+def _head_or_error(path: Path) -> PartHead | HeadstartError:
+    try:
+        return read_head(path)
+    except HeadstartError as error:
+        return error
+    except OSError as error:
+        found = _gone_or_unreadable(error, path)
+        if isinstance(found, PartGoneError):
+            raise found from error
+        return found
+
+
+def _gone_or_unreadable(error: OSError, path: Path) -> PartGoneError | CacheError:
+    # A network file system says ESTALE of what another machine has removed.
+    return PartGoneError(str(path)) if error.errno in (errno.ENOENT, errno.ESTALE) else read_error(error, path)
+
+
+def read_error(error: OSError, path: Path) -> CacheError:
+    """Turn a failed read of a file of the cache into an error that names it."""
+    name = errno.errorcode.get(error.errno or 0, "error")
+    translated = CacheError(f"cannot read {path} ({name}: {error.strerror}); mend the disk or its permissions")
+    translated.errno = error.errno
+    return translated
+
+
+def _unwritable(error: OSError, folder: Path) -> CacheError:
+    translated = error if isinstance(error, CacheError) else write_error(error, folder)
+    if "read-only" in str(translated):
+        translated = CacheError(f"cache {folder} is read-only: pass --cache with a folder that can be written")
+    return translated

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.publish import publish
+from ..cache.publish import make_folder, publish
 from ..errors import CacheError, HeadstartError, ModelError, printable
 from .network import Network
 
@@ -102,6 +102,7 @@ def save_model(out: Path, model: SavedModel, *, overwrite: bool = False) -> Path
     content = {"format": MODEL_FORMAT, "tensors": tensors}
     content |= {item.name: getattr(model, item.name) for item in dataclasses.fields(model) if item.name != "network"}
     try:
+        make_folder(out)
         publish(out / tensors, data)
         publish(out / MODEL_FILE, json.dumps(content, indent=1, allow_nan=False).encode("ascii"))
     except CacheError as error:

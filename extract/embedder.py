@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cache.listing import RACY_NS
 from ..cache.memo import recall, remember
 from ..cache.space import FeatureSpace
 from ..errors import BackboneError, CacheError, CacheFormatError, DeviceError
@@ -59,11 +61,11 @@ class Embedder:
         self._batch_size = run.batch_size
 
     @classmethod
-    def resolve(cls, options: SpaceOptions, run: RunOptions, cache: Path) -> Embedder:
+    def resolve(cls, options: SpaceOptions, run: RunOptions, cache: Path, *, write: bool = True) -> Embedder:
         """Find the feature space that `options` ask for.
 
         What the request resolved to is remembered in the cache, so the second time neither torch nor the weights are
-        looked at.
+        looked at; without `write` it is only looked up there.
 
         Raises
         ------
@@ -72,17 +74,22 @@ class Embedder:
         DeviceError
             The device asked for is not on this machine.
         """
-        key = {"backbone": request_key(_request(options)), "preprocess": _jsonable(options.overrides())}
+        key = _key(options)
         facts, backbone = recall(cache, key), None
         if facts is None:
             backbone = _load(options, choose_device(run.device))
             facts = _facts(backbone)
-            _remember(cache, key, facts)
-        precision, dtype = resolve_precision(options.precision), options.store_dtype
-        space = FeatureSpace(
-            backbone=options.backbone, **facts, decoder=DECODER_RULES, precision=precision, dtype=dtype
+            if write:
+                _remember(cache, key, facts)
+        return cls(
+            _space(options, facts), options, run, backbone, lambda found: _remember(cache, key, _facts(found))
         )
-        return cls(space, options, run, backbone, lambda found: _remember(cache, key, _facts(found)))
+
+    @staticmethod
+    def recalled(options: SpaceOptions, cache: Path) -> FeatureSpace | None:
+        """Return the space that `resolve` found for the same options before, None where it did not."""
+        facts = recall(cache, _key(options))
+        return None if facts is None else _space(options, facts)
 
     @classmethod
     def for_space(cls, space: FeatureSpace, request: dict[str, Any], run: RunOptions) -> Embedder:
@@ -172,6 +179,15 @@ class Embedder:
         return result
 
 
+def _key(options: SpaceOptions) -> dict[str, Any]:
+    return {"backbone": request_key(_request(options)), "preprocess": _jsonable(options.overrides())}
+
+
+def _space(options: SpaceOptions, facts: dict[str, Any]) -> FeatureSpace:
+    precision, dtype = resolve_precision(options.precision), options.store_dtype
+    return FeatureSpace(backbone=options.backbone, **facts, decoder=DECODER_RULES, precision=precision, dtype=dtype)
+
+
 def _request(options: SpaceOptions) -> BackboneRequest:
     return BackboneRequest(options.backbone, options.weights, options.layer, options.pool, options.seed)
 
@@ -186,6 +202,9 @@ def _load(options: SpaceOptions, device: Device) -> Backbone:
 
 
 def _remember(cache: Path, key: dict[str, Any], facts: dict[str, Any]) -> None:
+    file = key["backbone"]["file"]
+    if file and time.time_ns() - max(file["mtime_ns"], file["ctime_ns"]) < RACY_NS:
+        return  # a file written a moment ago may be written again and look the same: found out anew next time
     try:
         remember(cache, key, facts)
     except CacheError as error:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.listing import SPLITS, Listing, load_listings, require_listing
+from ..cache.datasets import load_listings, require_listing
+from ..cache.export import Export, export
+from ..cache.listing import SPLITS, Listing
 from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
@@ -74,6 +76,10 @@ class Features:
         """Path of each image below the dataset's folder as the user named it, (N,) of str."""
         folder = dataset_folder(self.listing, self.listing.root)
         return np.array([os.path.join(folder, os.fsdecode(self.listing.paths[row])) for row in self.rows], dtype=object)  # noqa: PTH118
+
+    def export(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Export:
+        """Write embeddings, paths, labels and splits to one HDF5 file; see `headstart.cache.export.export`."""
+        return export(Path(out), self.store, self.listing, self.space, overwrite=overwrite)
 
 
 def dataset_folder(listing: Listing, root: str) -> str:

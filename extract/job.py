@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.listing import Listing, load_listing, save_listing
+from ..cache.datasets import load_listing
+from ..cache.listing import Listing, save_listing
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import DataError, printable
+from .dry_run import DryRun, dry_run
 from .embedder import Embedder, library_versions
 from .features import Features, dataset_folder, describe_space
 from .images import ImageList, count_table, list_images
@@ -164,9 +166,13 @@ def extract(
     images = limited(list_images(Path(data), layout=layout), limit)
     listed = time.perf_counter() - begin
     _describe(images)
-    rules = failure_rules(run_options.max_pixels)
-    listing = recall_listing(store.root, images, rules, scanned_ns=scanned_ns, rehash=rehash, retry_failed=retry_failed)
+    if not store.space_ids():
+        store.check_writable()  # where nothing can be read, say so before the backbone is loaded
     embedder = Embedder.resolve(asked, run_options, store.root)
+    listing = recall_listing(
+        store.root, images, failure_rules(run_options.max_pixels), scanned_ns=scanned_ns, rehash=rehash,
+        retry_failed=retry_failed, space=embedder.space.id,
+    )  # fmt: skip
     listing, outcome = embed_listing(store, embedder, listing, base_folder(images), stopped)
     _record(store.root, listing)
     if outcome.interrupted:
@@ -175,6 +181,31 @@ def extract(
     extraction = _result(listing, embedder, store, outcome, time.perf_counter() - begin)
     _check_failures(extraction, strict=strict)
     return extraction
+
+
+def plan_extract(
+    data: str | os.PathLike[str] = "data",
+    backbone: str = "resnet18",
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    layout: str = "auto",
+    rehash: bool = False,
+    retry_failed: bool = False,
+    limit: int | None = None,
+    **options: Any,
+) -> DryRun:
+    """Find out what `extract` would do with the same arguments, and why; nothing is embedded or written.
+
+    Raises
+    ------
+    DataError, BackboneError, CacheError
+        As `extract` would.
+    """
+    asked, run_options = _options(backbone, None, None, options)
+    images = limited(list_images(Path(data), layout=layout), limit)
+    _describe(images)
+    store = FeatureStore(cache_dir(cache))
+    return dry_run(store, images, asked, run_options, rehash=rehash, retry_failed=retry_failed)
 
 
 def _options(

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
-from ..cache.listing import Listing, carry_over, load_listing
+from ..cache.listing import Listing, carry_over
 from ..cache.part import Keys
 from .decode import DECODER_RULES, versions
 from .images import ImageList
+
+# How the reason begins why an image has no row although it was decoded.
+NOT_FINITE = "its embedding is not finite"
 
 
 def failure_rules(max_pixels: int) -> str:
@@ -38,7 +42,14 @@ def limited(images: ImageList, limit: int | None) -> ImageList:
 
 
 def recall_listing(
-    cache: Path, images: ImageList, rules: str, *, scanned_ns: int, rehash: bool = False, retry_failed: bool = False
+    cache: Path,
+    images: ImageList,
+    rules: str,
+    *,
+    scanned_ns: int,
+    rehash: bool = False,
+    retry_failed: bool = False,
+    space: str = "",
 ) -> Listing:
     """Return the listing of `images` with what the dataset's latest listing already knows of their bytes.
 
@@ -56,6 +67,8 @@ def recall_listing(
         Believe nothing: every file is read again.
     retry_failed : bool, default False
         Forget failures.
+    space : str, default ""
+        Id of the feature space of this run: an embedding that could not be kept in another one may be good in it.
 
     Returns
     -------
@@ -65,7 +78,7 @@ def recall_listing(
     listing = unread_listing(images, rules, scanned_ns)
     previous = None if rehash else load_listing(cache, images.root)
     if previous is not None:
-        _carry(listing, previous, failures=previous.rules == rules and not retry_failed)
+        _carry(listing, previous, _standing(previous, rules, space) if not retry_failed else {})
     return listing
 
 
@@ -87,14 +100,23 @@ def unread_listing(images: ImageList, rules: str, scanned_ns: int = 0) -> Listin
     )
 
 
-def _carry(listing: Listing, previous: Listing, *, failures: bool) -> None:
+def _standing(previous: Listing, rules: str, space: str) -> dict[int, str]:
+    """Return the failures that would happen again."""
+    if previous.rules != rules:
+        return {}
+    same_space = previous.spaces == (space,)
+    return {row: why for row, why in previous.failures.items() if same_space or not why.startswith(NOT_FINITE)}
+
+
+def _carry(listing: Listing, previous: Listing, failures: dict[int, str]) -> None:
     source = carry_over(previous, listing.paths, listing.stat)
     same = np.flatnonzero(source >= 0)
     listing.digest[same] = previous.digest[source[same]]
-    place = dict(zip(source[same].tolist(), same.tolist(), strict=True))
-    for row, reason in previous.failures.items():
-        if row in place and failures:
-            listing.failures.setdefault(place[row], reason)
+    if failures:
+        place = dict(zip(source[same].tolist(), same.tolist(), strict=True))
+        for row, reason in failures.items():
+            if row in place:
+                listing.failures.setdefault(place[row], reason)
 
 
 def to_look_at(listing: Listing, index: KeyIndex) -> np.ndarray:

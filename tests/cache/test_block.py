@@ -63,7 +63,7 @@ def test_no_flipped_byte_is_silent(path, arrays):
         bad[position] ^= 1 << (position % 8)
         path.write_bytes(bad)
         with pytest.raises(DamagedFileError):
-            block.read_whole(path, whole)
+            block.check_file(path, whole)
         try:
             read = block.read_arrays(path, block.read_header(path), list(arrays))
         except (DamagedFileError, CacheFormatError):

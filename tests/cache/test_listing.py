@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from headstart.cache.listing import Listing, carry_over, dataset_id, load_listing, require_listing, save_listing
+from headstart.cache.datasets import load_listing, require_listing
+from headstart.cache.listing import Listing, carry_over, dataset_id, save_listing
 from headstart.errors import CacheMissError
 
 OLD = 1_000_000_000 * 10**9

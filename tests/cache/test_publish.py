@@ -7,8 +7,8 @@ from headstart.cache.publish import publish, sortable_id
 from headstart.errors import CacheError
 
 
-def test_it_writes_all_buffers_and_makes_folders(tmp_path):
-    path = tmp_path / "a" / "b" / "file.h5"
+def test_it_writes_all_buffers_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "file.h5"
     publish(path, [b"one", bytearray(b"two"), memoryview(b"three")])
     assert path.read_bytes() == b"onetwothree"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.h5"]

@@ -228,7 +228,7 @@ def test_a_full_disk_says_what_is_safe(store, space, monkeypatch):
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    said = pytest.raises(CacheError, match=r"disk full writing .*; 2 images of this run are safe")
+    said = pytest.raises(CacheError, match=r"disk full writing .*: 2 images are safe, free ~1 MB and run again")
     with said, store.writer(space) as writer:
         writer.add(digest[:2], rows[:2])
         monkeypatch.setattr(os, "write", full)

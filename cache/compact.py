@@ -1,0 +1,337 @@
+"""Compaction: many small parts become few, copies and unwanted rows go, and nothing is lost whenever it is killed.
+
+A merged part names the parts that it supersedes; readers drop those from that moment. They are deleted only after the
+merged part is durable, has been read back and has its hash, and after a time of grace in which readers that had listed
+the old ones finish. Killed at any step, what is left holds the same rows: before the merged part has its name, the old
+ones; afterwards, the merged one, beside old ones that nobody looks at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CacheError, DamagedFileError
+from .datasets import latest_listings, superfluous_listings
+from .index import KeyIndex
+from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, write_part, written_at
+from .publish import sync_folder, temporary_path
+from .running import oldest_start
+from .store import FeatureStore, PartGoneError
+from .temporary import remove_stale
+from .writer import PART_BYTES
+
+GRACE_SECONDS = 600
+# A large part is written anew for its copies alone where they are at least this share of it.
+WORTHWHILE = 0.25
+
+
+@dataclass(slots=True)
+class Compaction:
+    """What a compaction did.
+
+    Attributes
+    ----------
+    root : Path
+    parts_before, parts_after : int
+        Parts that readers look at.
+    rows : int
+        Rows that readers see afterwards.
+    copies, pruned : int
+        Rows dropped because an earlier part holds them, and because no listing has their image any more.
+    spared : int
+        Rows that no listing has, kept because a run that may be about to list them is still going.
+    deleted, waiting : int
+        Superseded files that were deleted, and those whose time of grace is not over.
+    listings, temporary : int
+        Listings that no reader would take any more, and stale temporary files, both deleted.
+    bytes : int
+        By how much the cache became smaller; negative where old files wait for deletion.
+    prune : bool
+    """
+
+    root: Path
+    parts_before: int = 0
+    parts_after: int = 0
+    rows: int = 0
+    copies: int = 0
+    pruned: int = 0
+    spared: int = 0
+    deleted: int = 0
+    waiting: int = 0
+    listings: int = 0
+    temporary: int = 0
+    bytes: int = 0
+    prune: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields of ``cache compact --json``."""
+        names = [name for name in self.__slots__ if name not in ("root", "prune")]
+        return {"cache": str(self.root), **{name: getattr(self, name) for name in names}}
+
+    def lines(self) -> list[str]:
+        """Return what a person needs to know."""
+        lines = [
+            f"{self.root}: {self.parts_before} parts became {self.parts_after}, {self.rows} rows; "
+            f"dropped {self.copies} copies"
+        ]
+        if self.prune:
+            lines.append(f"pruned {self.pruned} rows of images that no listing has any more")
+        if self.spared:
+            lines.append(
+                f"kept {self.spared} more such rows: a run is still writing to this cache and may list their images; "
+                "run again when it is done, or with --now"
+            )
+        what = f"{self.deleted} superseded parts, {self.listings} old listings, {self.temporary} temporary files"
+        lines.append(f"deleted {what}: {self.bytes / 1e6:.1f} MB less")
+        if self.waiting:
+            minutes = GRACE_SECONDS // 60
+            lines.append(
+                f"{self.waiting} superseded parts are kept for {minutes} minutes, for runs that still read them; "
+                "run `headstart cache compact` again then, or with --now where nothing else uses the cache"
+            )
+        return lines
+
+
+def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction:
+    """Merge small parts, drop copies, delete what is superseded.
+
+    Safe beside any number of readers, writers and other compactions.
+
+    Parameters
+    ----------
+    root : Path
+        The cache's folder; an absent one is no error.
+    prune : bool, default False
+        Drop the rows of images that no dataset's latest listing has. Where a run is still going, rows younger than its
+        start are kept, for it will list them.
+    now : bool, default False
+        Wait for nobody: delete superseded files at once, and prune whatever is running.
+
+    Returns
+    -------
+    Compaction
+
+    Raises
+    ------
+    CacheError
+        The cache cannot be written, or gave other bytes back than were written.
+    DamagedFileError
+        With `prune`: the latest listing of a dataset cannot be read, so what it holds is not known.
+    """
+    done = Compaction(root, prune=prune)
+    if not root.is_dir():
+        return done
+    store = FeatureStore(root)
+    store.check_writable()
+    size, clock = _bytes_on_disk(root), _file_system_time(root)
+    wanted = _Wanted.of(root, now=now) if prune else None
+    for space_id in store.space_ids():
+        _Space(store, space_id, wanted, clock, now=now).compact(done)
+    for path in superfluous_listings(root):
+        if now or clock - _modified(path) > GRACE_SECONDS:
+            path.unlink(missing_ok=True)
+            done.listings += 1
+    done.temporary = remove_stale(root, clock)
+    done.bytes = size - _bytes_on_disk(root)
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which images pruning keeps: those of the latest listings, (n, 32) uint8, and all in parts from `since` on."""
+
+    digest: KeyIndex
+    since: float
+
+    @classmethod
+    def of(cls, root: Path, *, now: bool) -> _Wanted:
+        since = float("inf") if now else oldest_start(root)  # first, so that no run slips between the two
+        digests = [listing.digest[listing.known] for listing in latest_listings(root)]
+        return cls(KeyIndex([Keys.plain(digest) for digest in digests]), since)
+
+    def has(self, keys: Keys) -> np.ndarray:
+        return np.asarray(self.digest.find(Keys.plain(keys.digest)) >= 0)
+
+
+class _Space:
+    """One feature space under compaction."""
+
+    def __init__(self, store: FeatureStore, space_id: str, wanted: _Wanted | None, clock: float, *, now: bool) -> None:
+        self.store = store
+        self.space_id = space_id
+        self.wanted = wanted
+        self.clock = clock
+        self.now = now
+        self.checked: set[str] = set()
+        self.spared = 0
+
+    def compact(self, done: Compaction) -> None:
+        done.parts_before += len(self.store.heads(self.space_id))
+        self.store.repeated(lambda: self._merge(done))
+        self._delete_superseded(done)
+        heads = self.store.heads(self.space_id)
+        done.parts_after += len(heads)
+        done.rows += int(KeyIndex([head.keys for head in heads]).first().sum())
+        done.spared += self.spared
+
+    def _merge(self, done: Compaction) -> None:
+        """Merge what is worth it, a group of parts at a time."""
+        heads = self.store.heads(self.space_id)
+        keep, copies = self._rows_to_keep(heads)
+        there = {path.name for path in self.store.parts(self.space_id)}
+        for group in _groups(heads, keep, copies, there):
+            if any(copies[number].any() for number in group):
+                self._check_others(heads, group)
+            self._merge_group([heads[number] for number in group], [keep[number] for number in group])
+            done.copies += sum(int(copies[number].sum()) for number in group)
+            done.pruned += sum(int((~keep[number] & ~copies[number]).sum()) for number in group)
+
+    def _rows_to_keep(self, heads: list[PartHead]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return for each part which rows stay, and which are copies of a row in an earlier part."""
+        index = KeyIndex([head.keys for head in heads])
+        first, bounds = index.first(), index.starts[1:-1]
+        keep = first.copy()
+        if self.wanted is not None:
+            young = np.repeat(
+                [written_at(head.path) >= self.wanted.since for head in heads], [len(head.keys) for head in heads]
+            )
+            spared = first & young & ~self.wanted.has(index.keys)
+            self.spared = int(spared.sum())
+            keep &= self.wanted.has(index.keys) | spared
+        return np.split(keep, bounds), np.split(~first, bounds)
+
+    def _check_others(self, heads: list[PartHead], group: list[int]) -> None:
+        """Check the parts that hold the rows whose copies are about to be dropped."""
+        for number, head in enumerate(heads):
+            if number not in group and head.path.name not in self.checked:
+                self._read(head.path, partial(check_part, head.path))
+                self.checked.add(head.path.name)
+
+    def _merge_group(self, heads: list[PartHead], keep: list[np.ndarray]) -> None:
+        """Write one part in the place of several, and read it back."""
+        space = heads[0].space
+        rows = [np.flatnonzero(mask) for mask in keep]
+        starts = np.cumsum([0, *(len(chosen) for chosen in rows)])
+        embedding = np.empty((int(starts[-1]), space.dim), space.dtype)
+        for head, chosen, start in zip(heads, rows, starts[:-1].tolist(), strict=True):
+            places = np.arange(start, start + len(chosen))
+            self._read(head.path, partial(copy_rows, head.path, chosen, embedding, places))
+        keys = Keys.concatenate([head.keys[chosen] for head, chosen in zip(heads, rows, strict=True)])
+        recipes = {name: text for head in heads for name, text in head.recipes.items()}
+        there = {path.name for path in self.store.parts(self.space_id)}
+        names = _names_replaced(heads, there)
+        self._read_back(write_part(self.store.space_folder(self.space_id), space, keys, embedding, recipes, names))
+
+    def _read(self, path: Path, read: Callable[[], object]) -> None:
+        if not self.store.read_part(path, read):
+            raise PartGoneError(str(path))
+
+    def _read_back(self, path: Path) -> None:
+        _forget_cached(path)
+        try:
+            check_part(path)
+        except DamagedFileError as error:
+            path.unlink(missing_ok=True)
+            raise CacheError(
+                f"the disk gave other bytes back than were written to {path}; nothing was deleted, check the disk"
+            ) from error
+        self.checked.add(path.name)
+
+    def _delete_superseded(self, done: Compaction) -> None:
+        deleted = 0
+        for head in self.store.heads(self.space_id):
+            there = {path.name: path for path in self.store.parts(self.space_id)}
+            old = [there[name] for name in head.supersedes if name in there]
+            empty = [head.path] if not len(head.keys) else []
+            if not self.now and self.clock - _modified(head.path) <= GRACE_SECONDS:
+                done.waiting += len(old) + len(empty)
+            elif old or empty:
+                deleted += self._delete(head.path, [*old, *empty])
+        if deleted:
+            sync_folder(self.store.space_folder(self.space_id))
+        done.deleted += deleted
+
+    def _delete(self, merged: Path, old: list[Path]) -> int:
+        """Delete what a merged part supersedes, after making sure that this is whole."""
+        if merged.name not in self.checked:
+            try:
+                check_part(merged)
+            except DamagedFileError as error:
+                self.store.quarantine(merged, error)  # the old parts serve again
+                return 0
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+
+def _groups(
+    heads: list[PartHead], keep: list[np.ndarray], copies: list[np.ndarray], there: set[str]
+) -> list[list[int]]:
+    """Choose the parts to be merged with each other: small ones, and those with rows to drop."""
+    groups: list[list[int]] = []
+    rows = names = 0
+    for number, head in enumerate(heads):
+        kept, total = int(keep[number].sum()), len(keep[number])
+        full = PART_BYTES // head.space.row_bytes
+        pruned = kept + int(copies[number].sum()) < total
+        if not (pruned or kept < full // 2 or kept < (1 - WORTHWHILE) * total):
+            continue
+        replaced = len(_names_replaced([head], there))
+        if not groups or rows + kept > full or names + replaced > MAX_SUPERSEDED:
+            groups.append([])
+            rows = names = 0
+        groups[-1].append(number)
+        rows, names = rows + kept, names + replaced
+    return [group for group in groups if len(group) > 1 or not keep[group[0]].all()]
+
+
+def _names_replaced(heads: list[PartHead], there: set[str]) -> list[str]:
+    """Return the names of parts, and of those that they replaced and that have not been deleted yet."""
+    older = {name for head in heads for name in head.supersedes} & there
+    return [*(head.path.name for head in heads), *sorted(older)]
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")  # another compaction was faster: nothing is to be done for it
+
+
+def _file_system_time(root: Path) -> float:
+    """Return the time by the clock that stamps the cache's files, which on a network file system is not ours."""
+    probe = temporary_path(root / "probe")
+    probe.touch(exist_ok=False)
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _forget_cached(path: Path) -> None:
+    """Ask the kernel to forget what it holds of a file, so that reading it back asks the disk."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes_on_disk(root: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118  (os.walk gives strings)
+            except FileNotFoundError:
+                continue
+    return total

@@ -1,0 +1,224 @@
+"""What is in a cache: spaces, rows, bytes, datasets, and what is left over."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
+from .datasets import listing_paths
+from .index import KeyIndex
+from .listing import Listing, read_listing
+from .part import Keys
+from .running import announced
+from .store import FeatureStore
+from .temporary import temporary_files
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceInfo:
+    """One feature space.
+
+    Attributes
+    ----------
+    id, backbone, layer : str
+    dim : int
+    parts, rows, bytes : int
+        Parts that readers look at, different keys in them, and bytes on disk, superseded parts included.
+    copies, orphans : int
+        Rows that an earlier part holds too; rows of images that no dataset's latest listing has.
+    superseded : int
+        Parts that a compaction replaced and that wait to be deleted.
+    newest, used : float
+        When a part was last added, and when rows were last read or added; seconds since 1970, 0 for never.
+    """
+
+    id: str
+    backbone: str
+    layer: str
+    dim: int
+    parts: int
+    rows: int
+    bytes: int
+    copies: int
+    orphans: int
+    superseded: int
+    newest: float
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What a cache holds.
+
+    Attributes
+    ----------
+    root : Path
+    spaces : tuple of SpaceInfo
+    datasets : tuple of dict
+        Id, root, images, failures, classes and spaces of each dataset's latest listing.
+    temporary, quarantined, running : int
+        Files of unfinished writes; damaged files that were set aside; runs that are going on.
+    problems : tuple of str
+        What could not be read.
+    """
+
+    root: Path
+    spaces: tuple[SpaceInfo, ...]
+    datasets: tuple[dict[str, Any], ...]
+    temporary: int
+    quarantined: int
+    running: int
+    problems: tuple[str, ...] = field(default=())
+    on_stdout: ClassVar[bool] = True
+
+    @property
+    def backbones(self) -> list[str]:
+        """Names of the backbones that there are embeddings of."""
+        return sorted({space.backbone for space in self.spaces if space.backbone != "?"})
+
+    def lines(self) -> list[str]:
+        """Return the same for people."""
+        total = self.summary()
+        lines = [f"{self.root}: {total['rows']} embeddings in {total['parts']} parts, {total['bytes'] / 1e6:.1f} MB"]
+        for space in self.spaces:
+            lines += _space_lines(space)
+        for dataset in self.datasets:
+            counts = f"{dataset['images']} images, {dataset['failed']} failed, {dataset['classes']} classes"
+            lines.append(f"  dataset {printable(dataset['root'])}: {counts}")
+        if self.temporary:
+            lines.append(
+                f"  {self.temporary} temporary files of unfinished writes; `headstart cache compact` removes those "
+                "that are a day old"
+            )
+        if self.quarantined:
+            lines.append(f"  {self.quarantined} damaged files in {self.root / 'quarantine'}")
+        if self.running:
+            lines.append(f"  {self.running} runs are using the cache")
+        return lines + [f"  problem: {problem}" for problem in self.problems]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields of ``cache info --json``."""
+        return {
+            "cache": str(self.root),
+            "parts": sum(space.parts for space in self.spaces),
+            "rows": sum(space.rows for space in self.spaces),
+            "bytes": sum(space.bytes for space in self.spaces),
+            "backbones": self.backbones,
+            "orphans": sum(space.orphans for space in self.spaces),
+            "spaces": [asdict(space) for space in self.spaces],
+            "datasets": list(self.datasets),
+            "temporary": self.temporary,
+            "quarantined": self.quarantined,
+            "running": self.running,
+            "problems": list(self.problems),
+        }
+
+
+def _space_lines(space: SpaceInfo) -> list[str]:
+    what = f"{space.backbone}, layer {space.layer}, {space.dim} wide"
+    used = f"last used {_when(space.used)}" if space.parts else "empty"
+    lines = [f"  space {space.id}: {what}: {space.rows} rows, {space.bytes / 1e6:.1f} MB, {used}"]
+    leftovers = []
+    if space.orphans:
+        leftovers.append(f"{space.orphans} rows of images that no dataset has now (`headstart cache compact --prune`)")
+    if space.copies:
+        leftovers.append(f"{space.copies} copies")
+    if space.superseded:
+        leftovers.append(f"{space.superseded} superseded parts (`headstart cache compact`)")
+    return lines + ([f"    {', '.join(leftovers)}"] if leftovers else [])
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def info(root: Path) -> CacheInfo:
+    """Return what the cache under `root` holds; nothing is changed, and an absent cache holds nothing."""
+    store = FeatureStore(root)
+    problems: list[str] = []
+    listings = _latest_listings(root, problems)
+    listed = KeyIndex([Keys.plain(listing.digest[listing.known]) for listing in listings])
+    return CacheInfo(
+        root,
+        spaces=tuple(_space_info(store, space_id, listed, problems) for space_id in store.space_ids()),
+        datasets=tuple(_dataset_info(listing) for listing in listings),
+        temporary=sum(1 for _ in temporary_files(root)),
+        quarantined=sum(1 for _ in root.glob("quarantine/*")),
+        running=sum(alive for _, alive in announced(root)),
+        problems=tuple(problems),
+    )
+
+
+def _latest_listings(root: Path, problems: list[str]) -> list[Listing]:
+    """Return the latest listing of each dataset that can be read; the newest dataset first."""
+    latest: dict[str, Listing] = {}
+    for path in listing_paths(root):
+        if path.parent.name in latest:
+            continue
+        try:
+            latest[path.parent.name] = read_listing(path)
+        except (OSError, HeadstartError) as error:
+            problems.append(str(error))
+    return list(latest.values())
+
+
+def _dataset_info(listing: Listing) -> dict[str, Any]:
+    return {
+        "id": listing.dataset_id,
+        "root": listing.root,
+        "images": len(listing),
+        "failed": len(listing.failures),
+        "classes": len(listing.classes),
+        "spaces": list(listing.spaces),
+    }
+
+
+def _space_info(store: FeatureStore, space_id: str, listed: KeyIndex, problems: list[str]) -> SpaceInfo:
+    backbone, layer, dim = "?", "?", 0
+    try:
+        space = store.space(space_id)
+        backbone, layer, dim = space.backbone, space.layer, space.dim
+        store.described_space(space_id)
+    except (CacheMissError, DamagedFileError) as error:
+        problems.append(f"{error}; `headstart cache verify` writes it again where that is possible")
+    except HeadstartError as error:
+        problems.append(str(error))
+    heads, bad = store.survey(space_id)
+    problems += [str(error) for _, error in bad]
+    index = KeyIndex([head.keys for head in heads])
+    first = index.first()
+    unlisted = listed.find(Keys.plain(index.keys.digest)) < 0
+    files = _files(store.space_folder(space_id))
+    parts = [path for path in store.parts(space_id) if path.name in files]
+    live, damaged = {head.path for head in heads}, {path for path, _ in bad}
+    return SpaceInfo(
+        space_id,
+        backbone,
+        layer,
+        dim,
+        parts=len(heads),
+        rows=int(first.sum()),
+        bytes=sum(files[path.name].st_size for path in parts),
+        copies=int((~first).sum()),
+        orphans=int(np.count_nonzero(first & unlisted)),
+        superseded=sum(path not in live and path not in damaged for path in parts),
+        newest=max((files[path.name].st_mtime for path in parts), default=0.0),
+        used=files["space.json"].st_mtime if "space.json" in files else 0.0,
+    )
+
+
+def _files(folder: Path) -> dict[str, os.stat_result]:
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                found[entry.name] = entry.stat()
+            except FileNotFoundError:
+                continue
+    return found

@@ -1,0 +1,153 @@
+"""Embed cached images anew and hold the result against the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache.datasets import load_listings
+from ..cache.listing import Listing
+from ..cache.part import Keys
+from ..cache.space import FeatureSpace
+from ..cache.store import FeatureStore
+from ..cache.verify import Verification
+from ..cache.verify import verify as verify_bytes
+from ..errors import DecodeError, HeadstartError, printable
+from .decode import decode
+from .embedder import Embedder
+from .features import dataset_folder
+from .files import read_regular
+from .options import RunOptions
+from .preprocess import to_input
+from .progress import progress_bar
+
+logger = logging.getLogger("headstart.extract")
+
+# Beyond this share of a row's largest number it is not rounding any more: batch size, compilation and the processor
+# move float32 by a few millionths, and half precision by under a hundredth.
+TOLERANCE = 1e-3
+HALF_TOLERANCE = 3e-2
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Images of one listing whose rows are in one space."""
+
+    space: FeatureSpace
+    request: dict[str, Any]
+    listing: Listing
+    rows: np.ndarray
+
+
+def verify(root: Path, sample: int = 0, seed: int = 0, run: RunOptions | None = None) -> Verification:
+    """Check every byte of a cache and, if asked, some rows against their images.
+
+    Parameters
+    ----------
+    root : Path
+        The cache's folder.
+    sample : int, default 0
+        How many cached images to embed anew. They are drawn at random over all spaces and datasets among those whose
+        files are still there with the same bytes.
+    seed : int, default 0
+        For the draw.
+    run : RunOptions, optional
+        Device and batch size.
+
+    Returns
+    -------
+    Verification
+        With `sampled` and `max_difference`; a row that differs by more than rounding is among the bad.
+    """
+    found = verify_bytes(root)
+    if sample:
+        _sample(FeatureStore(root), sample, np.random.default_rng(seed), run or RunOptions(), found)
+    return found
+
+
+def _sample(store: FeatureStore, count: int, rng: np.random.Generator, run: RunOptions, found: Verification) -> None:
+    candidates = list(_candidates(store))
+    sizes = [len(group.rows) for group in candidates]
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    order = rng.permutation(len(owner))
+    place = np.arange(len(owner)) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    wanted: dict[int, list[tuple[str, bytes]]] = {}
+    chosen = 0
+    for index in order:
+        if chosen == count:
+            break
+        group = candidates[owner[index]]
+        image = _unchanged(group.listing, int(group.rows[place[index]]))
+        if image is not None:
+            wanted.setdefault(int(owner[index]), []).append(image)
+            chosen += 1
+    if chosen < count:
+        logger.warning("only %d images are still there with the bytes that were embedded", chosen)
+    with progress_bar(chosen, "embedding anew") as progress:
+        for number, images in wanted.items():
+            try:
+                _compare(store, candidates[number], images, run, found)
+            except HeadstartError as error:
+                found.bad.append((f"spaces/{candidates[number].space.id}", f"not sampled: {error}"))
+            progress(len(images))
+
+
+def _candidates(store: FeatureStore) -> Iterator[_Candidates]:
+    """Yield what can be sampled: for each dataset's latest listing, the images that each space holds."""
+    latest: dict[str, Listing] = {}
+    requests: dict[str, dict[str, Any]] = {}
+    for listing in load_listings(store.root):
+        latest.setdefault(listing.dataset_id, listing)
+        for space_id in listing.spaces:
+            requests.setdefault(space_id, listing.request)
+    for space_id, space in store.spaces().items():
+        index, _ = store.index(space_id)
+        for listing in latest.values():
+            rows = np.flatnonzero(listing.usable)
+            rows = rows[index.find(Keys.plain(listing.digest[rows])) >= 0]
+            if rows.size:
+                yield _Candidates(space, requests.get(space_id, {}), listing, rows)
+
+
+def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:
+    """Return path and bytes of an image whose bytes are still those of the listing."""
+    path = os.path.join(dataset_folder(listing, listing.source), os.fsdecode(listing.paths[row]))  # noqa: PTH118
+    try:
+        data = read_regular(path)
+    except DecodeError as error:
+        logger.debug("%s is not sampled: %s", printable(path), error)
+        return None
+    return (path, data) if hashlib.sha256(data).digest() == listing.digest[row].tobytes() else None
+
+
+def _compare(
+    store: FeatureStore, group: _Candidates, images: list[tuple[str, bytes]], run: RunOptions, found: Verification
+) -> None:
+    embedder = Embedder.for_space(group.space, group.request, run)
+    digests = [np.frombuffer(hashlib.sha256(data).digest(), np.uint8) for _, data in images]
+    cached = store.gather(group.space.id, Keys.plain(np.stack(digests)))
+    pixels = np.stack([_pixels(data, embedder) for _, data in images])
+    size = embedder.batch_size
+    rows = np.concatenate([embedder.embed(pixels[i : i + size]) for i in range(0, len(pixels), size)])
+    scale = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny)
+    difference = np.abs(cached - rows.astype(np.float32)).max(axis=1) / scale
+    exact = group.space.precision == "float32" and group.space.dtype == "float32"
+    for (path, _), value in zip(images, difference.tolist(), strict=True):
+        if not value <= (TOLERANCE if exact else HALF_TOLERANCE):
+            found.bad.append(
+                (f"spaces/{group.space.id}", f"the row of {printable(path)} differs by {value:.1e} from its image")
+            )
+    found.sampled += len(images)
+    found.max_difference = max(found.max_difference or 0.0, float(difference.max()))
+
+
+def _pixels(data: bytes, embedder: Embedder) -> np.ndarray:
+    decoded = decode(data, max_pixels=embedder.run.max_pixels)
+    return to_input(decoded.pixels, embedder.preprocess)[0]

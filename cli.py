@@ -168,7 +168,7 @@ def commands(context: click.Context) -> None:
 @seed_option
 @cache_option
 @common
-def extract(data: Path, dry_run: bool, **given: Any) -> Any:
+def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
     """Embed the images of DATA that the cache lacks.
 
     DATA is a folder with split folders (train/, val/), a folder of class folders, a CSV file with path,label[,split],
@@ -183,10 +183,12 @@ def extract(data: Path, dry_run: bool, **given: Any) -> Any:
     from .extract.job import extract as run
     from .extract.job import plan_extract
 
+    if dry_run and strict:
+        raise UsageError("--strict has no meaning with --dry-run: which images fail is known after they are read")
     if dry_run:
         return plan_extract(data, **_given(given))
     with stop_on_interrupt() as stopped:
-        return run(data, stopped=stopped, **_given(given))
+        return run(data, stopped=stopped, strict=strict, **_given(given))
 
 
 @commands.command("fit-head")

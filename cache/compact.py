@@ -89,7 +89,8 @@ class Compaction:
                 "run again when it is done, or with --now"
             )
         what = f"{self.deleted} superseded parts, {self.listings} old listings, {self.temporary} temporary files"
-        lines.append(f"deleted {what}: {self.bytes / 1e6:.1f} MB less")
+        change = f"{abs(self.bytes) / 1e6:.1f} MB {'less' if self.bytes >= 0 else 'more, until the old parts go'}"
+        lines.append(f"deleted {what}: {change}")
         if self.waiting:
             minutes = GRACE_SECONDS // 60
             lines.append(
@@ -122,6 +123,8 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
     ------
     CacheError
         The cache cannot be written, or gave other bytes back than were written.
+    CacheFormatError
+        A part is of a newer format.
     DamagedFileError
         With `prune`: the latest listing of a dataset cannot be read, so what it holds is not known.
     """
@@ -130,6 +133,8 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
         return done
     store = FeatureStore(root)
     store.check_writable()
+    for space_id in store.space_ids():
+        store.heads(space_id)  # a part of a newer format is an error before anything is changed
     size, clock = _bytes_on_disk(root), _file_system_time(root)
     wanted = _Wanted.of(root, now=now) if prune else None
     for space_id in store.space_ids():

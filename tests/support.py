@@ -1,8 +1,12 @@
-"""Small things that several tests build: a feature space, rows to put in it."""
+"""Small things that several tests build: a feature space, rows to put in it, a listing; and damage."""
+
+from pathlib import Path
 
 import numpy as np
 
+from headstart.cache.listing import Listing
 from headstart.cache.space import FeatureSpace
+from headstart.cache.store import FeatureStore
 
 
 def make_space(**changes: object) -> FeatureSpace:
@@ -23,3 +27,35 @@ def random_rows(count: int, seed: int = 0, dim: int = 8) -> tuple[np.ndarray, np
     """Return digests (count, 32) uint8 and embeddings (count, dim) float32."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, 32), dtype=np.uint8), rng.standard_normal((count, dim), dtype=np.float32)
+
+
+def add_rows(store: FeatureStore, space: FeatureSpace, digest: np.ndarray, rows: np.ndarray) -> None:
+    """Publish rows as one part."""
+    store.prepare(space)
+    with store.writer(space) as writer:
+        writer.add(digest, rows)
+
+
+def listing_of(digest: np.ndarray, root: str = "photos", **changes: object) -> Listing:
+    """Return a listing of two classes whose images have these digests."""
+    count = len(digest)
+    fields = {
+        "root": root,
+        "source": f"/somewhere/{root}",
+        "layout": "classes",
+        "classes": ("ant", "bee"),
+        "paths": [b"%04d.jpg" % number for number in range(count)],
+        "label": (np.arange(count) % 2).astype(np.int32),
+        "split": np.zeros(count, np.uint8),
+        "stat": np.full((count, 4), 5, np.int64),
+        "digest": digest,
+        "scanned_ns": 10**18,
+    }
+    return Listing(**{**fields, **changes})
+
+
+def flip(path: Path, position: int) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 16
+    path.write_bytes(data)

@@ -245,7 +245,7 @@ def copy_rows(
     rows, places : ndarray of shape (n,), dtype int64
         Which rows, ascending, and where in `target` each goes.
     target : ndarray of shape (m, width)
-        Of any floating dtype. Its content counts only if the call returns.
+        C-contiguous, of any floating dtype. Its content counts only if the call returns.
 
     Raises
     ------
@@ -263,29 +263,21 @@ def copy_rows(
         for number, start in enumerate(range(0, count, step)):
             stop = min(start + step, count)
             chosen = slice(bounds[number], bounds[number + 1])
-            piece = _place_for(start, stop, rows[chosen], places[chosen], target, entry.dtype)
-            direct = piece is not None
-            piece = spare[: stop - start] if piece is None else piece
+            wanted, where = rows[chosen] - start, places[chosen]
+            whole = len(wanted) == stop - start and _counts_up(wanted, 0)
+            straight = whole and target.dtype == entry.dtype and _counts_up(where, where[0])
+            piece = target[where[0] : where[0] + len(where)] if straight else spare[: stop - start]
             _fill(file, _flat(piece), path)
             hasher.update(_flat(piece))
-            if not direct and chosen.start < chosen.stop:
-                target[places[chosen]] = piece[rows[chosen] - start]
+            if not straight and wanted.size:
+                target[where] = piece if whole else piece[wanted]
         _hash_span(file, hasher, header.size - file.tell(), path)
     if hasher.hexdigest() != expected_hash:
         raise DamagedFileError(f"{path} is damaged: its bytes do not match the hash in its name")
 
 
-def _place_for(
-    start: int, stop: int, rows: np.ndarray, places: np.ndarray, target: np.ndarray, dtype: str
-) -> np.ndarray | None:
-    """Return the rows of `target` that a piece of the file can be read straight into, None where there are none."""
-    length = stop - start
-    if len(rows) != length or target.dtype != dtype or not target.flags.c_contiguous:
-        return None
-    ahead = np.arange(length)
-    if (rows - start != ahead).any() or (places - places[0] != ahead).any():
-        return None
-    return target[places[0] : places[0] + length]
+def _counts_up(numbers: np.ndarray, start: int) -> bool:
+    return bool((numbers == np.arange(start, start + len(numbers))).all())
 
 
 def check_file(path: Path, expected_hash: str) -> None:

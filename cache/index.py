@@ -12,6 +12,7 @@ from .part import Keys
 # (the fractional bits of the golden ratio and of the square root of 2).
 _SPREAD_RECIPE = np.uint64(0x9E3779B97F4A7C15)
 _SPREAD_VIEW = np.uint64(0x6A09E667F3BCC909)
+WORTH_A_TRY = 1000
 
 
 class KeyIndex:
@@ -39,6 +40,8 @@ class KeyIndex:
         self.starts = np.cumsum([0, *(len(keys) for keys in parts)], dtype=np.int64)
         self._low = _low_bits(len(self.keys))
         self._sorted = _packed(self.keys, self._low)
+        hashes = self._sorted & ~self._low
+        self._unique = not (hashes[1:] == hashes[:-1]).any()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -51,6 +54,9 @@ class KeyIndex:
         ndarray of shape (n,), dtype int64
             Ascending positions go through the parts in order, and through the rows of each part in order.
         """
+        run = self._run(keys)
+        if run is not None:
+            return run
         # Searched for in ascending order, each key is found near the one before, in the processor's cache.
         asked = _packed(keys, _low_bits(len(keys)))
         low = max(self._low, _low_bits(len(keys)))
@@ -66,6 +72,16 @@ class KeyIndex:
             again = np.flatnonzero(wrong[rows])
             found[rows[again]] = self._walk(place[again], asked[again] & ~low, low, keys, rows[again])
         return found
+
+    def _run(self, keys: Keys) -> np.ndarray | None:
+        """Return the positions of keys that stand in the index in the same order, as in what one run has written."""
+        if len(keys) < WORTH_A_TRY or not self._unique:
+            return None
+        start = int(self.find(keys[:1])[0])
+        if start < 0 or start + len(keys) > len(self):
+            return None
+        run = np.arange(start, start + len(keys))
+        return run if _equal(self.keys[start : start + len(keys)], slice(None), keys, slice(None)).all() else None
 
     def _candidates(self, place: np.ndarray, wanted: np.ndarray, low: np.uint64) -> np.ndarray:
         """Return the position that stands at each place, -1 where that is of another hash."""
@@ -110,7 +126,7 @@ def _prefix(keys: Keys) -> np.ndarray:
     return mixed
 
 
-def _equal(left: Keys, at: np.ndarray, right: Keys, rows: np.ndarray) -> np.ndarray:
+def _equal(left: Keys, at: np.ndarray | slice, right: Keys, rows: np.ndarray | slice) -> np.ndarray:
     """Compare keys of `left` with keys of `right`, word by word: four of 8 bytes are faster than 32 bytes."""
     mine, theirs = (np.ascontiguousarray(keys.digest).view("<u8") for keys in (left, right))
     equal: np.ndarray = (left.recipe[at] == right.recipe[rows]) & (left.view[at] == right.view[rows])

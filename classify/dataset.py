@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,25 @@ from .splits import hold_out
 logger = logging.getLogger("headstart.classify")
 
 VAL_FRACTION = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Dedupe:
+    """What became of images with the same bytes.
+
+    Attributes
+    ----------
+    kept : int
+        Images that are left, of all splits.
+    copies : int
+        Images left out because one with the same bytes is kept.
+    contradictory : int
+        Images left out because the same bytes stand under two labels, neither of which can be believed.
+    """
+
+    kept: int
+    copies: int
+    contradictory: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,8 @@ class LabelledSet:
         Equal for images with the same bytes.
     held_out : bool
         The validation split was drawn from the training images because the dataset has none.
+    dedupe : Dedupe or None, default None
+        What was left out as copies; None where copies are kept.
     """
 
     features: Features
@@ -41,6 +62,7 @@ class LabelledSet:
     split: np.ndarray
     group: np.ndarray
     held_out: bool
+    dedupe: Dedupe | None = None
 
     def part(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return ``X`` (m, D) float32 and ``y`` (m,) of one split."""
@@ -52,7 +74,7 @@ class LabelledSet:
         return np.asarray(self.features.paths[self.rows[self.split == split]])
 
 
-def labelled_set(features: Features, val_fraction: float = VAL_FRACTION) -> LabelledSet:
+def labelled_set(features: Features, val_fraction: float = VAL_FRACTION, *, dedupe: bool = False) -> LabelledSet:
     """Divide the labelled images of a dataset.
 
     Without a validation split, the images whose digest says so are held out: the same ones however many join.
@@ -62,41 +84,106 @@ def labelled_set(features: Features, val_fraction: float = VAL_FRACTION) -> Labe
     features : Features
     val_fraction : float, default 0.2
         Share of the training images that is held out where the dataset has no validation split; 0 to 1.
+    dedupe : bool, default False
+        Leave copies out, as `without_copies` says.
 
     Raises
     ------
     TrainingError
-        No image has a label.
+        No image has a label, or none could be used.
     """
     rows = np.flatnonzero(features.y >= 0)
     if not rows.size:
-        raise TrainingError(
-            f"no image of {features.listing.root} has a label: make one folder a class, or a CSV with path,label"
-        )
+        raise TrainingError(_nothing_to_learn(features))
     digest, split = features.digest[rows], features.split[rows].astype("<U5")
     split[split == ""] = "train"
     held_out = not (split == "val").any() and val_fraction > 0
     if held_out:
         split[hold_out(digest, val_fraction) & (split == "train")] = "val"
     group = np.unique(digest, axis=0, return_inverse=True)[1].reshape(-1)
-    return LabelledSet(features, rows, features.y[rows], split, group, held_out)
+    data = LabelledSet(features, rows, features.y[rows], split, group, held_out)
+    return _deduped(data) if dedupe else data
+
+
+def _nothing_to_learn(features: Features) -> str:
+    root, failures = features.listing.root, features.listing.failures
+    if len(failures) < len(features.listing):
+        return f"no image of {root} has a label: make one folder a class, or a CSV with path,label"
+    first = min(failures)
+    name = printable(features.listing.paths[first])
+    return f"none of the {len(failures)} images of {root} could be used; the first, {name}: {failures[first]}"
+
+
+def without_copies(y: np.ndarray, split: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, Dedupe]:
+    """Choose one image of those with the same bytes, and none where they have two labels.
+
+    An image that is in train and in another split is left out of train, so that the score is on unseen pictures. Among
+    those that remain the first is kept.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,), dtype int
+        Labels.
+    split : ndarray of shape (n,), dtype str
+        "train", "val" or "test".
+    group : ndarray of shape (n,), dtype int
+        From 0; equal for images with the same bytes.
+
+    Returns
+    -------
+    kept : ndarray of shape (m,), dtype int64
+        Rows to keep, in order.
+    dedupe : Dedupe
+    """
+    contradictory = np.isin(group, _with_two_labels(y, group))
+    order = np.lexsort((split == "train", group))  # stable: within a group train comes last, else the order holds
+    first = np.ones(len(group), bool)
+    first[1:] = np.diff(group[order]) != 0
+    chosen = np.zeros(len(group), bool)
+    chosen[order[first]] = True
+    kept = np.flatnonzero(chosen & ~contradictory)
+    return kept, Dedupe(len(kept), int((~chosen & ~contradictory).sum()), int(contradictory.sum()))
+
+
+def _deduped(data: LabelledSet) -> LabelledSet:
+    """Leave copies out and say in one line how many."""
+    kept, dropped = without_copies(data.y, data.split, data.group)
+    twice = _with_two_labels(data.y, data.group)
+    logger.info(
+        "dropped %d copies of images that are kept, and %d images that have two labels, neither to be believed%s",
+        dropped.copies, dropped.contradictory, f" ({_example(data, twice, data.y)})" if twice.size else "",
+    )  # fmt: skip
+    columns = {name: getattr(data, name)[kept] for name in ("rows", "y", "split", "group")}
+    return replace(data, dedupe=dropped, **columns)
 
 
 def warn_of_copies(data: LabelledSet) -> None:
     """Warn of images that are in two splits, or under two labels, byte for byte."""
-    both = np.intersect1d(data.group[data.split == "train"], data.group[data.split != "train"])
+    training = data.split == "train"
+    both = np.intersect1d(data.group[training], data.group[~training])
     if both.size:
         logger.warning(
-            "leakage: %d images are in train and in another split, byte for byte (%s)", both.size, _examples(data, both)
-        )
-    pairs = np.unique(np.stack([data.group, data.y]), axis=1)[0]
+            "leakage: %d images are in train and in another split, byte for byte (%s); --dedupe drops them from train",
+            both.size, _example(data, both, training),
+        )  # fmt: skip
+    twice = _with_two_labels(data.y, data.group)
+    if twice.size:
+        logger.warning(
+            "%d images have two labels, byte for byte the same (%s); --dedupe drops them",
+            twice.size, _example(data, twice, data.y),
+        )  # fmt: skip
+
+
+def _with_two_labels(y: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return the groups whose images do not all have one label, sorted."""
+    pairs = np.unique(np.stack([group, y]), axis=1)[0]
     groups, counts = np.unique(pairs, return_counts=True)
-    if (counts > 1).any():
-        twice = groups[counts > 1]
-        logger.warning("%d images have two labels, byte for byte the same (%s)", twice.size, _examples(data, twice))
+    return np.asarray(groups[counts > 1])
 
 
-def _examples(data: LabelledSet, groups: np.ndarray) -> str:
-    rows = data.rows[np.flatnonzero(data.group == groups[0])][:2]
+def _example(data: LabelledSet, groups: np.ndarray, differ: np.ndarray) -> str:
+    """Name two images of the first group that differ in what is odd about them, and how many groups more there are."""
+    rows = np.flatnonzero(data.group == groups[0])
+    other = rows[differ[rows] != differ[rows[0]]][0]
     more = f", and {groups.size - 1} more" if groups.size > 1 else ""
-    return " = ".join(printable(str(path)) for path in data.features.paths[rows]) + more
+    return " = ".join(printable(str(data.features.paths[data.rows[row]])) for row in (rows[0], other)) + more

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.listing import load_listing
+from ..cache.datasets import latest_listing
 from ..cache.store import FeatureStore
 from ..errors import CacheMissError, DataError, ModelError, printable
 from ..extract.features import Features
@@ -117,7 +117,8 @@ def evaluate(
     split : {"val", "test", "train"}, default "val"
         Where there is no validation split, the test split is taken, and that is said.
     against : path, optional
-        A second model, to be compared on the same images.
+        A second model, to be compared on the same images. Where the first was fitted with `dedupe`, and so is scored
+        without copies, the second one is too.
     cache : path, optional
     run : RunOptions, optional
 
@@ -129,16 +130,18 @@ def evaluate(
         The split has no labelled image.
     """
     first = Classifier(load_model(Path(model)), cache, run)
-    result = _evaluate(first, data, split)
+    dedupe = first.model.training.get("dedupe") is not None
+    result = _evaluate(first, data, split, dedupe=dedupe)
     if against is None:
         return result
     other = Classifier(load_model(Path(against)), cache, run)
-    second = _evaluate(other, first.model.training["source"] if data is None else data, result.split)
+    source = first.model.training["source"] if data is None else data
+    second = _evaluate(other, source, result.split, dedupe=dedupe)
     return replace(result, against=_compare(result, second, str(against)))
 
 
-def _evaluate(classifier: Classifier, data: str | os.PathLike[str] | None, split: str) -> Evaluation:
-    labelled = _dataset(classifier, data)
+def _evaluate(classifier: Classifier, data: str | os.PathLike[str] | None, split: str, *, dedupe: bool) -> Evaluation:
+    labelled = _dataset(classifier, data, dedupe=dedupe)
     if not (labelled.split == split).any() and split == "val" and (labelled.split == "test").any():
         logger.info("there is no validation split: scoring on test")
         split = "test"
@@ -151,7 +154,7 @@ def _evaluate(classifier: Classifier, data: str | os.PathLike[str] | None, split
     return Evaluation(split, scores, y, proba.argmax(axis=1), proba, paths, classifier.classes)
 
 
-def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None) -> LabelledSet:
+def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, *, dedupe: bool) -> LabelledSet:
     training = classifier.model.training
     trained_on = Path(training["source"])
     features = _from_cache(classifier, trained_on) if data is None else _from_disk(classifier, Path(data))
@@ -161,12 +164,12 @@ def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None) -> Lab
             f"{list(features.classes)}; fit a head anew with `headstart fit-head {features.listing.root}`"
         )
     fraction = training.get("held_out")
-    return labelled_set(features, 0.0 if fraction is None else fraction)
+    return labelled_set(features, 0.0 if fraction is None else fraction, dedupe=dedupe)
 
 
 def _from_cache(classifier: Classifier, source: Path) -> Features:
     """Take the dataset that the model was trained on as it was last listed; embed only where the cache lacks rows."""
-    listing = load_listing(classifier.store.root, source)
+    listing = latest_listing(classifier.store.root, source)
     if listing is None:
         if not source.exists():
             raise CacheMissError(f"neither the cache {classifier.store.root} nor the disk has {source}; name DATA")

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Fit:
             "C": self.model.facts.get("C"),
             "val": scores["val"],
             "baseline": scores["baseline"],
+            "dedupe": self.model.training["dedupe"],
             "seconds": round(self.seconds, 3),
             "out": str(self.out),
         }
@@ -128,6 +129,7 @@ def fit_head(
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     val_fraction: float = VAL_FRACTION,
+    dedupe: bool = False,
     wanted: dict[str, Any] | None = None,
     details: bool = False,
     seed: int = 0,
@@ -148,6 +150,9 @@ def fit_head(
         Replace a model that is there.
     val_fraction : float, default 0.2
         Share of the training images held out where the dataset has no validation split.
+    dedupe : bool, default False
+        Of images with the same bytes use one, and none where they have two labels. One that is in train and in
+        another split is left out of train. Without it all are used, and warned of.
     wanted : dict, optional
         Fields that the feature space must have, where the dataset was extracted in several.
     details : bool, default False
@@ -175,7 +180,8 @@ def fit_head(
     features = load_features(cache_dir(cache), None if data is None else Path(data), wanted)
     target = Path(out) if out is not None else default_model(features, head)
     check_target(target, overwrite=overwrite)
-    labelled = labelled_set(features, val_fraction)
+    labelled = labelled_set(features, val_fraction, dedupe=dedupe)
+    warn_of_copies(labelled)
     train_X, train_y = labelled.part("train")
     groups = labelled.group[labelled.split == "train"]
     fitted = make_head(head, random_state=seed, **head_options).fit(train_X, train_y, features.classes, groups=groups)
@@ -189,7 +195,6 @@ def fit_head(
         scores=_scores(fitted, labelled),
     )
     save_model(target, model, overwrite=overwrite)
-    warn_of_copies(labelled)
     return Fit(model, fitted, labelled, target, time.perf_counter() - begin, details)
 
 
@@ -209,6 +214,7 @@ def _facts(data: LabelledSet, seed: int, val_fraction: float) -> dict[str, Any]:
         "layout": listing.layout,
         "request": listing.request,
         "held_out": val_fraction if data.held_out else None,
+        "dedupe": None if data.dedupe is None else asdict(data.dedupe),
         "seed": seed,
         "headstart": __version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class DryRun:
             "space": self.space.id if self.space else None,
             **{name: getattr(self, name) for name in counts},
             "to_read": self.to_read,
-            "misses": [{"space": miss.space, "images": miss.images, "why": miss.why} for miss in self.misses],
+            "misses": [asdict(miss) for miss in self.misses],
         }
 
     def lines(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from ..cache.index import KeyIndex
 from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
+from .embedder import library_versions
+
+logger = logging.getLogger("headstart.extract")
 
 # Fields of a feature space that an option decides on, in the order in which they are told.
 _OPTIONS = {
@@ -30,6 +34,8 @@ _CHANGES = {
     "antialias": "antialias",
     "fast_path": "way of computing",
 }
+# Libraries that decide on pixels: the decoders, and what resizes.
+READERS = ("pillow", "simplejpeg", "torchvision")
 _FOLLOWS = {"dim", "format"}  # differs only where something else does
 
 
@@ -52,7 +58,7 @@ class Miss:
 
     def line(self) -> str:
         """Return the same as a line for people."""
-        return f"{self.images} of them are in another feature space ({self.space}): {self.why}"
+        return f"{self.images} images are in another feature space of the cache ({self.space}): {self.why}"
 
 
 def describe_difference(there: FeatureSpace, wanted: FeatureSpace) -> str:
@@ -111,3 +117,34 @@ def misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray) -> lis
             found.append(Miss(space.id, int(held.sum()), describe_difference(space, wanted)))
         left = left[~held]
     return found
+
+
+def explain_misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray) -> list[Miss]:
+    """Say of images that are about to be embedded, or have been, which other spaces hold them; see `misses`."""
+    if not len(digest):
+        return []
+    found = misses(store, wanted, digest)
+    for miss in found:
+        logger.info("%s", miss.line())
+    return found
+
+
+def joined(first: list[Miss], second: list[Miss]) -> list[Miss]:
+    """Join two lists, the images of one space together."""
+    spaces = {miss.space: miss for miss in [*first, *second]}
+    counts = {space: sum(miss.images for miss in [*first, *second] if miss.space == space) for space in spaces}
+    return [Miss(space, counts[space], miss.why) for space, miss in spaces.items()]
+
+
+def warn_of_versions(store: FeatureStore, space: FeatureSpace) -> None:
+    """Warn where rows are added to a space that was begun with other versions of what turns files into pixels."""
+    begun, now = store.facts(space.id), library_versions()
+    changed = [name for name in READERS if name in begun and begun[name] != now.get(name)]
+    if changed:
+        logger.warning(
+            "the embeddings in space %s were begun with %s, this is %s: pictures may be read a shade differently; "
+            "`headstart cache verify --sample 20` measures by how much",
+            space.id,
+            " and ".join(f"{name} {begun[name]}" for name in changed),
+            " and ".join(f"{name} {now.get(name, 'not installed')}" for name in changed),
+        )

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ import numpy as np
 
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
+from ..cache.part import Keys
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import DataError, printable
 from .dry_run import DryRun, dry_run
 from .embedder import Embedder, library_versions
+from .explain import Miss, explain_misses, joined, warn_of_versions
 from .features import Features, dataset_folder, describe_space
 from .images import ImageList, count_table, list_images
 from .options import RunOptions, SpaceOptions
 from .plan import base_folder, failure_rules, limited, recall_listing, to_look_at
 from .progress import progress_bar
 from .runner import ESTIMATE_AFTER, STAGES, Outcome, run
+from .suspects import Watch
 
 logger = logging.getLogger("headstart.extract")
 
@@ -56,6 +59,8 @@ class Extraction(Features):
         Busy seconds of listing, reading, decoding, forward passes and writing, summed over threads.
     bound_by : str
         The stage that the run waited for; "" where nothing was embedded.
+    misses : list of Miss
+        Images that were embedded although another space of the backbone holds them, and what differs.
     """
 
     embedded: int = 0
@@ -64,6 +69,7 @@ class Extraction(Features):
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     bound_by: str = ""
+    misses: list[Miss] = field(default_factory=list)
 
     @property
     def reused(self) -> int:
@@ -90,6 +96,7 @@ class Extraction(Features):
             "images_per_second": round(self.embedded / self.seconds, 2) if self.embedded else 0.0,
             "stages": {name: round(self.stages.get(name, 0.0), 6) for name in STAGES},
             "bound_by": self.bound_by,
+            "misses": [asdict(miss) for miss in self.misses],
         }
 
     def lines(self) -> list[str]:
@@ -261,18 +268,25 @@ def embed_listing(
     outcome = Outcome(np.zeros((0, 32), np.uint8))
     if todo.size:
         store.prepare(embedder.space, library_versions())
+        warn_of_versions(store, embedder.space)
+        known = listing.known[todo]
+        explained = explain_misses(store, embedder.space, listing.digest[todo[known]])
         logger.info("looking at %d of %d images", todo.size, len(listing))
         with (
             store.writer(embedder.space) as writer,
+            Watch(store.root) as watch,
             progress_bar(int(todo.size), "embedding") as progress,
         ):
             outcome = run(
                 listing.paths, todo, base, embedder, index, writer,
-                stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), embedder),
+                watch=watch, stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), embedder),
             )  # fmt: skip
         read = outcome.digest.any(axis=1)
         listing.digest[read] = outcome.digest[read]
         listing.failures.update(outcome.failures)
+        found_out = listing.digest[todo[~known & read[todo]]]
+        lacking = found_out[index.find(Keys.plain(found_out)) < 0]
+        outcome.misses = joined(explained, explain_misses(store, embedder.space, lacking))
     return replace(listing, spaces=(embedder.space.id,), request=embedder.options.request()), outcome
 
 
@@ -318,6 +332,7 @@ def _result(listing: Listing, embedder: Embedder, store: FeatureStore, outcome: 
         seconds=seconds,
         stages=outcome.stages,
         bound_by=_bound_by(outcome),
+        misses=outcome.misses,
     )  # fmt: skip
     _note_oddities(outcome, embedder)
     return extraction

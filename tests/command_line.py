@@ -59,9 +59,9 @@ def headstart(tmp_path, monkeypatch, capsys):
 def headstart_json(headstart):
     """Run a command with `--json`; return the object, after checking that nothing else was on standard output."""
 
-    def run(*words):
+    def run(*words, expect=0):
         status, out, err = headstart(*words, "--json")
-        assert status == 0, err + out
+        assert status == expect, err + out
         return json.loads(out)
 
     return run

@@ -67,7 +67,7 @@ def test_a_group_shares_a_fold():
         ),
     ],
 )
-def test_what_cannot_be_learnt_is_named(y, names, said):
+def test_f37_what_cannot_be_learnt_is_named(y, names, said):
     with pytest.raises(TrainingError, match=said):
         check_trainable(np.array(y), names, 5)
 

@@ -88,14 +88,14 @@ GOLDEN_MEANS = {
 
 
 @pytest.mark.parametrize("name", GOLDEN_MEANS)
-def test_golden_mean_of_each_mode(name: str) -> None:
+def test_f19_golden_mean_of_each_mode(name: str) -> None:
     image, options, mean = GOLDEN_MEANS[name]
     pixels = decode(encode(image, "PNG", **options)).pixels
     assert pixels.shape == (HEIGHT, WIDTH, 3)
     assert pixels.mean() == pytest.approx(mean, abs=1e-4)
 
 
-def test_transparency_is_composited_onto_white() -> None:
+def test_f19_transparency_is_composited_onto_white() -> None:
     pixels = decode(encode(see_through(), "PNG")).pixels
     assert (pixels[:, 0] == 255).all(), "what is wholly transparent is white"
     alpha = (COLUMNS * 4 / 255)[:, :, None]
@@ -110,19 +110,24 @@ def palette_image() -> Image.Image:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_palette_with_and_without_a_transparent_entry(kind: str) -> None:
+def test_f19_palette_with_and_without_a_transparent_entry(kind: str) -> None:
     assert decode(encode(palette_image(), kind)).pixels.tolist() == [[[10, 20, 30], [40, 50, 60]]]
     clear = encode(palette_image(), kind, transparency=1)
     assert decode(clear).pixels.tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
-def test_cmyk_jpeg_is_converted_as_pillow_does() -> None:
+def test_f19_palette_with_alpha_between_none_and_full() -> None:
+    pixels = decode(encode(palette_image(), "PNG", transparency=bytes([255, 128]))).pixels
+    assert pixels.tolist() == [[[10, 20, 30], [147, 152, 157]]]  # (40 * 128 + 255 * 127) / 255 and so on
+
+
+def test_f19_cmyk_jpeg_is_converted_as_pillow_does() -> None:
     data = encode(gradient("CMYK"), "JPEG")
     assert np.array_equal(decode(data).pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     assert decode(data).pixels.mean() == pytest.approx(117.83, abs=0.1)
 
 
-def test_grey_jpeg_has_three_equal_channels() -> None:
+def test_f19_grey_jpeg_has_three_equal_channels() -> None:
     pixels = decode(encode(gradient("L"), "JPEG")).pixels
     assert pixels.shape == (HEIGHT, WIDTH, 3)
     assert (pixels == pixels[:, :, :1]).all()
@@ -134,14 +139,14 @@ DEEP = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.ui
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_is_scaled_to_the_nearest_level(kind: str) -> None:
+def test_f20_sixteen_bit_grey_is_scaled_to_the_nearest_level(kind: str) -> None:
     pixels = decode(encode(Image.fromarray(DEEP), kind)).pixels
     assert np.array_equal(pixels[:, :, 1], np.rint(DEEP * (255 / 65535)).astype(np.uint8))
     assert pixels.mean() == pytest.approx(127.4980, abs=1e-4)
     assert pixels[-1, -1].tolist() == [255, 255, 255]
 
 
-def test_big_endian_sixteen_bit_tiff_is_the_same() -> None:
+def test_f20_big_endian_sixteen_bit_tiff_is_the_same() -> None:
     swapped = Image.frombytes("I;16B", (WIDTH, HEIGHT), DEEP.astype(">u2").tobytes())
     assert decode(encode(swapped, "TIFF")).pixels.mean() == pytest.approx(127.4980, abs=1e-4)
 
@@ -172,7 +177,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bit_colour_is_reduced_to_eight() -> None:
+def test_f20_sixteen_bit_colour_is_reduced_to_eight() -> None:
     row = struct.pack(">6H", 0xFFFF, 0x8000, 0x0100, 0, 0x1234, 0xFF00)
     pixels = decode(png(2, 1, 16, 2, b"\0" + row)).pixels
     assert pixels.tolist() == [[[255, 128, 1], [0, 0x12, 255]]]
@@ -182,7 +187,7 @@ def test_sixteen_bit_colour_is_reduced_to_eight() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
-def test_first_frame_of_several(kind: str) -> None:
+def test_f21_first_frame_of_several(kind: str) -> None:
     frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("lime", "blue")]
     data = encode(Image.new("RGB", (WIDTH, HEIGHT), "red"), kind, save_all=True, append_images=frames)
     result = decode(data)
@@ -201,7 +206,7 @@ def test_pictures_of_a_phone_give_the_first() -> None:
 # JPEG
 
 
-def test_content_decides_and_not_the_kind_that_a_name_promises() -> None:
+def test_f23_content_decides_and_not_the_kind_that_a_name_promises() -> None:
     for kind in ("PNG", "BMP"):
         assert np.array_equal(decode(encode(gradient(), kind)).pixels, GRADIENT)
 
@@ -232,7 +237,7 @@ def test_harmless_complaints_go_to_pillow() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_cut_jpeg_is_never_filled_in(mode: str, options: dict[str, bool]) -> None:
+def test_f14_a_cut_jpeg_is_never_filled_in(mode: str, options: dict[str, bool]) -> None:
     data = encode(gradient(mode), "JPEG", **options)
     for length in (len(data) - 2, len(data) - 20, len(data) // 2, 200, 30):
         assert reason(data[:length]) == "truncated"
@@ -262,12 +267,12 @@ def test_one_pixel() -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "not an image (a Git LFS pointer; run `git lfs pull`)"),
     ],
 )
-def test_reason_for_what_is_no_image(data: bytes, expected: str) -> None:
+def test_f15_reason_for_what_is_no_image(data: bytes, expected: str) -> None:
     assert reason(data) == expected
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
-def test_half_a_file_is_truncated(kind: str) -> None:
+def test_f14_half_a_file_is_truncated(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), kind)
     assert reason(data[: len(data) // 2]) == "truncated"
@@ -309,7 +314,7 @@ def oriented(kind: str, orientation: int, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-def test_all_orientations_of_jpeg(orientation: int) -> None:
+def test_f22_all_orientations_of_jpeg(orientation: int) -> None:
     pixels = decode(oriented("JPEG", orientation)).pixels
     assert corners(pixels) == TURNED[orientation]
     assert pixels.shape == ((32, 64, 3) if orientation < 5 else (64, 32, 3))
@@ -318,7 +323,7 @@ def test_all_orientations_of_jpeg(orientation: int) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", [6, 7])
-def test_orientation_of_other_formats(kind: str, orientation: int) -> None:
+def test_f22_orientation_of_other_formats(kind: str, orientation: int) -> None:
     assert corners(decode(oriented(kind, orientation)).pixels) == TURNED[orientation]
 
 
@@ -377,7 +382,7 @@ def claimed(kind: str, width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
 @pytest.mark.parametrize("side", [10_000, 16_000])  # Pillow warns at the one and raises at the other
-def test_the_header_is_checked_before_decoding_and_nothing_is_warned(kind: str, side: int) -> None:
+def test_f18_the_header_is_checked_before_decoding_and_nothing_is_warned(kind: str, side: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         text = reason(claimed(kind, side, side))
@@ -401,7 +406,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another there")
-def test_memory_stays_flat_on_bombs() -> None:
+def test_f18_memory_stays_flat_on_bombs() -> None:
     real = png(12_000, 12_000, 1, 0, b"\0" * (1501 * 12_000))
     bombs = [real, *(claimed(kind, 16_000, 16_000) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"))]
     files = [encode(gradient(), "PNG"), *bombs]
@@ -414,7 +419,7 @@ def test_memory_stays_flat_on_bombs() -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_limit_beyond_pillows_own_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f18_a_limit_beyond_pillows_own_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # the picture has 3072 pixels, more than twice that
     data = encode(gradient(), kind)
     with warnings.catch_warnings():

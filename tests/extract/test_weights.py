@@ -195,14 +195,14 @@ def test_a_download_lands_once_under_its_name(server, folder):
         ("absent/" + GOOD_NAME, "HTTP Error 404|Not Found"),
     ],
 )
-def test_a_bad_download_leaves_nothing(server, folder, where, reason):
+def test_f48_a_bad_download_leaves_nothing(server, folder, where, reason):
     with pytest.raises(WeightsNotFoundError, match=reason) as caught:
         fetch(f"{server}/{where}", backbone="net")
     assert list(folder.iterdir()) == []
     assert "\n" not in str(caught.value)
 
 
-def test_no_network_says_what_is_missing_and_both_ways_to_put_it_there(folder):
+def test_f48_no_network_says_what_is_missing_and_both_ways_to_put_it_there(folder):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/{GOOD_NAME}"

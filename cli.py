@@ -97,9 +97,12 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         on_stdout = getattr(result, "on_stdout", False)
         if as_json:
             click.echo(json.dumps(result.summary(), allow_nan=False))
-        elif on_stdout or not quiet:
+        elif on_stdout:
             for line in result.lines():
-                click.echo(line, err=not on_stdout)
+                click.echo(_as_named(line))
+        elif not quiet:
+            for line in result.lines():
+                click.echo(printable(line), err=True)
         if getattr(result, "status", 0):
             sys.exit(result.status)
 
@@ -425,6 +428,15 @@ def demo(out: Path) -> Any:
     return run(out)
 
 
+def _as_named(line: str) -> str | bytes:
+    """Return a line of a table with names as the file system has them, also where they are no text."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(line)
+    return line
+
+
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given; None and the empty tuple mean that one was not."""
     return {name: value for name, value in values.items() if value is not None and value != ()}
@@ -434,7 +446,7 @@ class _ToStderr(logging.Handler):
     """Shows log records as lines for people, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = printable(record.getMessage())  # names from outside must not steer a terminal
         if record.levelno >= logging.WARNING:
             text = f"warning: {text}"
         bars = sys.modules.get("tqdm")

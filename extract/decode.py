@@ -34,18 +34,14 @@ import re
 import struct
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 from PIL import __version__ as pillow_version
 
 from ..errors import DecodeError
-
-if TYPE_CHECKING:
-    from PIL.ImageFile import ImageFile
 
 DECODER_RULES: int = 1
 """Version of the rules above."""
@@ -256,8 +252,9 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Pixels | None:
     return pixels
 
 
-def _loaded(kind: str, data: bytes, max_pixels: int) -> ImageFile:
+def _loaded(kind: str, data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     _raise_pillow_limit(max_pixels)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # a program around us may have set it: missing data would be filled in
     image = _opened(kind, io.BytesIO(data))
     _check_pixels(image.width, image.height, max_pixels)
     image.load()
@@ -271,11 +268,11 @@ def _raise_pillow_limit(max_pixels: int) -> None:
             Image.MAX_IMAGE_PIXELS = max_pixels
 
 
-def _opened(kind: str, file: io.BytesIO) -> ImageFile:
+def _opened(kind: str, file: io.BytesIO) -> ImageFile.ImageFile:
     """Read the header by the format's own reader; each is imported when its format is first met."""
     module, name = _READERS[kind]
     try:
-        reader: type[ImageFile] = getattr(importlib.import_module(module), name)
+        reader: type[ImageFile.ImageFile] = getattr(importlib.import_module(module), name)
     except ImportError:
         if kind != "HEIF":
             raise

@@ -61,6 +61,8 @@ class Extraction(Features):
         The stage that the run waited for; "" where nothing was embedded.
     misses : list of Miss
         Images that were embedded although another space of the backbone holds them, and what differs.
+    animated : int
+        Images of which the first frame was embedded in this run.
     """
 
     embedded: int = 0
@@ -70,6 +72,7 @@ class Extraction(Features):
     stages: dict[str, float] = field(default_factory=dict)
     bound_by: str = ""
     misses: list[Miss] = field(default_factory=list)
+    animated: int = 0
 
     @property
     def reused(self) -> int:
@@ -97,6 +100,7 @@ class Extraction(Features):
             "stages": {name: round(self.stages.get(name, 0.0), 6) for name in STAGES},
             "bound_by": self.bound_by,
             "misses": [asdict(miss) for miss in self.misses],
+            "animated": self.animated,
         }
 
     def lines(self) -> list[str]:
@@ -268,7 +272,6 @@ def embed_listing(
     outcome = Outcome(np.zeros((0, 32), np.uint8))
     if todo.size:
         store.prepare(embedder.space, library_versions())
-        warn_of_versions(store, embedder.space)
         known = listing.known[todo]
         explained = explain_misses(store, embedder.space, listing.digest[todo[known]])
         logger.info("looking at %d of %d images", todo.size, len(listing))
@@ -286,6 +289,8 @@ def embed_listing(
         listing.failures.update(outcome.failures)
         found_out = listing.digest[todo[~known & read[todo]]]
         lacking = found_out[index.find(Keys.plain(found_out)) < 0]
+        if outcome.embedded:
+            warn_of_versions(store, embedder.space)
         outcome.misses = joined(explained, explain_misses(store, embedder.space, lacking))
     return replace(listing, spaces=(embedder.space.id,), request=embedder.options.request()), outcome
 
@@ -333,6 +338,7 @@ def _result(listing: Listing, embedder: Embedder, store: FeatureStore, outcome: 
         stages=outcome.stages,
         bound_by=_bound_by(outcome),
         misses=outcome.misses,
+        animated=outcome.animated,
     )  # fmt: skip
     _note_oddities(outcome, embedder)
     return extraction

@@ -274,6 +274,23 @@ def test_f25_names_of_any_bytes_go_in_and_come_out(headstart, headstart_json, ph
         assert f"{photos}/cross/{shown}: cross " in seen
 
 
+def test_f25_a_table_for_programs_has_the_bytes_and_a_message_cannot_steer_a_terminal(headstart_json, photos, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/da\xff\n\x1b[31m")
+    (photos / "cross" / "00.jpg").rename(os.fsdecode(os.fsencode(photos) + b"/cross/\xff.jpg"))
+    photos.rename(folder)
+    done, _ = in_own_process("extract", folder, "--backbone", BACKBONE, cwd=tmp_path)
+    fit, _ = in_own_process("fit-head", cwd=tmp_path)
+    for text in (done.stderr, fit.stderr):
+        assert r"da\xff\n\x1b[31m" in text
+        assert "\x1b" not in text
+    model = next((tmp_path / "models").iterdir())
+    program = "import sys; from headstart.cli import main; sys.exit(main(sys.argv[1:]))"
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    words = [sys.executable, "-c", program, "predict", model, folder, "--csv"]
+    table = subprocess.run(words, cwd=tmp_path, env=strict, capture_output=True, check=True).stdout
+    assert b"/cross/\xff.jpg" in table
+
+
 def test_f26_links_that_loop_or_lead_nowhere_are_skipped_and_listed(headstart_json, headstart, photos):
     (photos / "cross" / "loop.jpg").symlink_to("loop.jpg")
     (photos / "cross" / "one.jpg").symlink_to("two.jpg")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from headstart.errors import DecodeError
 from headstart.extract import decode as module
@@ -277,6 +277,16 @@ def test_f14_half_a_file_is_truncated(kind: str) -> None:
     data = encode(Image.fromarray(noise), kind)
     assert reason(data[: len(data) // 2]) == "truncated"
     assert reason(data[:-40]) == "truncated"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF"])
+def test_f14_nothing_is_filled_in_though_the_program_around_us_allows_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert reason(data[: len(data) // 2]) == "truncated"
 
 
 def test_a_broken_checksum_names_the_format() -> None:

@@ -84,7 +84,7 @@ FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_at_rest_is_unpickled_or_run(path):
+def test_t11_nothing_at_rest_is_unpickled_or_run(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -95,11 +95,14 @@ def test_nothing_at_rest_is_unpickled_or_run(path):
         if isinstance(node, ast.Call):
             text = ast.unparse(node.func)
             assert text not in {"eval", "exec", "compile", "__import__", "joblib.load"}, f"line {node.lineno}"
+            # numpy's reader unpickles when asked to; HDF5's references and ragged types are objects of Python.
+            assert text not in {"np.load", "np.fromregex", "numpy.load"}, f"line {node.lineno}"
+            assert not text.endswith((".vlen_dtype", ".special_dtype", ".ref_dtype")), f"line {node.lineno}"
             assert not text.endswith((".extractall", ".load_state_dict_from_url")), f"line {node.lineno}"
             assert not any(k.arg == "allow_pickle" for k in node.keywords), f"line {node.lineno}"
 
 
-def test_torch_load_has_one_caller_and_it_wants_weights_only():
+def test_t11_torch_load_has_one_caller_and_it_wants_weights_only():
     calls = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -18,7 +18,7 @@ export HEADSTART_SAMPLES ?= $(SAMPLES)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types format bench clean
+.PHONY: help install demo test test-slow torture lint types format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +29,13 @@ demo: $(VENV)/.installed ## Install, then do the whole job on pictures that ship
 	$(BIN)/headstart demo
 
 test: $(VENV)/.installed-test lint types ## Install, then formatting, lint, types and tests (under 10 minutes)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not torture"
 
 test-slow: $(VENV)/.installed-test ## The tests that take longer
 	$(BIN)/python -m pytest -q -m slow
+
+torture: $(VENV)/.installed-test ## Break the cache in every way there is; each test prints its counts
+	$(BIN)/python -m pytest -q -s -m torture
 
 lint: $(VENV)/.installed-test ## Formatting and lint
 	$(BIN)/ruff format --check .

@@ -148,12 +148,12 @@ def _read_line(path: Path, start: bytes) -> tuple[int, int]:
     words = start[:_LINE_LENGTH].split(b" ")
     if len(words) != 5 or words[0] != b"headstart-block":
         raise DamagedFileError(f"{path} is damaged: it does not begin with headstart's header")
-    if words[1] != b"%d" % BLOCK_FORMAT and words[1].isdigit():
+    if words[1].isdigit() and int(words[1]) > BLOCK_FORMAT:
         found = words[1].decode("ascii")
         raise CacheFormatError(
             f"{path} was written by format {found}, this reads up to {BLOCK_FORMAT}; upgrade headstart"
         )
-    if not (words[2].isdigit() and words[3].isdigit()):
+    if words[1] != b"%d" % BLOCK_FORMAT or not (words[2].isdigit() and words[3].isdigit()):
         raise DamagedFileError(f"{path} is damaged: its header line cannot be read")
     base, length = int(words[2]), int(words[3])
     if base > MAX_HEADER or length > base - _LINE_LENGTH:

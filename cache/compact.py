@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheError, DamagedFileError
+from ..errors import CacheError, DamagedFileError, HeadstartError
 from .datasets import latest_listings, superfluous_listings
 from .index import KeyIndex
 from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, write_part, written_at
-from .publish import sync_folder, temporary_path
+from .publish import sync_folder, temporary_path, write_error
 from .running import oldest_start
 from .store import FeatureStore, PartGoneError
 from .temporary import remove_stale
@@ -129,14 +129,23 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
         With `prune`: the latest listing of a dataset cannot be read, so what it holds is not known.
     """
     done = Compaction(root, prune=prune)
-    if not root.is_dir():
-        return done
-    store = FeatureStore(root)
+    if root.is_dir():
+        try:
+            _compact(done, now=now)
+        except HeadstartError:
+            raise
+        except OSError as error:
+            raise write_error(error, root) from error
+    return done
+
+
+def _compact(done: Compaction, *, now: bool) -> None:
+    root, store = done.root, FeatureStore(done.root)
     store.check_writable()
     for space_id in store.space_ids():
         store.heads(space_id)  # a part of a newer format is an error before anything is changed
     size, clock = _bytes_on_disk(root), _file_system_time(root)
-    wanted = _Wanted.of(root, now=now) if prune else None
+    wanted = _Wanted.of(root, now=now) if done.prune else None
     for space_id in store.space_ids():
         _Space(store, space_id, wanted, clock, now=now).compact(done)
     for path in superfluous_listings(root):
@@ -145,7 +154,6 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
             done.listings += 1
     done.temporary = remove_stale(root, clock)
     done.bytes = size - _bytes_on_disk(root)
-    return done
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,40 +197,31 @@ class _Space:
     def _merge(self, done: Compaction) -> None:
         """Merge what is worth it, a group of parts at a time."""
         heads = self.store.heads(self.space_id)
-        keep, copies = self._rows_to_keep(heads)
-        there = {path.name for path in self.store.parts(self.space_id)}
-        for group in _groups(heads, keep, copies, there):
-            if any(copies[number].any() for number in group):
-                self._check_others(heads, group)
-            self._merge_group([heads[number] for number in group], [keep[number] for number in group])
-            done.copies += sum(int(copies[number].sum()) for number in group)
-            done.pruned += sum(int((~keep[number] & ~copies[number]).sum()) for number in group)
+        wanted = self._wanted_rows(heads)
+        for group in _groups(heads, wanted, {path.name for path in self.store.parts(self.space_id)}):
+            self._merge_group([heads[number] for number in group], [wanted[number] for number in group], done)
 
-    def _rows_to_keep(self, heads: list[PartHead]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return for each part which rows stay, and which are copies of a row in an earlier part."""
-        index = KeyIndex([head.keys for head in heads])
-        first, bounds = index.first(), index.starts[1:-1]
-        keep = first.copy()
-        if self.wanted is not None:
-            young = np.repeat(
-                [written_at(head.path) >= self.wanted.since for head in heads], [len(head.keys) for head in heads]
-            )
-            spared = first & young & ~self.wanted.has(index.keys)
-            self.spared = int(spared.sum())
-            keep &= self.wanted.has(index.keys) | spared
-        return np.split(keep, bounds), np.split(~first, bounds)
+    def _wanted_rows(self, heads: list[PartHead]) -> list[np.ndarray]:
+        """Return for each part which rows are not pruned."""
+        if self.wanted is None:
+            return [np.ones(len(head.keys), bool) for head in heads]
+        listed = [self.wanted.has(head.keys) for head in heads]
+        young = [written_at(head.path) >= self.wanted.since for head in heads]
+        spared = [head.keys[~mask] for head, mask, late in zip(heads, listed, young, strict=True) if late]
+        self.spared = int(KeyIndex(spared).first().sum())
+        return [mask | late for mask, late in zip(listed, young, strict=True)]
 
-    def _check_others(self, heads: list[PartHead], group: list[int]) -> None:
-        """Check the parts that hold the rows whose copies are about to be dropped."""
-        for number, head in enumerate(heads):
-            if number not in group and head.path.name not in self.checked:
-                self._read(head.path, partial(check_part, head.path))
-                self.checked.add(head.path.name)
+    def _merge_group(self, heads: list[PartHead], wanted: list[np.ndarray], done: Compaction) -> None:
+        """Write one part in the place of several, and read it back.
 
-    def _merge_group(self, heads: list[PartHead], keep: list[np.ndarray]) -> None:
-        """Write one part in the place of several, and read it back."""
+        It holds every key of theirs that is wanted: none is left out because a part outside the group has it too, for
+        another compaction may be leaving it out there at this moment, because it is here.
+        """
         space = heads[0].space
-        rows = [np.flatnonzero(mask) for mask in keep]
+        rows = [np.flatnonzero(mask) for mask in wanted]
+        index = KeyIndex([head.keys[chosen] for head, chosen in zip(heads, rows, strict=True)])
+        first = np.split(index.first(), index.starts[1:-1])
+        rows = [chosen[mask] for chosen, mask in zip(rows, first, strict=True)]
         starts = np.cumsum([0, *(len(chosen) for chosen in rows)])
         embedding = np.empty((int(starts[-1]), space.dim), space.dtype)
         for head, chosen, start in zip(heads, rows, starts[:-1].tolist(), strict=True):
@@ -233,15 +232,20 @@ class _Space:
         there = {path.name for path in self.store.parts(self.space_id)}
         names = _names_replaced(heads, there)
         self._read_back(write_part(self.store.space_folder(self.space_id), space, keys, embedding, recipes, names))
+        done.copies += len(index) - len(keys)
+        pruned = [head.keys[~mask] for head, mask in zip(heads, wanted, strict=True)]
+        done.pruned += int(KeyIndex(pruned).first().sum())
 
     def _read(self, path: Path, read: Callable[[], object]) -> None:
         if not self.store.read_part(path, read):
             raise PartGoneError(str(path))
 
     def _read_back(self, path: Path) -> None:
-        _forget_cached(path)
         try:
+            _forget_cached(path)
             check_part(path)
+        except FileNotFoundError:
+            return  # another compaction has merged and deleted it already
         except DamagedFileError as error:
             path.unlink(missing_ok=True)
             raise CacheError(
@@ -264,37 +268,56 @@ class _Space:
         done.deleted += deleted
 
     def _delete(self, merged: Path, old: list[Path]) -> int:
-        """Delete what a merged part supersedes, after making sure that this is whole."""
+        """Delete what a merged part supersedes, after making sure that this is whole and has its name for good."""
         if merged.name not in self.checked:
             try:
                 check_part(merged)
+            except FileNotFoundError:
+                return 0
             except DamagedFileError as error:
                 self.store.quarantine(merged, error)  # the old parts serve again
                 return 0
+        sync_folder(merged.parent)  # whoever merged it may have died, or be about to, before he came to that
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
 
 
-def _groups(
-    heads: list[PartHead], keep: list[np.ndarray], copies: list[np.ndarray], there: set[str]
-) -> list[list[int]]:
-    """Choose the parts to be merged with each other: small ones, and those with rows to drop."""
+def _groups(heads: list[PartHead], wanted: list[np.ndarray], there: set[str]) -> list[list[int]]:
+    """Choose the parts to be merged with each other: small ones, those with rows to drop, those with many copies."""
+    index = KeyIndex([head.keys for head in heads])
     groups: list[list[int]] = []
-    rows = names = 0
-    for number, head in enumerate(heads):
-        kept, total = int(keep[number].sum()), len(keep[number])
-        full = PART_BYTES // head.space.row_bytes
-        pruned = kept + int(copies[number].sum()) < total
-        if not (pruned or kept < full // 2 or kept < (1 - WORTHWHILE) * total):
-            continue
+    inside, names = KeyIndex([]), 0
+    for number in _worthwhile(heads, wanted, index):
+        head = heads[number]
+        keys = head.keys[np.flatnonzero(wanted[number])]
         replaced = len(_names_replaced([head], there))
-        if not groups or rows + kept > full or names + replaced > MAX_SUPERSEDED:
+        joined = KeyIndex([inside.keys, keys])
+        full = PART_BYTES // head.space.row_bytes
+        if not groups or int(joined.first().sum()) > full or names + replaced > MAX_SUPERSEDED:
             groups.append([])
-            rows = names = 0
+            joined, names = KeyIndex([keys]), 0
         groups[-1].append(number)
-        rows, names = rows + kept, names + replaced
-    return [group for group in groups if len(group) > 1 or not keep[group[0]].all()]
+        inside, names = joined, names + replaced
+    return [group for group in groups if len(group) > 1 or not wanted[group[0]].all()]
+
+
+def _worthwhile(heads: list[PartHead], wanted: list[np.ndarray], index: KeyIndex) -> list[int]:
+    """Return the parts that are worth merging; one with many copies comes straight behind the part it repeats."""
+    owner = np.searchsorted(index.starts, index.find(index.keys), side="right") - 1
+    small, followers = [], {}
+    for number, (head, mask) in enumerate(zip(heads, wanted, strict=True)):
+        if mask.sum() < PART_BYTES // head.space.row_bytes // 2 or not mask.all():
+            small.append(number)
+        originals = owner[index.starts[number] : index.starts[number + 1]]
+        copies = originals[originals != number]
+        if len(copies) and len(copies) >= WORTHWHILE * len(originals):
+            followers[number] = int(np.bincount(copies).argmax())
+    order: list[int] = []
+    for number in sorted({*small, *followers, *followers.values()}):
+        if number not in followers:
+            order += [number, *(follower for follower, leader in followers.items() if leader == number)]
+    return order + [number for number in followers if number not in order]
 
 
 def _names_replaced(heads: list[PartHead], there: set[str]) -> list[str]:

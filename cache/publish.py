@@ -41,6 +41,8 @@ def sortable_id(after: str = "") -> str:
 def make_folder(folder: Path, root: Path | None = None) -> None:
     """Make a folder and those above it that are missing, each durable in the one that holds it.
 
+    A folder that is there already is made durable too: who made it may have died before he came to that.
+
     Parameters
     ----------
     folder : Path
@@ -53,21 +55,23 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
     CacheError
         A folder cannot be made, or `root` is not there.
     """
-    missing = []
-    while not folder.is_dir():
-        if folder == root:
-            raise write_error(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), folder)
-        missing.append(folder)
-        if folder.parent == folder:
+    if root is not None and not root.is_dir():
+        raise write_error(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), root)
+    levels: list[Path] = []
+    for level in (folder, *folder.parents):
+        if level == root or (root is None and levels and level.is_dir()):
             break
-        folder = folder.parent
-    for made in reversed(missing):
+        levels.append(level)
+    for level in reversed(levels):
+        made = not level.is_dir()
         try:
-            with contextlib.suppress(FileExistsError):  # by another process, which makes it durable too
-                os.mkdir(made)  # noqa: PTH102  (one call that tests can make fail)
-            sync_folder(made.parent)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(level)  # noqa: PTH102  (one call that tests can make fail)
+            sync_folder(level.parent)
         except OSError as error:
-            raise write_error(error, made) from error
+            if made or root is not None or not isinstance(error, PermissionError):
+                raise write_error(error, level) from error
+            logger.debug("%s is not ours to sync: %s", level.parent, error)
 
 
 def publish(path: Path, data: Buffer | Sequence[Buffer]) -> None:

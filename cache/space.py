@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CacheFormatError
+from ..errors import CacheFormatError, DamagedFileError
 
 SPACE_FORMAT = 1
 ID_LENGTH = 16
@@ -90,7 +90,9 @@ class FeatureSpace:
         Raises
         ------
         CacheFormatError
-            Written by a newer version, or not a feature space at all.
+            Written by a newer version.
+        DamagedFileError
+            Not a feature space at all.
         """
         fields = dict(fields)
         found = fields.pop("format", None)
@@ -102,7 +104,7 @@ class FeatureSpace:
             # Through JSON, so that tuples and lists compare equal whatever made them.
             return cls(**json.loads(canonical_json(fields)))
         except (TypeError, ValueError) as error:
-            raise CacheFormatError(f"not a feature space: {error}") from error
+            raise DamagedFileError(f"not a feature space: {error}") from error
 
     def compatible_with(self, other: FeatureSpace) -> bool:
         """Tell whether embeddings of both may be mixed: they differ at most in how numbers are computed and kept."""

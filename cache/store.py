@@ -101,9 +101,9 @@ class FeatureStore:
             raise CacheMissError(
                 f"the cache {self.root} has no feature space {space_id}; run `headstart extract`"
             ) from error
+        except CacheFormatError as error:
+            raise CacheFormatError(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, CacheFormatError):
-                raise
             raise DamagedFileError(f"{path} is damaged: {error}") from error
         if space.id != space_id:
             raise DamagedFileError(f"{path} is damaged: it describes space {space.id}")
@@ -301,10 +301,12 @@ class FeatureStore:
                     yield left[places[start : start + block_rows]], block[start : start + block_rows]
             left = left[~done]
 
-    def writer(self, space: FeatureSpace, on_part: Callable[[int], None] | None = None) -> PartWriter:
-        """Return a writer of rows in `space`, which `prepare` has been called for."""
+    def writer(
+        self, space: FeatureSpace, on_part: Callable[[int], None] | None = None, expected: int = 0
+    ) -> PartWriter:
+        """Return a writer of `expected` rows, if known, in `space`, which `prepare` has been called for."""
         self.mark_used(space.id)
-        return PartWriter(self.space_folder(space.id), space, on_part)
+        return PartWriter(self.space_folder(space.id), space, on_part, expected)
 
     def _found(self, index: KeyIndex, keys: Keys, total: int) -> np.ndarray:
         places = index.find(keys)
@@ -430,4 +432,5 @@ def _unwritable(error: OSError, folder: Path) -> CacheError:
     translated = error if isinstance(error, CacheError) else write_error(error, folder)
     if "read-only" in str(translated):
         translated = CacheError(f"cache {folder} is read-only: pass --cache with a folder that can be written")
+        translated.errno = error.errno
     return translated

@@ -32,6 +32,8 @@ class PartWriter:
     space : FeatureSpace
     on_part : callable, optional
         Called with the number of rows that are safe, after each part.
+    expected : int, default 0
+        About how many rows will come: how much room to ask for when the disk is full.
 
     Attributes
     ----------
@@ -39,7 +41,14 @@ class PartWriter:
         Rows that are safe.
     """
 
-    def __init__(self, folder: Path, space: FeatureSpace, on_part: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        space: FeatureSpace,
+        on_part: Callable[[int], None] | None = None,
+        expected: int = 0,
+    ) -> None:
+        self._expected = expected
         self._folder = folder
         self._space = space
         self._on_part = on_part
@@ -94,7 +103,8 @@ class PartWriter:
             write_part(self._folder, self._space, keys, rows, {})
         except CacheError as error:
             if isinstance(error.__cause__, OSError):
-                raise write_error(error.__cause__, self._folder, error.size, self.published) from error
+                left = max(error.size, (self._expected - self.published) * self._space.row_bytes)
+                raise write_error(error.__cause__, self._folder, left, self.published) from error
             raise
         self.published += len(rows)
         if self._on_part:

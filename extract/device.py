@@ -16,6 +16,11 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 CPU_BATCH = 16
 GPU_BATCH = 128
+_MEMORY_FULL = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +110,12 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether `error` says that the device's memory is full."""
+    """Tell whether `error` says that the device's memory is full: cuda has a class for it, the others only a text."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_FULL)
 
 
 def to_device(batch: torch.Tensor, device: Device) -> torch.Tensor:

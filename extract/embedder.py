@@ -18,6 +18,7 @@ from ..errors import BackboneError, CacheError, CacheFormatError, DeviceError
 from .backbone import BackboneRequest, load_backbone, request_key
 from .decode import DECODER_RULES
 from .device import Device, choose_device, is_out_of_memory, keep_freed_memory, resolve_precision, to_device
+from .memory import available_memory, bytes_an_image, fitting_batch
 from .options import RunOptions, SpaceOptions
 from .preprocess import Preprocess
 
@@ -58,7 +59,7 @@ class Embedder:
         self._backbone = backbone
         self._on_change = on_change
         self._device: Device | None = None
-        self._batch_size = run.batch_size
+        self._batch_size: int | None = None
 
     @classmethod
     def resolve(cls, options: SpaceOptions, run: RunOptions, cache: Path, *, write: bool = True) -> Embedder:
@@ -81,9 +82,7 @@ class Embedder:
             facts = _facts(backbone)
             if write:
                 _remember(cache, key, facts)
-        return cls(
-            _space(options, facts), options, run, backbone, lambda found: _remember(cache, key, _facts(found))
-        )
+        return cls(_space(options, facts), options, run, backbone, lambda found: _remember(cache, key, _facts(found)))
 
     @staticmethod
     def recalled(options: SpaceOptions, cache: Path) -> FeatureSpace | None:
@@ -136,8 +135,35 @@ class Embedder:
 
     @property
     def batch_size(self) -> int:
-        """Images a forward pass takes now; it shrinks when the device's memory is full."""
-        return self._batch_size or self.device.batch_size
+        """Images a forward pass takes now; it shrinks when the device's memory is full.
+
+        On a CPU it is bounded beforehand by half of the memory that is free, and asking for the first time loads the
+        network to see what an image takes.
+        """
+        if self._batch_size is None:
+            wanted = self.run.batch_size or self.device.batch_size
+            self._batch_size = self._bounded(wanted) if self.device.kind == "cpu" else wanted
+        return self._batch_size
+
+    def _bounded(self, wanted: int) -> int:
+        available = available_memory()
+        if available is None:
+            return wanted
+        try:
+            with self.device.autocast(self.space.precision):
+                an_image = bytes_an_image(self.backbone)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return 1  # if that is too much again, `embed` says so
+        size = fitting_batch(wanted, an_image, available)
+        if size < wanted:
+            logger.log(
+                logging.WARNING if self.run.batch_size else logging.INFO,
+                "batches of %d images instead of %d: one may take %d MB, and %d MB of memory are free",
+                size, wanted, an_image // 1_000_000, available // 1_000_000,
+            )  # fmt: skip
+        return size
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         """Compute rows.
@@ -145,33 +171,48 @@ class Embedder:
         Parameters
         ----------
         pixels : ndarray of shape (n, S, S, 3), dtype uint8
-            What `preprocess` made of n images, at most `batch_size`.
+            What `preprocess` made of n images, at least one and at most `batch_size`.
 
         Returns
         -------
         ndarray of shape (n, D), dtype of the space
             On a device whose memory is full the batch is halved until it fits.
+
+        Raises
+        ------
+        DeviceError
+            Not even one image fits.
         """
-        try:
-            return self._forward(pixels)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(pixels) == 1:
-                raise DeviceError(
-                    f"{self.device.name} has too little memory for one image; pass --device cpu or a smaller --crop"
-                ) from error
-        self._batch_size = max(1, len(pixels) // 2)
-        logger.warning("out of memory on %s: going on with batches of %d", self.device.name, self._batch_size)
-        size = self._batch_size
-        return np.concatenate([self.embed(pixels[i : i + size]) for i in range(0, len(pixels), size)])
+        done: list[np.ndarray] = []
+        begin, size = 0, len(pixels)
+        while begin < len(pixels):
+            batch = pixels[begin : begin + size]
+            try:
+                done.append(self._forward(batch))
+                begin += len(batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(len(batch), error)
+                size = self.batch_size
+        return np.concatenate(done)
+
+    def _halve(self, count: int, error: Exception) -> None:
+        """Go on with half of the batch that did not fit, which held `count` images before it was padded."""
+        where = "this machine" if self.device.kind == "cpu" else self.device.name
+        tried = max(count, self.batch_size) if self.run.batch_size else count
+        if tried == 1:
+            advice = "a smaller --crop" if self.device.kind == "cpu" else "--device cpu or a smaller --crop"
+            raise DeviceError(f"{where} has too little memory for one image; pass {advice}") from error
+        self._batch_size = tried // 2
+        logger.warning("out of memory on %s: going on with batches of %d", where, self._batch_size)
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         import torch
 
         count = len(pixels)
-        if self.run.batch_size and count < self.run.batch_size:
-            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.run.batch_size - count, axis=0)])
+        if self.run.batch_size and count < self.batch_size:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.batch_size - count, axis=0)])
         with self.device.autocast(self.space.precision):
             rows = self.backbone.embed(to_device(torch.from_numpy(pixels), self.device))
         with np.errstate(over="ignore"):  # the caller looks for infinities, row by row

@@ -1,4 +1,4 @@
-"""The file system: the bytes of one regular file, and the image files below a folder.
+"""The file system: the bytes of one regular file, its status, and why it cannot be read.
 
 Names are bytes throughout, because a file name need not be valid text: a name with a newline, a leading dash
 or bytes that are no UTF-8 goes in and comes out unchanged. `printable` makes one fit for a message.
@@ -7,25 +7,23 @@ or bytes that are no UTF-8 goes in and comes out unchanged. `printable` makes on
 from __future__ import annotations
 
 import errno
-import heapq
 import os
 import stat
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError, DecodeError, printable
+from ..errors import DecodeError
 
 SUFFIXES: frozenset[bytes] = frozenset(b"jpg jpeg jpe jfif png webp bmp gif tif tiff avif heic heif".split())
 """File name endings, in lower case and without the dot, that make a file an image to a folder's listing."""
 
 Stat = tuple[int, int, int, int]
 NO_STAT: Stat = (0, 0, 0, 0)
+_LIMIT = 1 << 63
 
-_SKIPPED_NAMES = frozenset((b"__MACOSX", b"@eaDir"))
-_READABLE_BY_ALL = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+READABLE_BY_ALL = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+"""The bits of a file's mode by which anybody may read it."""
+
 # O_NONBLOCK: opening a FIFO to which nobody writes would otherwise wait forever.
 _OPEN_FLAGS = os.O_RDONLY
 for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
@@ -161,9 +159,19 @@ def stat_of(found: os.stat_result) -> Stat:
     Returns
     -------
     tuple of int
-        Size in bytes, mtime and ctime in nanoseconds, inode cut to 63 bits.
+        Size in bytes, mtime and ctime in nanoseconds, inode cut to 63 bits; each fits 64 bits with a sign.
     """
-    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & 0x7FFF_FFFF_FFFF_FFFF)
+    return (
+        found.st_size,
+        _clipped(found.st_mtime_ns),
+        _clipped(found.st_ctime_ns),
+        found.st_ino & (_LIMIT - 1),
+    )
+
+
+def _clipped(time_ns: int) -> int:
+    # A clock far beyond the year 2262 passes 63 bits of nanoseconds.
+    return time_ns if -_LIMIT <= time_ns < _LIMIT else min(max(time_ns, -_LIMIT), _LIMIT - 1)
 
 
 def refusal(found: os.stat_result, path: bytes) -> str | None:
@@ -187,180 +195,6 @@ def refusal(found: os.stat_result, path: bytes) -> str | None:
     if not stat.S_ISREG(mode):
         return "not a regular file"
     # Asking the kernel costs a system call a file; one that everybody may read needs no question.
-    if mode & _READABLE_BY_ALL != _READABLE_BY_ALL and not os.access(path, os.R_OK):
+    if mode & READABLE_BY_ALL != READABLE_BY_ALL and not os.access(path, os.R_OK):
         return "permission denied"
     return None
-
-
-@dataclass(slots=True)
-class Tree:
-    """What lies below a folder.
-
-    Attributes
-    ----------
-    folders : list of bytes
-        Every folder that was read, relative to the root with ``/`` between names; the root is ``b""``.
-    paths : list of bytes
-        Image files, relative likewise, in no particular order.
-    folder : list of int
-        For each path, the index in `folders` of the folder that it belongs to.
-    stats : list of tuple
-        For each path, as `stat_of` has it; zeros where there is none.
-    reasons : dict of int to str
-        For paths that cannot be read, why.
-    ignored : Counter of str
-        Files without an image suffix, counted by suffix.
-    repeated : list of str
-        Links to folders that had been read already, fit for printing.
-    broken : list of str
-        Links without an image suffix that lead nowhere, fit for printing.
-    """
-
-    folders: list[bytes] = field(default_factory=list)
-    paths: list[bytes] = field(default_factory=list)
-    folder: list[int] = field(default_factory=list)
-    stats: list[Stat] = field(default_factory=list)
-    reasons: dict[int, str] = field(default_factory=dict)
-    ignored: Counter[str] = field(default_factory=Counter)
-    repeated: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-
-
-def walk(root: bytes) -> Tree:
-    """Find the image files below a folder, following links and reading each real folder once.
-
-    Names with a leading dot, ``__MACOSX`` and ``@eaDir`` are passed over. One status call is made for each image.
-
-    Parameters
-    ----------
-    root : bytes
-        The folder.
-
-    Returns
-    -------
-    Tree
-        Folders and files; what cannot be read is listed with its reason.
-
-    Raises
-    ------
-    DataError
-        The root itself cannot be read.
-    """
-    walker = _Walker(root)
-    # Real folders go first: a folder that is also linked to is then listed where it really lies.
-    while walker.pending or walker.links:
-        walker.visit(walker.pending.pop() if walker.pending else heapq.heappop(walker.links))
-    walker.settle_image_named()
-    return walker.tree
-
-
-class _Walker:
-    """The state of one walk: folders still to read, folders seen, and the tree so far."""
-
-    def __init__(self, root: bytes) -> None:
-        self.root = root
-        self.tree = Tree()
-        self.pending: list[bytes] = [b""]
-        self.links: list[bytes] = []
-        self.seen: set[tuple[int, int]] = set()
-        self.image_named: list[tuple[bytes, int]] = []
-
-    def visit(self, relative: bytes) -> None:
-        """Read one folder, unless it has been read under another name."""
-        folder = os.path.join(self.root, relative) if relative else self.root  # noqa: PTH118  (names are bytes)
-        try:
-            found = os.stat(folder)  # noqa: PTH116  (names are bytes)
-            if (found.st_dev, found.st_ino) in self.seen:
-                self.tree.repeated.append(printable(relative))
-                return
-            self.seen.add((found.st_dev, found.st_ino))
-            with os.scandir(folder) as scan:
-                entries = list(scan)
-        except OSError as error:
-            self._unreadable_folder(relative, os_reason(error))
-            return
-        index = self._add_folder(relative)
-        prefix = relative + b"/" if relative else b""
-        for entry in entries:
-            if not entry.name.startswith(b".") and entry.name not in _SKIPPED_NAMES:
-                self._place(entry, prefix + entry.name, index)
-
-    def _place(self, entry: os.DirEntry[bytes], relative: bytes, folder: int) -> None:
-        dot = relative.rfind(b".") + 1
-        suffix = relative[dot:].lower() if dot else b""
-        try:
-            is_folder = entry.is_dir()
-        except OSError:
-            is_folder = False  # a link that cannot be followed: the status call below says why
-        if is_folder:
-            if suffix in SUFFIXES:
-                self.image_named.append((relative, folder))
-            self._queue(entry, relative)
-        elif suffix in SUFFIXES:
-            self._add_image(entry, relative, folder)
-        else:
-            self._ignore(entry, relative, suffix)
-
-    def _queue(self, entry: os.DirEntry[bytes], relative: bytes) -> None:
-        if entry.is_symlink():
-            heapq.heappush(self.links, relative)
-        else:
-            self.pending.append(relative)
-
-    def _add_image(self, entry: os.DirEntry[bytes], relative: bytes, folder: int) -> None:
-        try:
-            found = entry.stat()
-        except OSError as error:
-            self._add(relative, folder, NO_STAT, _link_reason(entry, error))
-            return
-        self._add(relative, folder, stat_of(found), refusal(found, entry.path))
-
-    def _add(self, relative: bytes, folder: int, found: Stat, reason: str | None) -> None:
-        if reason is not None:
-            self.tree.reasons[len(self.tree.paths)] = reason
-        self.tree.paths.append(relative)
-        self.tree.folder.append(folder)
-        self.tree.stats.append(found)
-
-    def _add_folder(self, relative: bytes) -> int:
-        self.tree.folders.append(relative)
-        return len(self.tree.folders) - 1
-
-    def _unreadable_folder(self, relative: bytes, reason: str) -> None:
-        if not relative:
-            raise DataError(
-                f"cannot read the folder {printable(self.root)}: {reason}; name a folder that can be listed"
-            )
-        self._add(relative, self._add_folder(relative), NO_STAT, reason)
-
-    def _ignore(self, entry: os.DirEntry[bytes], relative: bytes, suffix: bytes) -> None:
-        self.tree.ignored[printable(b"." + suffix) if suffix and b"/" not in suffix else "no suffix"] += 1
-        if entry.is_symlink():
-            try:
-                entry.stat()
-            except OSError as error:  # perhaps a class folder on a disk that is not mounted
-                self.tree.broken.append(f"{printable(relative)} ({_link_reason(entry, error)})")
-
-    def settle_image_named(self) -> None:
-        """Turn folders with an image's name that hold no image into unreadable images."""
-        if not self.image_named:
-            return
-        paths = sorted(self.tree.paths)
-        for relative, folder in self.image_named:
-            below = relative + b"/"
-            position = bisect_left(paths, below)
-            if position == len(paths) or not paths[position].startswith(below):
-                self._blank(relative)
-                self._add(relative, folder, NO_STAT, "is a directory")
-
-    def _blank(self, relative: bytes) -> None:
-        # Indices into `folders` must hold, so an entry is emptied in place: it has no files, and so adds none.
-        for index, folder in enumerate(self.tree.folders):
-            if folder == relative or folder.startswith(relative + b"/"):
-                self.tree.folders[index] = b""
-
-
-def _link_reason(entry: os.DirEntry[bytes], error: OSError) -> str:
-    if error.errno == errno.ENOENT and entry.is_symlink():
-        return "dangling link"
-    return os_reason(error)

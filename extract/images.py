@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from ..errors import DataError, DataNotFoundError, UsageError, printable
 from .csv_file import unique_lines
-from .files import NO_STAT, SUFFIXES, Stat, Tree, os_reason, refusal, some, stat_of, walk, with_slashes
+from .files import NO_STAT, SUFFIXES, Stat, os_reason, refusal, some, stat_of, with_slashes
 from .layouts import Reading, read_tree
+from .tree import Tree, walk
 
 LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
 """How DATA can be laid out."""
@@ -26,7 +27,7 @@ LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
 SPLITS: tuple[str, ...] = ("", "train", "val", "test")
 """Split names; the code of a split is its index, and 0 means that DATA says nothing."""
 
-_Files = dict[bytes, tuple[Stat, str | None]]  # path -> status, and the reason where it cannot be read
+_Files = dict[bytes, tuple[Sequence[int], str | None]]  # path -> status, and the reason where it cannot be read
 _SUFFIX_TEXT = " ".join(sorted("." + suffix.decode() for suffix in SUFFIXES))
 
 
@@ -72,13 +73,14 @@ class ImageList:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Images in the order in which they were met, before sorting."""
+    """Images in the order in which they were met, before sorting; those outside the dataset still among them."""
 
     paths: list[bytes]
-    label: list[int]
-    split: list[int]
-    stats: list[Stat]
+    label: npt.NDArray[np.int32]
+    split: npt.NDArray[np.uint8]
+    stats: npt.NDArray[np.int64]
     reasons: dict[int, str]
+    keep: npt.NDArray[np.bool_]
 
 
 def list_images(data: Path, *, layout: str = "auto") -> ImageList:
@@ -137,7 +139,8 @@ def _status(data: Path) -> os.stat_result:
 def _assembled(
     root: Path, base: Path, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
 ) -> ImageList:
-    order = sorted(range(len(rows.paths)), key=rows.paths.__getitem__)
+    order: list[int] = sorted(np.flatnonzero(rows.keep).tolist(), key=rows.paths.__getitem__)
+    taken = np.array(order, np.int64)
     unreadable = {}
     if rows.reasons:
         unreadable = {new: rows.reasons[old] for new, old in enumerate(order) if old in rows.reasons}
@@ -147,21 +150,12 @@ def _assembled(
         layout=layout,
         classes=classes,
         paths=[rows.paths[index] for index in order],
-        label=np.asarray(rows.label, dtype=np.int32)[order],
-        split=np.asarray(rows.split, dtype=np.uint8)[order],
-        stat=_stat_array(rows.stats)[order],
+        label=rows.label[taken],
+        split=rows.split[taken],
+        stat=rows.stats[taken],
         unreadable=unreadable,
         notes=tuple(notes),
     )
-
-
-def _stat_array(stats: list[Stat]) -> npt.NDArray[np.int64]:
-    try:
-        return np.array(stats, dtype=np.int64).reshape(-1, 4)
-    except OverflowError:  # a clock far beyond the year 2262 passes 63 bits of nanoseconds
-        limit = np.iinfo(np.int64)
-        clipped = [[min(max(value, limit.min), limit.max) for value in row] for row in stats]
-        return np.array(clipped, dtype=np.int64)
 
 
 # Folders
@@ -170,22 +164,17 @@ def _stat_array(stats: list[Stat]) -> npt.NDArray[np.int64]:
 def _list_folder(data: Path, layout: str) -> ImageList:
     tree = walk(os.fsencode(data))
     reading = read_tree(tree, layout)
-    rows = _kept_rows(tree, reading)
-    if not rows.paths:
+    rows = _rows_of_tree(tree, reading)
+    if not rows.keep.any():
         raise DataError(_nothing_found(data, reading.layout, tree))
     notes = [*reading.notes, *_empty_classes(reading, rows), *_oddities(tree)]
     return _assembled(data, data, reading.layout, reading.classes, rows, notes)
 
 
-def _kept_rows(tree: Tree, reading: Reading) -> _Rows:
-    folder = np.asarray(tree.folder, dtype=np.int64)
-    kept = np.flatnonzero(np.asarray(reading.keep, dtype=bool)[folder])
-    label, split = (np.asarray(values)[folder[kept]].tolist() for values in (reading.label, reading.split))
-    old = kept.tolist()
-    reasons = {}
-    if tree.reasons:
-        reasons = {new: tree.reasons[index] for new, index in enumerate(old) if index in tree.reasons}
-    return _Rows([tree.paths[i] for i in old], label, split, [tree.stats[i] for i in old], reasons)
+def _rows_of_tree(tree: Tree, reading: Reading) -> _Rows:
+    label, split = np.asarray(reading.label, np.int32), np.asarray(reading.split, np.uint8)
+    keep = np.asarray(reading.keep, bool)
+    return _Rows(tree.paths, label[tree.folder], split[tree.folder], tree.stats, tree.reasons, keep[tree.folder])
 
 
 def _nothing_found(data: Path, layout: str, tree: Tree) -> str:
@@ -198,7 +187,7 @@ def _nothing_found(data: Path, layout: str, tree: Tree) -> str:
 
 
 def _empty_classes(reading: Reading, rows: _Rows) -> list[str]:
-    empty = sorted(set(range(len(reading.classes))) - set(rows.label))
+    empty = np.setdiff1d(np.arange(len(reading.classes)), rows.label[rows.keep]).tolist()
     return [f"class folders without images: {some([printable(reading.classes[i]) for i in empty])}"] if empty else []
 
 
@@ -264,14 +253,16 @@ def _add_named(files: _Files, notes: list[str], path: Path) -> None:
         return
     tree = walk(name)
     prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
-    for index, below in enumerate(tree.paths):
-        files[prefix + below] = (tree.stats[index], tree.reasons.get(index))
+    for index, (below, found) in enumerate(zip(tree.paths, tree.stats.tolist(), strict=True)):
+        files[prefix + below] = (found, tree.reasons.get(index))
     notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
 
 
 def _rows_of(files: _Files, label: list[int], split: list[int]) -> _Rows:
     reasons = {index: reason for index, (_, reason) in enumerate(files.values()) if reason is not None}
-    return _Rows(list(files), label, split, [found for found, _ in files.values()], reasons)
+    stats = np.array([found for found, _ in files.values()], np.int64).reshape(-1, 4)
+    keep = np.ones(len(files), bool)
+    return _Rows(list(files), np.array(label, np.int32), np.array(split, np.uint8), stats, reasons, keep)
 
 
 def _examined(path: bytes) -> tuple[Stat, str | None]:
@@ -297,7 +288,7 @@ def _list_csv(data: Path) -> ImageList:
     classes = tuple(sorted({line.label for line in lines.values()} - {""}))
     number = {"": -1} | {name: index for index, name in enumerate(classes)}
     folder = os.fsencode(data.parent)
-    files = {path: _examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
+    files: _Files = {path: _examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
     label = [number[line.label] for line in lines.values()]
     rows = _rows_of(files, label, [line.split for line in lines.values()])
     notes = [f"merged {merged} lines that say the same of an image"] if merged else []

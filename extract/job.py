@@ -276,7 +276,7 @@ def embed_listing(
         explained = explain_misses(store, embedder.space, listing.digest[todo[known]])
         logger.info("looking at %d of %d images", todo.size, len(listing))
         with (
-            store.writer(embedder.space) as writer,
+            store.writer(embedder.space, expected=int(todo.size)) as writer,
             Watch(store.root) as watch,
             progress_bar(int(todo.size), "embedding") as progress,
         ):
@@ -284,7 +284,7 @@ def embed_listing(
                 listing.paths, todo, base, embedder, index, writer,
                 watch=watch, stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), embedder),
             )  # fmt: skip
-        read = outcome.digest.any(axis=1)
+        read = np.asarray(outcome.digest.any(axis=1))
         listing.digest[read] = outcome.digest[read]
         listing.failures.update(outcome.failures)
         found_out = listing.digest[todo[~known & read[todo]]]

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import printable
-from .files import Tree, some
+from .files import some
+from .tree import Tree
 
 SPLIT_CODE: dict[str, int] = {"": 0, "train": 1, "val": 2, "valid": 2, "validation": 2, "test": 3}
 """The words that name a split, in lower case, and the codes of the splits."""
@@ -102,7 +103,7 @@ def read_tree(tree: Tree, layout: str = "auto") -> Reading:
     Reading
         Labels and splits by folder.
     """
-    count = np.bincount(np.asarray(tree.folder, dtype=np.int64), minlength=len(tree.folders))
+    count = np.bincount(tree.folder, minlength=len(tree.folders))
     folders = [
         _Folder(tuple(path.split(b"/")) if path else (), n)
         for path, n in zip(tree.folders, count.tolist(), strict=True)

@@ -19,13 +19,15 @@ import numpy as np
 
 from ..cache.index import KeyIndex
 from ..cache.part import Keys
-from ..cache.store import PartWriter
+from ..cache.writer import PartWriter
 from ..errors import DecodeError
-from .decode import decode
+from .decode import Decoded, decode
 from .device import available_cores
 from .embedder import Embedder
+from .explain import Miss
 from .files import read_regular
 from .preprocess import to_input
+from .suspects import Watch
 
 STAGES = ("list", "read", "decode", "forward", "write")
 ESTIMATE_AFTER = 3  # timed batches; the first one warms up and does not count
@@ -65,6 +67,8 @@ class Outcome:
         Threads that read and decoded.
     interrupted : bool
         The run was asked to stop before it was through.
+    misses : list of Miss
+        Why images were embedded although another space holds them.
     """
 
     digest: np.ndarray
@@ -75,15 +79,17 @@ class Outcome:
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     workers: int = 1
     interrupted: bool = False
+    misses: list[Miss] = field(default_factory=list)
 
 
 class Reader:
     """Turns file names into network input, in threads; counts the seconds that reading and decoding take."""
 
-    def __init__(self, base: bytes, embedder: Embedder, index: KeyIndex) -> None:
+    def __init__(self, base: bytes, embedder: Embedder, index: KeyIndex, watch: Watch | None = None) -> None:
         self._base = base
         self._embedder = embedder
         self._index = index
+        self._watch = watch
         self._lock = threading.Lock()
         self.seconds = {"read": 0.0, "decode": 0.0}
 
@@ -100,13 +106,17 @@ class Reader:
         if self._index.find(Keys.plain(np.frombuffer(digest, np.uint8)[None]))[0] >= 0:
             return Item(number, digest)
         try:
-            decoded = decode(data, max_pixels=self._embedder.run.max_pixels)
+            decoded = self._decode(digest, data)
             pixels, enlarged = to_input(decoded.pixels, self._embedder.preprocess)
         except DecodeError as error:
             return Item(number, digest, reason=str(error))
         finally:
             self._count("decode", begin)
         return Item(number, digest, pixels, animated=decoded.animated, enlarged=enlarged)
+
+    def _decode(self, digest: bytes, data: bytes) -> Decoded:
+        limit = self._embedder.run.max_pixels
+        return self._watch.decode(digest, data, limit) if self._watch else decode(data, max_pixels=limit)
 
     def _count(self, stage: str, begin: float) -> float:
         now = time.perf_counter()
@@ -123,6 +133,7 @@ def run(
     index: KeyIndex,
     writer: PartWriter,
     *,
+    watch: Watch | None = None,
     stopped: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _: None,
     on_rate: Callable[[float], None] = lambda _: None,
@@ -141,6 +152,8 @@ def run(
     index : KeyIndex
         What the cache holds in the embedder's space; those images are read and hashed, not decoded.
     writer : PartWriter
+    watch : Watch, optional
+        Decodes the images, so that one which ends the process is passed by next time.
     stopped : callable
         Asked between batches; the run ends when it says True.
     progress : callable
@@ -153,7 +166,7 @@ def run(
     Outcome
     """
     outcome = Outcome(np.zeros((len(names), 32), np.uint8), workers=embedder.run.workers or available_cores())
-    reader = Reader(base, embedder, index)
+    reader = Reader(base, embedder, index, watch)
     collector = _Batches(outcome, embedder, writer, on_rate)
     with ThreadPoolExecutor(outcome.workers, thread_name_prefix="decode") as pool:
         try:
@@ -167,6 +180,8 @@ def run(
                 collector.finish()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if watch:
+                watch.stop()
             outcome.stages.update(reader.seconds)
     return outcome
 
@@ -199,6 +214,8 @@ class _Batches:
         self._batches = 0
         self._timed_from = (0.0, 0)
         self._seen: set[bytes] = set()
+        self._copies: dict[bytes, list[int]] = {}  # further images of the same bytes
+        self._rejected: dict[bytes, str] = {}
 
     def take(self, item: Item) -> None:
         """Account for one image; embed a batch when it is full."""
@@ -208,7 +225,11 @@ class _Batches:
             self._outcome.failures[item.index] = item.reason
         self._outcome.animated += item.animated
         self._outcome.enlarged += item.enlarged
-        if item.pixels is not None and item.digest not in self._seen:
+        if item.digest in self._rejected:
+            self._outcome.failures[item.index] = self._rejected[item.digest]
+        elif item.digest in self._seen:
+            self._copies.setdefault(item.digest, []).append(item.index)
+        elif item.pixels is not None:
             self._seen.add(item.digest)
             self._batch.append(item)
         if self._batch and len(self._batch) >= self._embedder.batch_size:
@@ -237,9 +258,12 @@ class _Batches:
 
     def _write(self, batch: list[Item], rows: np.ndarray) -> None:
         good = np.isfinite(rows).all(axis=1)
+        hint = "; pass --store-dtype float32" if rows.dtype == np.float16 else ""
         for place in np.flatnonzero(~good):
-            hint = "; pass --store-dtype float32" if rows.dtype == np.float16 else ""
-            self._outcome.failures[batch[place].index] = f"its embedding is not finite{hint}"
+            item = batch[place]
+            self._rejected[item.digest] = f"its embedding is not finite{hint}"
+            for index in (item.index, *self._copies.get(item.digest, ())):
+                self._outcome.failures[index] = self._rejected[item.digest]
         digests = np.frombuffer(b"".join(item.digest for item in batch), np.uint8).reshape(-1, 32)
         self._writer.add(digests[good], rows[good])
         self._outcome.embedded += int(good.sum())

@@ -1,7 +1,7 @@
 import pytest
 
 from headstart.cache.space import FeatureSpace
-from headstart.errors import CacheFormatError
+from headstart.errors import CacheFormatError, DamagedFileError
 from support import make_space
 
 
@@ -43,7 +43,7 @@ def test_a_newer_format_is_refused(space):
 
 
 def test_what_is_no_space_is_refused():
-    with pytest.raises(CacheFormatError, match="not a feature space"):
+    with pytest.raises(DamagedFileError, match="not a feature space"):
         FeatureSpace.from_dict({"format": 1, "backbone": "resnet18"})
 
 

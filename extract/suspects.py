@@ -1,0 +1,359 @@
+"""Pictures that end the process which decodes them: found out in a process of their own, listed, and passed by.
+
+A decoder that bad bytes lead astray takes the whole process with it, and the next run would end at the same picture. So
+a run notes in ``CACHE/running/<random>.decoding`` the SHA-256 of what each of its threads is decoding, 32 bytes a
+thread; what a process has written survives its death. The run holds a lock on the file while it lives, which tells a
+later run that it is dead, whatever became of its process number. What a dead run was decoding is suspect: a suspect is
+only ever decoded in a child process, which hands the pixels back or dies in its stead. Most are innocent, as when
+somebody pulled the plug. A dead run's file goes when all its suspects came back. Where one crashed again it stays, so
+that the picture ends no other run, of whatever dataset or command, until nobody has met it for a month.
+
+All of this is a hint: nothing in the cache depends on it, and where the file cannot be written or locked nobody is
+suspected. The notes are ordinary writes, two microseconds each. In a mapped page they would cost nothing, but a page
+for which a full disk has no room (on btrfs, say) ends the process by SIGBUS, where a write says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import os
+import secrets
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..cache.publish import discard, temporary_path
+from ..cache.running import FOLDER, try_lock
+from ..errors import DecodeError
+from .decode import Decoded, decode
+
+logger = logging.getLogger("headstart.extract")
+
+SUFFIX = ".decoding"
+TIME_LIMIT = 60  # seconds to decode one picture; the largest ones take a few
+FORGOTTEN_AFTER = 30 * 86_400  # seconds; by then a suspect that no run has met is not coming back
+_START_LIMIT = 60  # seconds that a busy machine may take to start Python
+_DIGEST = 32
+_NOTHING = bytes(_DIGEST)
+_BEGUN = b"begun"
+_MOST_BYTES = 1 << 16  # of a file that is read: two thousand threads
+
+
+class _CrashError(DecodeError):
+    """The child process did not survive the picture, or was not left the time to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _DeadRun:
+    """The file of a run that died, what it was decoding, and when it last said so, seconds since 1970."""
+
+    path: Path
+    digests: frozenset[bytes]
+    died: float
+
+
+class Watch:
+    """Decodes the pictures of one run, so that a picture which ends a run ends only that one.
+
+    Use it as a context manager, from the run's first picture to its last.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's folder, which is there.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._folder = cache / FOLDER
+        self._dead: list[_DeadRun] = []
+        self._suspects: frozenset[bytes] = frozenset()
+        self._met: set[bytes] = set()
+        self._crashes: dict[bytes, str] = {}
+        self._trial = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = threading.Event()
+        self._notes = _Notes()
+
+    def __enter__(self) -> Watch:
+        self._dead = _dead_runs(self._folder)
+        self._suspects = frozenset[bytes]().union(*(run.digests for run in self._dead))
+        if self._suspects:
+            logger.debug("earlier runs died while they decoded %d images: those are tried apart", len(self._suspects))
+        self._notes.open(self._folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._notes.close()
+        if kind is None:
+            self._forget()
+
+    def decode(self, digest: bytes, data: bytes, max_pixels: int) -> Decoded:
+        """Decode one picture; any number of threads may call this at once.
+
+        Parameters
+        ----------
+        digest : bytes
+            SHA-256 of `data`.
+        data, max_pixels
+            As for `headstart.extract.decode.decode`.
+
+        Returns
+        -------
+        Decoded
+
+        Raises
+        ------
+        DecodeError
+            The bytes are no image that can be decoded, or have ended a run and the process that tried them again.
+        """
+        if digest in self._suspects:
+            return self._try(digest, data, max_pixels)
+        with self._notes.noting(digest):
+            return decode(data, max_pixels=max_pixels)
+
+    def stop(self) -> None:
+        """Wait for no suspect any longer: nobody will ask for what is being decoded now."""
+        self._stopped.set()
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def _try(self, digest: bytes, data: bytes, max_pixels: int) -> Decoded:
+        with self._trial:  # one at a time: each takes the memory of a Python and of a picture
+            if digest in self._crashes:
+                raise DecodeError(self._crashes[digest])
+            try:
+                decoded = self._decode_apart(data, max_pixels)
+            except _CrashError as error:
+                self._crashes[digest] = str(error)
+                raise
+            finally:
+                self._met.add(digest)
+        if decoded is not None:
+            return decoded
+        with self._notes.noting(digest):
+            return decode(data, max_pixels=max_pixels)
+
+    def _decode_apart(self, data: bytes, max_pixels: int) -> Decoded | None:
+        """Decode in a child process; None where it did not come as far as to begin."""
+        order = json.dumps({"max_pixels": max_pixels, "seconds": TIME_LIMIT}).encode("ascii")
+        try:
+            answer, status = self._ask(order + b"\n" + data)
+        except OSError as error:
+            logger.debug("a suspect is decoded here, for no process could be started: %s", error)
+            return None
+        begun, _, answer = answer.partition(b"\n")
+        if begun != _BEGUN:
+            logger.debug("a suspect is decoded here, for the process for it ended with %d", status)
+            return None
+        line, _, pixels = answer.partition(b"\n")
+        found: dict[str, Any] = json.loads(line) if line else {"shape": [1]}
+        if "reason" in found:
+            raise DecodeError(found["reason"])
+        if math.prod(found["shape"]) != len(pixels):
+            raise _CrashError(_reason(status))
+        return Decoded(np.frombuffer(pixels, np.uint8).reshape(found["shape"]).copy(), found["animated"])
+
+    def _ask(self, question: bytes) -> tuple[bytes, int]:
+        """Run `main` on a question in a child process; return its answer and exit status, below 0 for a signal."""
+        self._check_stopped()
+        if not sys.executable:
+            raise FileNotFoundError("Python does not say where its program is")
+        # -P and no empty entry: the working directory, which may hold anything, is no place to import from.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # A session of its own: Ctrl-C is for the run to answer, and no sign of a bad picture.
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=environment, start_new_session=True,
+        ) as child:  # fmt: skip
+            self._child = child
+            if self._stopped.is_set():  # just now
+                child.kill()
+            try:
+                answer, _ = child.communicate(question, timeout=TIME_LIMIT + _START_LIMIT)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                answer, _ = child.communicate()
+                return answer, -signal.SIGALRM
+            finally:
+                self._child = None
+        self._check_stopped()
+        return answer, child.returncode
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise _CrashError("not tried again, for the run was stopped")
+
+    def _forget(self) -> None:
+        """Remove the files of dead runs that have nothing more to say."""
+        for run in self._dead:
+            if run.digests & self._crashes.keys():
+                continue
+            if run.digests <= self._met or time.time() - run.died > FORGOTTEN_AFTER:
+                discard(run.path)
+
+
+def _reason(status: int) -> str:
+    if status == -signal.SIGALRM:
+        return f"hangs its decoder (no end after {TIME_LIMIT} s)"
+    names = {-number: number.name for number in signal.Signals}
+    return f"crashes its decoder ({names.get(status, f'exit status {status}')})"
+
+
+class _Notes:
+    """The file of a living run: what each of its threads is decoding, or zeros."""
+
+    def __init__(self) -> None:
+        self._path = Path()
+        self._descriptor = -1  # no file
+        self._lock = threading.Lock()  # nobody may write to a number that has been closed and given to another file
+        self._thread = threading.local()
+        self._places = itertools.count(0, _DIGEST)
+
+    def open(self, folder: Path) -> None:
+        """Make the file and lock it; without one, nothing is noted."""
+        path = folder / f"{secrets.token_hex(12)}{SUFFIX}"
+        # It gets its name once it is locked: until then another run would take its owner for dead.
+        temporary = temporary_path(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            folder.mkdir(exist_ok=True)
+            descriptor = os.open(temporary, flags, 0o666)
+        except OSError as error:
+            logger.debug("what is being decoded is not noted: %s", error)
+            return
+        try:
+            try_lock(descriptor)
+            os.replace(temporary, path)  # noqa: PTH105  (one call that tests can make fail)
+        except OSError as error:
+            logger.debug("what is being decoded is not noted: %s", error)
+            os.close(descriptor)
+            discard(temporary)
+            return
+        self._path, self._descriptor = path, descriptor
+
+    def close(self) -> None:
+        """Remove the file: the run has not died."""
+        with self._lock:
+            self._remove()
+
+    @contextlib.contextmanager
+    def noting(self, digest: bytes) -> Iterator[None]:
+        """Note that the calling thread is decoding these bytes while the block lasts."""
+        self._write(digest)
+        try:
+            yield
+        finally:
+            self._write(_NOTHING)
+
+    def _write(self, digest: bytes) -> None:
+        if not hasattr(self._thread, "place"):
+            self._thread.place = next(self._places)
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            try:
+                os.pwrite(self._descriptor, digest, self._thread.place)
+            except OSError as error:
+                logger.debug("what is being decoded is noted no longer: %s", error)
+                self._remove()
+
+    def _remove(self) -> None:
+        if self._descriptor >= 0:
+            discard(self._path)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _dead_runs(folder: Path) -> list[_DeadRun]:
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            run = _dead_run(path)
+        except OSError as error:
+            logger.debug("%s is passed over: %s", path, error)
+            continue
+        if run is not None:
+            found.append(run)
+    return found
+
+
+def _dead_run(path: Path) -> _DeadRun | None:
+    """Read the file of a run; None if the run is alive, or the file not one of ours."""
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or not _is_unlocked(descriptor):
+            return None
+        notes = os.read(descriptor, _MOST_BYTES)
+    finally:
+        os.close(descriptor)
+    slots = (notes[place : place + _DIGEST] for place in range(0, len(notes) - _DIGEST + 1, _DIGEST))
+    return _DeadRun(path, frozenset(slots) - {_NOTHING}, facts.st_mtime)
+
+
+def _is_unlocked(descriptor: int) -> bool:
+    """Tell whether nobody holds the lock of an open file; raises OSError where files cannot be locked."""
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise OSError("no locks on this system") from error
+    try:
+        # Shared, and given back when the file is closed: several runs may look at once.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def main() -> None:
+    """Decode what stands on standard input, in the child process of a `Watch`, and answer on standard output.
+
+    The question is a line of JSON, then the picture's bytes. The answer is a line when decoding begins, a line of JSON
+    when it is through, then the pixels.
+    """
+    import resource
+
+    answer = os.dup(1)
+    os.dup2(2, 1)  # a library that prints must not print into the answer
+    line, _, data = sys.stdin.buffer.read().partition(b"\n")
+    order = json.loads(line)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected: no dump of it is wanted
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(order["seconds"])  # ends the process also where no Python runs, and when nobody waits for it any more
+    with os.fdopen(answer, "wb") as stream:
+        stream.write(_BEGUN + b"\n")
+        stream.flush()
+        found: dict[str, Any] = {}
+        pixels = b""
+        try:
+            decoded = decode(data, max_pixels=order["max_pixels"])
+            found, pixels = {"shape": decoded.pixels.shape, "animated": decoded.animated}, decoded.pixels.tobytes()
+        except DecodeError as error:
+            found = {"reason": str(error)}
+        signal.alarm(0)
+        stream.write(json.dumps(found).encode("ascii") + b"\n" + pixels)
+
+
+if __name__ == "__main__":
+    main()

@@ -50,8 +50,9 @@ format: $(VENV)/.installed-test ## Format the code and mend what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-test ## Measure: the main job on the sample photographs
-	$(BIN)/python benchmarks/main_job.py
+bench: $(VENV)/.installed-test ## Measure every claim about speed, each against its baseline in the same run
+	@for name in main_job warm_extract read append verify malloc; do \
+	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## Remove .venv and what the tools leave behind
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info headstart-demo

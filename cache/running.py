@@ -8,37 +8,41 @@ no hints.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .publish import discard, make_folder, sortable_id
+from .publish import discard, make_folder, sortable_id, temporary_path
 
 logger = logging.getLogger("headstart.cache")
 
 FOLDER = "running"
 SUFFIX = ".run"
+_FLAGS = 0
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+    _FLAGS |= getattr(os, _name, 0)
 
 
 @contextlib.contextmanager
-def running(root: Path, content: bytes = b"") -> Iterator[int | None]:
+def running(root: Path) -> Iterator[int | None]:
     """Announce a run while the block lasts.
 
     Parameters
     ----------
     root : Path
         The cache's folder, which is there.
-    content : bytes, default b""
-        What the file begins with.
 
     Yields
     ------
     int or None
-        A descriptor of the file, open for reading and writing; None where it cannot be made or locked.
+        A descriptor of the file, open for writing what a later run should know if this one dies; None where the file
+        cannot be made or locked.
     """
     path = root / FOLDER / f"{sortable_id()}{SUFFIX}"
-    descriptor = _locked(path, content)
+    descriptor = _announce(path)
     try:
         yield descriptor
     finally:
@@ -47,65 +51,74 @@ def running(root: Path, content: bytes = b"") -> Iterator[int | None]:
             os.close(descriptor)
 
 
-def _locked(path: Path, content: bytes) -> int | None:
-    descriptor = None
+def _announce(path: Path) -> int | None:
+    """Make a locked file. It gets its name once it is locked: until then others would take its owner for dead."""
+    temporary = temporary_path(path)
     try:
         make_folder(path.parent, path.parent.parent)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(path, flags, 0o666)
-        if try_lock(descriptor):
-            os.ftruncate(descriptor, len(content))
-            os.pwrite(descriptor, content, 0)
-            return descriptor
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
     except OSError as error:
-        logger.debug("the run is not announced in %s: %s", path.parent, error)
-    if descriptor is not None:
+        logger.debug("the run is not announced: %s", error)
+        return None
+    try:
+        _lock(descriptor, shared=False)
+        os.replace(temporary, path)  # noqa: PTH105  (one call that tests can make fail)
+    except OSError as error:
+        logger.debug("the run is not announced: %s", error)
         os.close(descriptor)
-        discard(path)
-    return None
+        discard(temporary)
+        return None
+    return descriptor
 
 
-def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file if nobody has it; it is given back when the file is closed or the process ends.
+def _lock(descriptor: int, *, shared: bool) -> None:
+    """Lock an open file; the lock is given back when the file is closed or the process ends.
 
     Raises
     ------
     OSError
-        Here files cannot be locked.
+        Somebody has it (BlockingIOError), or here files cannot be locked.
     """
     try:
         import fcntl
     except ImportError as error:  # Windows
-        raise OSError("no locks on this system") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        raise OSError(errno.ENOLCK, "no locks on this system") from error
+    fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def announced(root: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the file of each run that was announced, and whether the run is still going."""
+    """Yield the file of each run that was announced, and whether the run is still going; in doubt it is."""
     for path in sorted((root / FOLDER).glob(f"*{SUFFIX}")):
         try:
-            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            yield path, _is_alive(path)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            logger.debug("%s is taken for a run that goes on: %s", path, error)
-            yield path, True
-            continue
-        try:
-            alive = not try_lock(descriptor)
-        except OSError as error:
-            logger.debug("%s is taken for a run that goes on: %s", path, error)
-            alive = True
-        finally:
-            os.close(descriptor)
-        yield path, alive
+
+
+def _is_alive(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        logger.debug("%s is taken for a run that goes on: %s", path, error)
+        return True
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return True
+        _lock(descriptor, shared=True)  # several may look at once
+    except OSError as error:
+        logger.debug("%s is taken for a run that goes on: %s", path, error)
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def oldest_start(root: Path) -> float:
     """Return when the oldest run that is still going began, seconds since 1970; infinity where there is none."""
-    starts = [int(path.name[:14], 16) / 1e6 for path, alive in announced(root) if alive]
+    starts = []
+    for path, alive in announced(root):
+        with contextlib.suppress(ValueError):  # not a name of ours
+            starts += [int(path.name[:14], 16) / 1e6] if alive else []
     return min(starts, default=float("inf"))

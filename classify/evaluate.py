@@ -13,9 +13,9 @@ import numpy as np
 from ..cache.datasets import latest_listing
 from ..cache.store import FeatureStore
 from ..errors import CacheMissError, DataError, ModelError, printable
+from ..extract.embed import embed_listing
 from ..extract.features import Features
 from ..extract.images import list_images
-from ..extract.job import embed_listing
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, recall_listing
 from .dataset import LabelledSet, labelled_set

@@ -18,9 +18,9 @@ from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import printable
+from ..extract.embed import embed_listing
 from ..extract.embedder import Embedder
 from ..extract.images import list_paths
-from ..extract.job import embed_listing
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
 from .model import SavedModel, load_model

@@ -107,25 +107,26 @@ def _columns(data: Path, header: list[str]) -> dict[str, int]:
 
 
 def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) -> tuple[bytes, Line]:
-    where = f"{printable(data)}, line {number}"
-    if len(row) <= max(columns.values()):
-        raise DataError(f"{where}: {len(row)} fields, the header promises more; fill in the line")
-    text = {name: row[index].strip() for name, index in columns.items()}
-    split = SPLIT_CODE.get(text.get("split", "").lower())
-    if split is None:
-        raise DataError(
-            f"{where}: unknown split {printable(text['split'])!r}; use train, val or test, or leave it empty"
-        )
-    return _checked_path(where, row[columns["path"]]), Line(number, text["label"], split)
+    try:
+        text = {name: row[index].strip() for name, index in columns.items()}
+        split = SPLIT_CODE[text.get("split", "").lower()]
+        return _checked_path(row[columns["path"]]), Line(number, text["label"], split)
+    except IndexError:
+        reason = f"{len(row)} fields, the header promises more; fill in the line"
+    except KeyError:
+        reason = f"unknown split {printable(text['split'])!r}; use train, val or test, or leave it empty"
+    except DataError as error:
+        reason = str(error)
+    raise DataError(f"{printable(data)}, line {number}: {reason}")
 
 
-def _checked_path(where: str, text: str) -> bytes:
+def _checked_path(text: str) -> bytes:
     if "\0" in text:
-        raise DataError(f"{where}: the path {printable(text)} holds a NUL byte; name a file")
+        raise DataError(f"the path {printable(text)} holds a NUL byte; name a file")
     if _URL.match(text):
-        raise DataError(f"{where}: {printable(text)} is a URL; download the images and name the files")
+        raise DataError(f"{printable(text)} is a URL; download the images and name the files")
     path = with_slashes(os.fsencode(text))
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]  # ./a and a are one image
     if not parts:
-        raise DataError(f"{where}: the path is empty; name an image")
+        raise DataError("the path is empty; name an image")
     return (b"/" if path.startswith(b"/") else b"") + b"/".join(parts)

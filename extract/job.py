@@ -7,32 +7,28 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
-from ..cache.part import Keys
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import DataError, printable
 from .dry_run import DryRun, dry_run
-from .embedder import Embedder, library_versions
-from .explain import Miss, explain_misses, joined, warn_of_versions
+from .embed import embed_listing
+from .embedder import Embedder
+from .explain import Miss
 from .features import Features, dataset_folder, describe_space
 from .images import ImageList, count_table, list_images
 from .options import RunOptions, SpaceOptions
-from .plan import base_folder, failure_rules, limited, recall_listing, to_look_at
-from .progress import progress_bar
-from .runner import ESTIMATE_AFTER, STAGES, Outcome, run
-from .suspects import Watch
+from .plan import base_folder, failure_rules, limited, recall_listing
+from .runner import STAGES, Outcome
 
 logger = logging.getLogger("headstart.extract")
 
 SHOWN_FAILURES = 10
 SHOWN_CLASSES = 12
-LONG_SECONDS = 5  # runs with less than this left get no estimate
 READINGS = {
     "splits": "split folders with class folders inside",
     "classes": "class folders",
@@ -184,8 +180,9 @@ def extract(
         store.root, images, failure_rules(run_options.max_pixels), scanned_ns=scanned_ns, rehash=rehash,
         retry_failed=retry_failed, space=embedder.space.id,
     )  # fmt: skip
-    listing, outcome = embed_listing(store, embedder, listing, base_folder(images), stopped)
-    _record(store.root, listing)
+    listing, outcome = embed_listing(
+        store, embedder, listing, base_folder(images), stopped, record=partial(_record, store.root)
+    )
     if outcome.interrupted:
         raise KeyboardInterrupt
     outcome.stages["list"] = listed
@@ -242,80 +239,6 @@ def _describe(images: ImageList) -> None:
         logger.info("  and %d more classes", len(table) - SHOWN_CLASSES)
     for note in images.notes:
         logger.info("note: %s", note)
-
-
-def embed_listing(
-    store: FeatureStore, embedder: Embedder, listing: Listing, base: bytes, stopped: Callable[[], bool] = lambda: False
-) -> tuple[Listing, Outcome]:
-    """Embed the images of a listing that the cache lacks.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    embedder : Embedder
-    listing : Listing
-        With what is already known of the images' bytes.
-    base : bytes
-        The folder that its paths are relative to.
-    stopped : callable
-        Asked between batches.
-
-    Returns
-    -------
-    listing : Listing
-        With digests and failures filled in, and the space recorded.
-    outcome : Outcome
-        What was done.
-    """
-    index, _ = store.index(embedder.space.id)
-    todo = to_look_at(listing, index)
-    outcome = Outcome(np.zeros((0, 32), np.uint8))
-    if todo.size:
-        store.prepare(embedder.space, library_versions())
-        known = listing.known[todo]
-        explained = explain_misses(store, embedder.space, listing.digest[todo[known]])
-        logger.info("looking at %d of %d images", todo.size, len(listing))
-        with (
-            store.writer(embedder.space, expected=int(todo.size)) as writer,
-            Watch(store.root) as watch,
-            progress_bar(int(todo.size), "embedding") as progress,
-        ):
-            outcome = run(
-                listing.paths, todo, base, embedder, index, writer,
-                watch=watch, stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), embedder),
-            )  # fmt: skip
-        read = np.asarray(outcome.digest.any(axis=1))
-        listing.digest[read] = outcome.digest[read]
-        listing.failures.update(outcome.failures)
-        found_out = listing.digest[todo[~known & read[todo]]]
-        lacking = found_out[index.find(Keys.plain(found_out)) < 0]
-        if outcome.embedded:
-            warn_of_versions(store, embedder.space)
-        outcome.misses = joined(explained, explain_misses(store, embedder.space, lacking))
-    return replace(listing, spaces=(embedder.space.id,), request=embedder.options.request()), outcome
-
-
-@dataclass(frozen=True, slots=True)
-class _Estimate:
-    """Says what the rest of a run will cost, once a few batches have been timed."""
-
-    images: int
-    embedder: Embedder
-
-    def __call__(self, rate: float) -> None:
-        left = self.images - (1 + ESTIMATE_AFTER) * self.embedder.batch_size
-        if left < LONG_SECONDS * rate:
-            return
-        megabytes = self.images * self.embedder.space.row_bytes / 1e6
-        logger.info(
-            "about %s left at %.0f images/s; at most %.1f MB in the cache", _duration(left / rate), rate, megabytes
-        )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _record(cache: Path, listing: Listing) -> None:

@@ -26,6 +26,7 @@ from .device import available_cores
 from .embedder import Embedder
 from .explain import Miss
 from .files import read_regular
+from .plan import NOT_FINITE
 from .preprocess import to_input
 from .suspects import Watch
 
@@ -261,7 +262,7 @@ class _Batches:
         hint = "; pass --store-dtype float32" if rows.dtype == np.float16 else ""
         for place in np.flatnonzero(~good):
             item = batch[place]
-            self._rejected[item.digest] = f"its embedding is not finite{hint}"
+            self._rejected[item.digest] = f"{NOT_FINITE}{hint}"
             for index in (item.index, *self._copies.get(item.digest, ())):
                 self._outcome.failures[index] = self._rejected[item.digest]
         digests = np.frombuffer(b"".join(item.digest for item in batch), np.uint8).reshape(-1, 32)

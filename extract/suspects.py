@@ -1,16 +1,15 @@
 """Pictures that end the process which decodes them: found out in a process of their own, listed, and passed by.
 
 A decoder that bad bytes lead astray takes the whole process with it, and the next run would end at the same picture. So
-a run notes in ``CACHE/running/<random>.decoding`` the SHA-256 of what each of its threads is decoding, 32 bytes a
-thread; what a process has written survives its death. The run holds a lock on the file while it lives, which tells a
-later run that it is dead, whatever became of its process number. What a dead run was decoding is suspect: a suspect is
-only ever decoded in a child process, which hands the pixels back or dies in its stead. Most are innocent, as when
+a run notes in its file in ``CACHE/running/`` (`headstart.cache.running`) the SHA-256 of what each of its threads is
+decoding, 32 bytes a thread; what a process has written survives its death. What a dead run was decoding is suspect:
+it is only ever decoded in a child process, which hands the pixels back or dies in its stead. Most are innocent, as when
 somebody pulled the plug. A dead run's file goes when all its suspects came back. Where one crashed again it stays, so
-that the picture ends no other run, of whatever dataset or command, until nobody has met it for a month.
+that the picture ends no other run, of whatever dataset or command.
 
 All of this is a hint: nothing in the cache depends on it, and where the file cannot be written or locked nobody is
-suspected. The notes are ordinary writes, two microseconds each. In a mapped page they would cost nothing, but a page
-for which a full disk has no room (on btrfs, say) ends the process by SIGBUS, where a write says so.
+suspected. The notes are ordinary writes, a microsecond each. In a mapped page they would cost less, but a page for
+which a full disk has no room (on btrfs, say) ends the process by SIGBUS, where a write says so.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ import json
 import logging
 import math
 import os
-import secrets
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -36,14 +33,13 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.publish import discard, temporary_path
-from ..cache.running import FOLDER, try_lock
+from ..cache.publish import discard
+from ..cache.running import announced
 from ..errors import DecodeError
 from .decode import Decoded, decode
 
 logger = logging.getLogger("headstart.extract")
 
-SUFFIX = ".decoding"
 TIME_LIMIT = 60  # seconds to decode one picture; the largest ones take a few
 FORGOTTEN_AFTER = 30 * 86_400  # seconds; by then a suspect that no run has met is not coming back
 _START_LIMIT = 60  # seconds that a busy machine may take to start Python
@@ -75,10 +71,12 @@ class Watch:
     ----------
     cache : Path
         The cache's folder, which is there.
+    descriptor : int or None
+        The file of this run, as `headstart.cache.running.running` gives it; None for none.
     """
 
-    def __init__(self, cache: Path) -> None:
-        self._folder = cache / FOLDER
+    def __init__(self, cache: Path, descriptor: int | None) -> None:
+        self._cache = cache
         self._dead: list[_DeadRun] = []
         self._suspects: frozenset[bytes] = frozenset()
         self._met: set[bytes] = set()
@@ -86,14 +84,13 @@ class Watch:
         self._trial = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = threading.Event()
-        self._notes = _Notes()
+        self._notes = _Notes(descriptor)
 
     def __enter__(self) -> Watch:
-        self._dead = _dead_runs(self._folder)
+        self._dead = _dead_runs(self._cache)
         self._suspects = frozenset[bytes]().union(*(run.digests for run in self._dead))
         if self._suspects:
             logger.debug("earlier runs died while they decoded %d images: those are tried apart", len(self._suspects))
-        self._notes.open(self._folder)
         return self
 
     def __exit__(
@@ -218,41 +215,18 @@ def _reason(status: int) -> str:
 
 
 class _Notes:
-    """The file of a living run: what each of its threads is decoding, or zeros."""
+    """What each thread of a living run is decoding, in the file of the run: a digest or zeros."""
 
-    def __init__(self) -> None:
-        self._path = Path()
-        self._descriptor = -1  # no file
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
         self._lock = threading.Lock()  # nobody may write to a number that has been closed and given to another file
         self._thread = threading.local()
         self._places = itertools.count(0, _DIGEST)
 
-    def open(self, folder: Path) -> None:
-        """Make the file and lock it; without one, nothing is noted."""
-        path = folder / f"{secrets.token_hex(12)}{SUFFIX}"
-        # It gets its name once it is locked: until then another run would take its owner for dead.
-        temporary = temporary_path(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-        try:
-            folder.mkdir(exist_ok=True)
-            descriptor = os.open(temporary, flags, 0o666)
-        except OSError as error:
-            logger.debug("what is being decoded is not noted: %s", error)
-            return
-        try:
-            try_lock(descriptor)
-            os.replace(temporary, path)  # noqa: PTH105  (one call that tests can make fail)
-        except OSError as error:
-            logger.debug("what is being decoded is not noted: %s", error)
-            os.close(descriptor)
-            discard(temporary)
-            return
-        self._path, self._descriptor = path, descriptor
-
     def close(self) -> None:
-        """Remove the file: the run has not died."""
+        """Write no more: whoever opened the file is about to close it."""
         with self._lock:
-            self._remove()
+            self._descriptor = None
 
     @contextlib.contextmanager
     def noting(self, digest: bytes) -> Iterator[None]:
@@ -267,63 +241,29 @@ class _Notes:
         if not hasattr(self._thread, "place"):
             self._thread.place = next(self._places)
         with self._lock:
-            if self._descriptor < 0:
+            if self._descriptor is None:
                 return
             try:
                 os.pwrite(self._descriptor, digest, self._thread.place)
             except OSError as error:
                 logger.debug("what is being decoded is noted no longer: %s", error)
-                self._remove()
-
-    def _remove(self) -> None:
-        if self._descriptor >= 0:
-            discard(self._path)
-            os.close(self._descriptor)
-            self._descriptor = -1
+                self._descriptor = None
 
 
-def _dead_runs(folder: Path) -> list[_DeadRun]:
-    found = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        try:
-            run = _dead_run(path)
-        except OSError as error:
-            logger.debug("%s is passed over: %s", path, error)
-            continue
-        if run is not None:
-            found.append(run)
-    return found
+def _dead_runs(cache: Path) -> list[_DeadRun]:
+    return [run for path, alive in announced(cache) if not alive and (run := _dead_run(path)) is not None]
 
 
 def _dead_run(path: Path) -> _DeadRun | None:
-    """Read the file of a run; None if the run is alive, or the file not one of ours."""
-    flags = os.O_RDONLY
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
-        flags |= getattr(os, name, 0)
-    descriptor = os.open(path, flags)
+    """Read the file of a run that died; None where it cannot be read."""
     try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or not _is_unlocked(descriptor):
-            return None
-        notes = os.read(descriptor, _MOST_BYTES)
-    finally:
-        os.close(descriptor)
+        with path.open("rb") as file:
+            notes, died = file.read(_MOST_BYTES), os.fstat(file.fileno()).st_mtime
+    except OSError as error:
+        logger.debug("%s is passed over: %s", path, error)
+        return None
     slots = (notes[place : place + _DIGEST] for place in range(0, len(notes) - _DIGEST + 1, _DIGEST))
-    return _DeadRun(path, frozenset(slots) - {_NOTHING}, facts.st_mtime)
-
-
-def _is_unlocked(descriptor: int) -> bool:
-    """Tell whether nobody holds the lock of an open file; raises OSError where files cannot be locked."""
-    try:
-        import fcntl
-    except ImportError as error:  # Windows
-        raise OSError("no locks on this system") from error
-    try:
-        # Shared, and given back when the file is closed: several runs may look at once.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return _DeadRun(path, frozenset(slots) - {_NOTHING}, died)
 
 
 def main() -> None:

@@ -137,6 +137,8 @@ def test_f42_a_row_that_float16_cannot_hold_is_rejected_and_its_image_named(head
 
     narrow = package.extract(folder, BACKBONE, **asked(options), store_dtype="float16")
     assert narrow.embedded == 0 and len(narrow.X) == 11 and np.isfinite(narrow.X).all()
+    done = headstart_json("extract", folder, *options)
+    assert (done["embedded"], done["failed"]) == (12, 0), "in the same cache, as the hint says"
     wide = package.extract(folder, BACKBONE, **asked(options), cache="wide")
     assert wide.failures == [] and len(wide.X) == 12
     row = {path: number for number, path in enumerate(wide.paths)}

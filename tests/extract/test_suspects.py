@@ -1,5 +1,6 @@
 """Runs that a picture ends, in processes that really die: SIGSEGV in the decoder, SIGKILL from outside."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -10,17 +11,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import BACKBONE, SHAPES, draw, photos
 
-from headstart.cache.running import FOLDER
+from headstart.cache.running import FOLDER, SUFFIX, running
 from headstart.errors import DecodeError
 from headstart.extract import suspects
 from headstart.extract.decode import DEFAULT_MAX_PIXELS, decode
-from headstart.extract.suspects import FORGOTTEN_AFTER, SUFFIX, Watch
+from headstart.extract.suspects import FORGOTTEN_AFTER, Watch
 
 __all__ = ["photos"]  # a fixture
 
@@ -41,6 +43,12 @@ simplejpeg.decode_jpeg = decode_jpeg
 """
 CRASH = "ctypes.string_at(0)"  # as in life: the thread that decodes goes no further
 SPACE = ("--backbone", BACKBONE, "--resize", "64", "--crop", "64", "--workers", "1")
+
+
+@contextlib.contextmanager
+def watching(cache: Path) -> Iterator[Watch]:
+    with running(cache) as descriptor, Watch(cache, descriptor) as watch:
+        yield watch
 
 
 def jpeg(comment: bytes = b"", seed: int = 0) -> bytes:
@@ -163,7 +171,7 @@ def test_f16_pictures_that_a_killed_run_was_decoding_are_innocent(tmp_path, phot
         victim.kill()
         victim.communicate()
     assert victim.returncode == -signal.SIGKILL
-    (dead,) = suspects._dead_runs(cache / FOLDER)
+    (dead,) = suspects._dead_runs(cache)
     assert dead.digests == wanted
 
     done = completed(*words, cwd=tmp_path, environment={})
@@ -218,7 +226,7 @@ def test_f16_a_thread_s_slot_holds_the_digest_while_it_decodes_and_zeros_afterwa
 
     monkeypatch.setattr(suspects, "decode", waiting)
     pictures = [jpeg(seed=0), jpeg(seed=1)]
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         threads = [threading.Thread(target=take, args=(watch, data)) for data in pictures]
         for thread in threads:
             thread.start()
@@ -235,9 +243,9 @@ def test_f16_a_thread_s_slot_holds_the_digest_while_it_decodes_and_zeros_afterwa
 
 def test_f16_the_file_of_a_run_that_lives_accuses_nobody(cache):
     data = jpeg()
-    with Watch(cache) as first, first._notes.noting(digest_of(data)):
-        assert suspects._dead_runs(cache / FOLDER) == []
-        with Watch(cache) as second:
+    with watching(cache) as first, first._notes.noting(digest_of(data)):
+        assert suspects._dead_runs(cache) == []
+        with watching(cache) as second:
             assert len(notes(cache)) == 2
             take(second, data)
         assert len(notes(cache)) == 1
@@ -248,7 +256,7 @@ def test_f16_an_innocent_suspect_has_the_pixels_it_always_had(cache, samples):
     photograph = next(path for path in sorted(samples.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg"))
     data = photograph.read_bytes()
     dead = accuse(cache, data)
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         decoded = take(watch, data)
     np.testing.assert_array_equal(decoded.pixels, decode(data).pixels)
     assert decoded.pixels.flags.writeable and not decoded.animated
@@ -258,14 +266,14 @@ def test_f16_an_innocent_suspect_has_the_pixels_it_always_had(cache, samples):
 def test_f16_a_suspect_is_never_decoded_in_the_run_s_own_process(cache, monkeypatch):
     data = jpeg()
     accuse(cache, data)
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         monkeypatch.setattr(suspects, "decode", lambda *_, **__: pytest.fail("decoded here"))
         assert take(watch, data).pixels.shape == (96, 96, 3)
 
 
 def test_f16_a_suspect_that_is_no_image_fails_as_ever(cache):
     dead = accuse(cache, b"nothing like it")
-    with Watch(cache) as watch, pytest.raises(DecodeError, match=r"^not an image$"):
+    with watching(cache) as watch, pytest.raises(DecodeError, match=r"^not an image$"):
         take(watch, b"nothing like it")
     assert not dead.exists()
 
@@ -275,7 +283,7 @@ def test_f16_frames_and_limits_reach_the_child(cache, tmp_path):
     first.save(tmp_path / "moving.gif", save_all=True, append_images=[second])
     data = (tmp_path / "moving.gif").read_bytes()
     accuse(cache, data)
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         assert take(watch, data).animated
         with pytest.raises(DecodeError, match="9216 pixels exceed the limit of 100;"):
             watch.decode(digest_of(data), data, 100)
@@ -295,7 +303,7 @@ def test_f16_what_ends_the_child_is_named_and_remembered(cache, crashing, monkey
     monkeypatch.setattr(suspects, "TIME_LIMIT", 2)
     bad, good = jpeg(MARK), jpeg()
     guilty, innocent = accuse(cache, bad, good), accuse(cache, good, name="other")
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         asked = []
         monkeypatch.setattr(watch, "_ask", lambda question, ask=watch._ask: asked.append(1) or ask(question))
         for _ in range(2):
@@ -312,14 +320,14 @@ def test_f16_files_stay_while_they_may_say_something(cache):
     idle = accuse(cache, name="idle")
     half = accuse(cache, seen, unseen, name="half")
     old = accuse(cache, unseen, name="old", age=FORGOTTEN_AFTER + 60)
-    with pytest.raises(KeyboardInterrupt), Watch(cache) as watch:
+    with pytest.raises(KeyboardInterrupt), watching(cache) as watch:
         take(watch, seen)
         raise KeyboardInterrupt
     assert notes(cache) == [half, idle, old], "a run that did not end in order forgets nothing"
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         take(watch, seen)
     assert notes(cache) == [half]
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         take(watch, unseen)
         take(watch, seen)
     assert notes(cache) == []
@@ -336,7 +344,7 @@ def test_f16_who_stops_a_run_need_not_wait_for_a_suspect(cache, crashing, tmp_pa
             take(watch, bad)
         failures.append(str(caught.value))
 
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         thread = threading.Thread(target=work, args=(watch,))
         thread.start()
         while not (tmp_path / "decoding").exists():
@@ -346,7 +354,7 @@ def test_f16_who_stops_a_run_need_not_wait_for_a_suspect(cache, crashing, tmp_pa
         thread.join()
         assert failures == ["not tried again, for the run was stopped"]
     assert dead.exists(), "nothing is known of it yet"
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         watch.stop()
         with pytest.raises(DecodeError, match="not tried again"):
             take(watch, bad)
@@ -358,7 +366,7 @@ def test_f16_where_no_python_can_be_started_a_suspect_is_decoded_here(cache, mon
     monkeypatch.setattr(sys, "executable", program)
     data = jpeg()
     accuse(cache, data)
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         assert take(watch, data).pixels.shape == (96, 96, 3)
     assert notes(cache) == []
 
@@ -370,7 +378,7 @@ def test_f16_the_child_imports_nothing_from_the_working_directory(cache, tmp_pat
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     data = jpeg(MARK)
     accuse(cache, data)
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         monkeypatch.setattr(suspects, "decode", lambda *_, **__: pytest.fail("decoded here"))
         assert take(watch, data).pixels.shape == (96, 96, 3)
 
@@ -387,9 +395,10 @@ def test_f16_the_child_loads_no_torch():
 
 def works_without(cache: Path, caplog) -> None:
     caplog.set_level(logging.DEBUG, "headstart")
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         assert take(watch, jpeg()).pixels.shape == (96, 96, 3)
-    assert [record.levelname for record in caplog.records if "noted" in record.message] == ["DEBUG"]
+    said = [record.levelname for record in caplog.records if "noted" in record.message or "announced" in record.message]
+    assert said == ["DEBUG"]
 
 
 def test_f16_a_folder_that_cannot_be_written_only_costs_the_hint(cache, caplog):
@@ -425,7 +434,7 @@ def test_f16_without_locks_nobody_is_suspected(cache, caplog, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(Watch, "_ask", lambda *_: pytest.fail("suspected"))
     works_without(cache, caplog)
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         take(watch, data)
     assert notes(cache) == [dead]
 
@@ -437,18 +446,18 @@ def test_f16_what_is_no_file_of_a_run_is_passed_over(cache, tmp_path):
     (folder / f"folder{SUFFIX}").mkdir()
     (tmp_path / "elsewhere").write_bytes(b"x" * 64)
     (folder / f"link{SUFFIX}").symlink_to(tmp_path / "elsewhere")
-    assert suspects._dead_runs(folder) == []
+    assert suspects._dead_runs(cache) == []
     (folder / f"cut{SUFFIX}").write_bytes(b"x" * 50)  # the second slot is not whole
-    (run,) = suspects._dead_runs(folder)
+    (run,) = suspects._dead_runs(cache)
     assert run.digests == {b"x" * 32}
-    with Watch(cache) as watch:
+    with watching(cache) as watch:
         take(watch, jpeg())
 
 
 def test_f16_the_file_is_as_open_to_others_as_the_umask_says(cache):
     before = os.umask(0o027)
     try:
-        with Watch(cache):
+        with watching(cache):
             (path,) = notes(cache)
             assert path.stat().st_mode & 0o777 == 0o640
     finally:

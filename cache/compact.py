@@ -9,6 +9,7 @@ ones; afterwards, the merged one, beside old ones that nobody looks at.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,9 @@ from .datasets import latest_listings, superfluous_listings
 from .index import KeyIndex
 from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, write_part, written_at
 from .publish import sync_folder, temporary_path, write_error
+from .reading import PartGoneError, repeated
 from .running import oldest_start
-from .store import FeatureStore, PartGoneError
+from .store import FeatureStore
 from .temporary import remove_stale
 from .writer import PART_BYTES
 
@@ -165,7 +167,8 @@ class _Wanted:
 
     @classmethod
     def of(cls, root: Path, *, now: bool) -> _Wanted:
-        since = float("inf") if now else oldest_start(root)  # first, so that no run slips between the two
+        # Before the listings are read, and what is written from now on is spared too: so no run slips between the two.
+        since = min(time.time(), float("inf") if now else oldest_start(root))
         digests = [listing.digest[listing.known] for listing in latest_listings(root)]
         return cls(KeyIndex([Keys.plain(digest) for digest in digests]), since)
 
@@ -187,7 +190,7 @@ class _Space:
 
     def compact(self, done: Compaction) -> None:
         done.parts_before += len(self.store.heads(self.space_id))
-        self.store.repeated(lambda: self._merge(done))
+        repeated(self.store.root, lambda: self._merge(done))
         self._delete_superseded(done)
         heads = self.store.heads(self.space_id)
         done.parts_after += len(heads)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from . import block
 from .listing import Listing, dataset_id, read_listing
-from .store import read_error
+from .reading import read_error
 
 logger = logging.getLogger("headstart.cache")
 

@@ -181,6 +181,8 @@ def write_error(error: OSError, folder: Path, size: int = 0, safe: int | None = 
         text = f"disk full writing {folder}: {counted}free ~{megabytes} MB and run again"
     elif code in (errno.EROFS, errno.EACCES, errno.EPERM):
         text = f"{folder} is read-only: {counted}pass --cache with a folder that can be written"
+    elif code in (errno.ENOTDIR, errno.EEXIST):
+        text = f"a file is in the way of the folder {folder}: pass --cache with another one"
     elif code in (errno.ENOENT, errno.ESTALE):
         text = f"{folder} went away while it was in use: run again"
     else:

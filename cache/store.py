@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError, HeadstartError
 from .index import KeyIndex
 from .part import Keys, PartHead, copy_rows, is_part, read_head
-from .publish import make_folder, publish, write_error
+from .publish import make_folder, publish, temporary_path, write_error
+from .reading import PartGoneError, gone_or_unreadable, read_error, repeated
 from .space import FeatureSpace
 from .writer import PartWriter
 
 logger = logging.getLogger("headstart.cache")
-Read = TypeVar("Read")
 
 DEFAULT_CACHE = ".headstart"
 BLOCK_ROWS = 65_536
-# A compaction replaces parts while readers read; each time the reader lists again, and this often is no accident.
-MAX_LISTINGS = 100
 # More threads than this gain nothing: two of them read from the page cache as fast as memory allows.
 READ_THREADS = 4
 
@@ -35,10 +31,6 @@ READ_THREADS = 4
 def cache_dir(given: str | os.PathLike[str] | None = None) -> Path:
     """Return the cache's folder: the one given, else ``HEADSTART_CACHE``, else ``.headstart`` where we are."""
     return Path(given or os.environ.get("HEADSTART_CACHE") or DEFAULT_CACHE)
-
-
-class PartGoneError(Exception):
-    """A part that was listed is not there any more: a compaction replaced it, so the folder is to be listed again."""
 
 
 class FeatureStore:
@@ -60,7 +52,7 @@ class FeatureStore:
 
     def space_ids(self) -> list[str]:
         """Return the ids of the feature spaces that have a folder, in order."""
-        return sorted(path.name for path in self.root.glob("spaces/*") if not path.name.startswith("."))
+        return sorted(path.name for path in self.root.glob("spaces/*/") if not path.name.startswith("."))
 
     def spaces(self) -> dict[str, FeatureSpace]:
         """Return the feature spaces that this version can read, by id; `headstart cache info` names the others."""
@@ -136,7 +128,7 @@ class FeatureStore:
         CacheError
             The cache cannot be written.
         """
-        probe = self.root / f".probe-{secrets.token_hex(6)}.tmp"
+        probe = temporary_path(self.root / "probe")
         try:
             make_folder(self.root)
             probe.touch(exist_ok=False)
@@ -196,7 +188,7 @@ class FeatureStore:
                     known[path] = _head_or_error(path)
             return paths
 
-        found = [known[path] for path in self.repeated(read)]
+        found = [known[path] for path in repeated(self.root, read)]
         heads = [head for head in found if isinstance(head, PartHead)]
         superseded = {name for head in heads for name in head.supersedes}
         bad = [(path, error) for path, error in known.items() if isinstance(error, HeadstartError)]
@@ -256,7 +248,7 @@ class FeatureStore:
             self._fill(result, paths, _by_part(index, places))
             return result
 
-        return self.repeated(read)
+        return repeated(self.root, read)
 
     def blocks(
         self, space_id: str, keys: Keys, block_rows: int = BLOCK_ROWS
@@ -356,23 +348,8 @@ class FeatureStore:
             self.quarantine(path, error)
             return False
         except OSError as error:
-            raise _gone_or_unreadable(error, path) from error
+            raise gone_or_unreadable(error, path) from error
         return True
-
-    def repeated(self, read: Callable[[], Read]) -> Read:
-        """Return what `read` returns, calling it again where a part went away while it read.
-
-        Raises
-        ------
-        CacheError
-            That happened a hundred times: something else than a compaction removes parts.
-        """
-        for _ in range(MAX_LISTINGS):
-            try:
-                return read()
-            except PartGoneError as gone:
-                logger.debug("a part went away while the cache was read: %s", gone)
-        raise CacheError(f"parts of the cache {self.root} go away as fast as they are read; see what removes them")
 
     def quarantine(self, path: Path, reason: Exception) -> None:
         """Set a damaged file aside and say so; where the cache is read-only it is passed over."""
@@ -409,23 +386,10 @@ def _head_or_error(path: Path) -> PartHead | HeadstartError:
     except HeadstartError as error:
         return error
     except OSError as error:
-        found = _gone_or_unreadable(error, path)
+        found = gone_or_unreadable(error, path)
         if isinstance(found, PartGoneError):
             raise found from error
         return found
-
-
-def _gone_or_unreadable(error: OSError, path: Path) -> PartGoneError | CacheError:
-    # A network file system says ESTALE of what another machine has removed.
-    return PartGoneError(str(path)) if error.errno in (errno.ENOENT, errno.ESTALE) else read_error(error, path)
-
-
-def read_error(error: OSError, path: Path) -> CacheError:
-    """Turn a failed read of a file of the cache into an error that names it."""
-    name = errno.errorcode.get(error.errno or 0, "error")
-    translated = CacheError(f"cannot read {path} ({name}: {error.strerror}); mend the disk or its permissions")
-    translated.errno = error.errno
-    return translated
 
 
 def _unwritable(error: OSError, folder: Path) -> CacheError:

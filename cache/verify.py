@@ -14,7 +14,8 @@ from . import block, memo
 from .datasets import listing_paths
 from .listing import read_listing
 from .part import check_part
-from .store import READ_THREADS, FeatureStore, read_error
+from .reading import read_error
+from .store import READ_THREADS, FeatureStore
 
 
 @dataclass(slots=True)

@@ -117,8 +117,14 @@ def _candidates(store: FeatureStore) -> Iterator[_Candidates]:
 
 
 def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:
-    """Return path and bytes of an image whose bytes are still those of the listing."""
-    path = os.path.join(dataset_folder(listing, listing.source), os.fsdecode(listing.paths[row]))  # noqa: PTH118
+    """Return path and bytes of an image whose bytes are still those of the listing.
+
+    A listing may come from somebody else's cache: nothing outside the folder that it is of is read.
+    """
+    name = os.fsdecode(listing.paths[row])
+    if listing.layout != "csv" and (os.path.isabs(name) or ".." in name.split("/")):  # noqa: PTH117  (no Path needed)
+        return None
+    path = os.path.join(dataset_folder(listing, listing.source), name)  # noqa: PTH118
     try:
         data = read_regular(path)
     except DecodeError as error:

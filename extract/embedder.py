@@ -18,6 +18,7 @@ from ..errors import BackboneError, CacheError, CacheFormatError, DeviceError
 from .backbone import BackboneRequest, load_backbone, request_key
 from .decode import DECODER_RULES
 from .device import Device, choose_device, is_out_of_memory, keep_freed_memory, resolve_precision, to_device
+from .fold import fold_batch_norms
 from .memory import available_memory, bytes_an_image, fitting_batch
 from .options import RunOptions, SpaceOptions
 from .preprocess import Preprocess
@@ -239,7 +240,9 @@ def _load(options: SpaceOptions, device: Device) -> Backbone:
     )
     if device.kind == "cpu":
         keep_freed_memory()
-    return load_backbone(_request(options), **options.overrides()).to(device.kind)
+    backbone = load_backbone(_request(options), **options.overrides())
+    fold_batch_norms(backbone)
+    return backbone.to(device.kind)
 
 
 def _remember(cache: Path, key: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -148,6 +148,23 @@ def test_pruning_spares_the_rows_of_a_run_that_goes_on(store, space):
     assert not list((store.root / "running").iterdir())
 
 
+def test_pruning_spares_what_is_written_while_it_goes_on(store, space, monkeypatch):
+    digest, rows = random_rows(20)
+    add_rows(store, space, digest[:10], rows[:10])
+    latest = module.latest_listings
+
+    def and_then_a_run_begins(root):
+        found = latest(root)
+        add_rows(store, space, digest[10:], rows[10:])
+        return found
+
+    monkeypatch.setattr(module, "latest_listings", and_then_a_run_begins)
+    for now in (False, True):
+        done = compact(store.root, prune=True, now=now)
+        assert (done.pruned, done.spared) == (10, 10)
+    assert done.rows == 10
+
+
 def test_pruning_refuses_where_a_listing_cannot_be_read(store, space):
     digest, rows = random_rows(5)
     add_rows(store, space, digest, rows)

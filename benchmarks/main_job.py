@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 BACKBONE = "efficientnet_lite0"
-HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import main; sys.exit(main())"]
+HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import run; run()"]
 
 
 def timed(*words: str, cwd: str) -> tuple[float, str]:

@@ -1,9 +1,9 @@
 """The whole job against the loop of the tutorials, both as whole processes timed from outside, on the ants and bees.
 
 The loop is that of PyTorch's transfer-learning tutorial with a frozen network: ImageFolder, DataLoader in batches of
-16, Pillow, every picture through an eager ResNet-18 in each of 15 epochs, the last layer trained by SGD. Both sides have
-random weights, for the time does not depend on them. The loop reads pictures in the process that trains, as it does
-where `num_workers` is left alone, and once more with as many workers as cores.
+16, Pillow, every picture through an eager ResNet-18 in each of 15 epochs, the last layer trained by SGD. Both sides
+have random weights, for the time does not depend on them. The loop reads pictures in the process that trains, as where
+`num_workers` is left alone, and once more with as many workers as cores.
 
 Run: HEADSTART_SAMPLES=... python benchmarks/tutorial_loop.py [epochs]
 """
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 TIMES = 3
-HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import main; sys.exit(main())"]
+HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import run; run()"]
 LOOP = """
 import sys
 import torch

@@ -29,7 +29,7 @@ BACKBONE = "efficientnet_lite0"
 CLASSES = 20
 PAIRS = 5
 ROWS = 4096  # written at a time
-HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import main; sys.exit(main())"]
+HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import run; run()"]
 WALK = """
 import os, sys
 

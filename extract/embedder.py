@@ -127,6 +127,16 @@ class Embedder:
             self._backbone = backbone
         return self._backbone
 
+    def load(self) -> None:
+        """Load the network now, and see how large a batch may be, instead of when the first batch comes.
+
+        Raises
+        ------
+        BackboneError
+            As `backbone`.
+        """
+        _ = self.backbone, self.batch_size
+
     @property
     def device(self) -> Device:
         """Where the forward pass runs."""

@@ -15,6 +15,8 @@ from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import DataError, printable
+from .bottleneck import Bottleneck
+from .device import available_cores
 from .dry_run import DryRun, dry_run
 from .embed import embed_listing
 from .embedder import Embedder
@@ -53,8 +55,8 @@ class Extraction(Features):
         Wall time of the run.
     stages : dict of str to float
         Busy seconds of listing, reading, decoding, forward passes and writing, summed over threads.
-    bound_by : str
-        The stage that the run waited for; "" where nothing was embedded.
+    bottleneck : Bottleneck or None
+        What bounded the run; None where nothing was embedded.
     misses : list of Miss
         Images that were embedded although another space of the backbone holds them, and what differs.
     animated : int
@@ -66,7 +68,7 @@ class Extraction(Features):
     device: str = "none"
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
-    bound_by: str = ""
+    bottleneck: Bottleneck | None = None
     misses: list[Miss] = field(default_factory=list)
     animated: int = 0
 
@@ -94,7 +96,8 @@ class Extraction(Features):
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.embedded / self.seconds, 2) if self.embedded else 0.0,
             "stages": {name: round(self.stages.get(name, 0.0), 6) for name in STAGES},
-            "bound_by": self.bound_by,
+            "bound_by": self.bottleneck.stage if self.bottleneck else "",
+            "busy": {name: round(share, 4) for name, share in self.bottleneck.busy.items()} if self.bottleneck else {},
             "misses": [asdict(miss) for miss in self.misses],
             "animated": self.animated,
         }
@@ -102,11 +105,11 @@ class Extraction(Features):
     def lines(self) -> list[str]:
         """Return what a person needs to know of the run."""
         done = f"{self.embedded} embedded, {self.reused} reused, {len(self.failures)} failed"
-        rate = f", {self.embedded / self.seconds:.0f} images/s, bound by {self.bound_by}" if self.embedded else ""
-        lines = [
-            f"{len(self.listing)} images: {done} in {self.seconds:.1f} s{rate}",
-            f"features: {describe_space(self.space)}, in {self.store.root}",
-        ]
+        rate = f", {self.embedded / self.seconds:.0f} images/s" if self.embedded else ""
+        lines = [f"{len(self.listing)} images: {done} in {self.seconds:.1f} s{rate}"]
+        if self.bottleneck:
+            lines.append(self.bottleneck.line())
+        lines.append(f"features: {describe_space(self.space)}, in {self.store.root}")
         if len(self.classes) > 1:
             lines.append("next: headstart fit-head")
         return lines
@@ -259,7 +262,7 @@ def _result(listing: Listing, embedder: Embedder, store: FeatureStore, outcome: 
         device=device.kind if device else "none",
         seconds=seconds,
         stages=outcome.stages,
-        bound_by=_bound_by(outcome),
+        bottleneck=_bottleneck(outcome, embedder),
         misses=outcome.misses,
         animated=outcome.animated,
     )  # fmt: skip
@@ -267,14 +270,10 @@ def _result(listing: Listing, embedder: Embedder, store: FeatureStore, outcome: 
     return extraction
 
 
-def _bound_by(outcome: Outcome) -> str:
-    """Name the stage that was busiest for the threads it has: forward passes have one, reading and decoding several."""
+def _bottleneck(outcome: Outcome, embedder: Embedder) -> Bottleneck | None:
     if not outcome.embedded:
-        return ""
-    stages = outcome.stages
-    share = {"decode": (stages["read"] + stages["decode"]) / outcome.workers}
-    share |= {"forward": stages["forward"], "write": stages["write"]}
-    return max(share, key=lambda name: share[name])
+        return None
+    return Bottleneck.of(outcome.stages, outcome.seconds, embedder.device.kind, outcome.workers, available_cores())
 
 
 def _note_oddities(outcome: Outcome, embedder: Embedder) -> None:

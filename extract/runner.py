@@ -7,6 +7,7 @@ number of images, and results are taken in the order of the listing, so what lie
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import threading
 import time
@@ -64,6 +65,8 @@ class Outcome:
         Images of which the first frame was taken; images smaller than the crop.
     stages : dict of str to float
         Busy seconds of each stage, summed over threads.
+    seconds : float
+        Wall time from the moment when the network was ready.
     workers : int
         Threads that read and decoded.
     interrupted : bool
@@ -78,6 +81,7 @@ class Outcome:
     animated: int = 0
     enlarged: int = 0
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    seconds: float = 0.0
     workers: int = 1
     interrupted: bool = False
     misses: list[Miss] = field(default_factory=list)
@@ -108,11 +112,15 @@ class Reader:
             return Item(number, digest)
         try:
             decoded = self._decode(digest, data)
-            pixels, enlarged = to_input(decoded.pixels, self._embedder.preprocess)
         except DecodeError as error:
             return Item(number, digest, reason=str(error))
         finally:
             self._count("decode", begin)
+        import torch  # noqa: F401  (takes seconds the first time, which are not those of this stage)
+
+        begin = time.perf_counter()
+        pixels, enlarged = to_input(decoded.pixels, self._embedder.preprocess)
+        self._count("decode", begin)
         return Item(number, digest, pixels, animated=decoded.animated, enlarged=enlarged)
 
     def _decode(self, digest: bytes, data: bytes) -> Decoded:
@@ -170,8 +178,9 @@ def run(
     reader = Reader(base, embedder, index, watch)
     collector = _Batches(outcome, embedder, writer, on_rate)
     with ThreadPoolExecutor(outcome.workers, thread_name_prefix="decode") as pool:
+        items = _Ahead(pool, reader, names, todo, outcome.workers)
         try:
-            for item in _in_order(pool, reader, names, todo, outcome.workers):
+            for item in items:
                 collector.take(item)
                 progress(1)
                 outcome.interrupted = stopped()
@@ -179,6 +188,7 @@ def run(
                     break
             else:
                 collector.finish()
+            outcome.seconds = time.perf_counter() - collector.begun
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             if watch:
@@ -187,18 +197,22 @@ def run(
     return outcome
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, reader: Reader, names: list[bytes], todo: np.ndarray, workers: int
-) -> Iterator[Item]:
-    """Yield items in the order of `todo`, with a bounded number of them read ahead."""
-    ahead = 4 * workers + 64  # of network inputs, 150 kB each at 224 pixels
-    waiting: deque[Future[Item]] = deque()
-    for number in todo.tolist():
-        waiting.append(pool.submit(reader.read, number, names[number]))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+class _Ahead:
+    """Items in the order of `todo`, a bounded number of them read ahead, the first ones from the start."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, reader: Reader, names: list[bytes], todo: np.ndarray, workers: int
+    ) -> None:
+        self._submit = lambda number: pool.submit(reader.read, number, names[number])
+        self._numbers = iter(todo.tolist())
+        ahead = 4 * workers + 64  # of network inputs, 150 kB each at 224 pixels
+        self._waiting: deque[Future[Item]] = deque(map(self._submit, itertools.islice(self._numbers, ahead)))
+
+    def __iter__(self) -> Iterator[Item]:
+        while self._waiting:
+            item = self._waiting.popleft().result()
+            self._waiting.extend(map(self._submit, itertools.islice(self._numbers, 1)))
+            yield item
 
 
 class _Batches:
@@ -211,6 +225,7 @@ class _Batches:
         self._embedder = embedder
         self._writer = writer
         self._on_rate = on_rate
+        self.begun = time.perf_counter()
         self._batch: list[Item] = []
         self._batches = 0
         self._timed_from = (0.0, 0)
@@ -231,6 +246,9 @@ class _Batches:
         elif item.digest in self._seen:
             self._copies.setdefault(item.digest, []).append(item.index)
         elif item.pixels is not None:
+            if not self._seen:
+                self._embedder.load()
+                self.begun = time.perf_counter()
             self._seen.add(item.digest)
             self._batch.append(item)
         if self._batch and len(self._batch) >= self._embedder.batch_size:

@@ -68,10 +68,10 @@ def export(out: Path, store: FeatureStore, listing: Listing, space: FeatureSpace
     CacheError
         `out` is there already, or cannot be written.
     """
-    if out.exists() and not overwrite:
-        raise CacheError(f"{printable(out)} is there already; pass --overwrite or name another file")
     if out.is_dir():
         raise CacheError(f"{printable(out)} is a folder; name a file, such as {printable(out / 'features.h5')}")
+    if out.exists() and not overwrite:
+        raise CacheError(f"{printable(out)} is there already; pass --overwrite or name another file")
     make_folder(out.absolute().parent)
     temporary = temporary_path(out.absolute())
     rows = np.flatnonzero(listing.usable)

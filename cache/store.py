@@ -361,7 +361,9 @@ class FeatureStore:
         except FileNotFoundError:
             return  # another process was faster
         except OSError as error:
-            logger.warning("%s; passed over, for it cannot be set aside (%s), %s", reason, error, advice)
+            logger.warning(
+                "%s; passed over, for it cannot be set aside (%s), %s", reason, error.strerror or error, advice
+            )
             self._passed_over.add(path.name)
             return
         logger.warning("%s; moved to %s, %s", reason, place, advice)

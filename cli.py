@@ -115,8 +115,17 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     )(run)
 
 
+def _cache_folder(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
+    if value == "":  # a variable of the shell that is not set, most often
+        raise click.BadParameter("it is empty; name a folder, or leave the option out")
+    return None if value is None else Path(value)
+
+
 cache_option = click.option(
-    "--cache", type=Data, metavar="DIR", help="The cache's folder [default: $HEADSTART_CACHE, else .headstart]."
+    "--cache",
+    metavar="DIR",
+    callback=_cache_folder,
+    help="The cache's folder [default: $HEADSTART_CACHE, else .headstart].",
 )
 positive = click.IntRange(min=1)
 space_options = options(

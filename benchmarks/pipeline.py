@@ -72,7 +72,7 @@ def rates(folder: Path, names: list[bytes], backbone: str) -> None:
     del batches
     store.prepare(embedder.space)
     with store.writer(embedder.space) as writer:
-        outcome = run(names, np.arange(len(names)), base, embedder, KeyIndex([]), writer)
+        outcome = run(names, np.zeros((len(names), 4)), np.arange(len(names)), base, embedder, KeyIndex([]), writer)
     both = outcome.embedded / outcome.seconds
     shared = 1 / (1 / decode + 1 / forward)
     print(

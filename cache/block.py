@@ -26,6 +26,7 @@ import numpy as np
 import xxhash
 
 from ..errors import CacheFormatError, DamagedFileError
+from .reading import open_regular
 
 BLOCK_FORMAT = 1
 MAX_HEADER = 1 << 20
@@ -131,7 +132,7 @@ def read_header(path: Path) -> Header:
     CacheFormatError
         A newer version of headstart wrote the file.
     """
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         start = file.read(4096)
@@ -201,7 +202,7 @@ def read_arrays(path: Path, header: Header, names: Collection[str]) -> dict[str,
     if missing:
         raise DamagedFileError(f"{path} is damaged: array {missing[0]!r} is not in it")
     result = {}
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         for name in names:
             entry = header.arrays[name]
             array = np.empty(entry.shape, entry.dtype)
@@ -258,7 +259,7 @@ def copy_rows(
     spare = np.empty((min(step, count), width), entry.dtype)
     bounds = np.searchsorted(rows, np.arange(0, count + step, step))
     hasher = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         _hash_span(file, hasher, entry.offset if entry.nbytes else 0, path)
         for number, start in enumerate(range(0, count, step)):
             stop = min(start + step, count)
@@ -289,7 +290,7 @@ def check_file(path: Path, expected_hash: str) -> None:
         Any byte differs.
     """
     hasher = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         _hash_span(file, hasher, file.seek(0, 2), path, start=0)
     if hasher.hexdigest() != expected_hash:
         raise DamagedFileError(f"{path} is damaged: its bytes do not match the hash in its name")
@@ -304,7 +305,7 @@ def check_image(path: Path, header: Header) -> None:
         Any byte differs.
     """
     hasher = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         _hash_span(file, hasher, header.size - header.base, path, start=header.base)
     if hasher.hexdigest() != header.image_checksum:
         raise DamagedFileError(f"{path} is damaged: its bytes do not match the checksum in its header")

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheError, DamagedFileError, HeadstartError
-from .datasets import latest_listings, superfluous_listings
+from ..errors import CacheError, CacheMissError, DamagedFileError, HeadstartError
+from .datasets import all_digests_in_use, superfluous_listings
 from .index import KeyIndex
 from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, write_part, written_at
 from .publish import sync_folder, temporary_path, write_error
@@ -87,7 +87,7 @@ class Compaction:
             lines.append(f"pruned {self.pruned} rows of images that no listing has any more")
         if self.spared:
             lines.append(
-                f"kept {self.spared} more such rows: a run is still writing to this cache and may list their images; "
+                f"kept {self.spared} more such rows: a run is using this cache and may list their images; "
                 "run again when it is done, or with --now"
             )
         what = f"{self.deleted} superseded parts, {self.listings} old listings, {self.temporary} temporary files"
@@ -112,8 +112,8 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
     root : Path
         The cache's folder; an absent one is no error.
     prune : bool, default False
-        Drop the rows of images that no dataset's latest listing has. Where a run is still going, rows younger than its
-        start are kept, for it will list them.
+        Drop the rows of images that no dataset has. While a run is going, none are dropped, for it may come to list
+        them.
     now : bool, default False
         Wait for nobody: delete superseded files at once, and prune whatever is running.
 
@@ -143,6 +143,8 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
 
 def _compact(done: Compaction, *, now: bool) -> None:
     root, store = done.root, FeatureStore(done.root)
+    if not any((root / name).is_dir() for name in ("spaces", "datasets", "backbones")) and any(root.iterdir()):
+        raise CacheMissError(f"{root} is no cache of headstart: it has no folder `spaces`; name the folder of a cache")
     store.check_writable()
     for space_id in store.space_ids():
         store.heads(space_id)  # a part of a newer format is an error before anything is changed
@@ -160,17 +162,17 @@ def _compact(done: Compaction, *, now: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which images pruning keeps: those of the latest listings, (n, 32) uint8, and all in parts from `since` on."""
+    """What pruning keeps: images of the datasets, and rows in parts written at `since` or later."""
 
     digest: KeyIndex
     since: float
 
     @classmethod
     def of(cls, root: Path, *, now: bool) -> _Wanted:
-        # Before the listings are read, and what is written from now on is spared too: so no run slips between the two.
-        since = min(time.time(), float("inf") if now else oldest_start(root))
-        digests = [listing.digest[listing.known] for listing in latest_listings(root)]
-        return cls(KeyIndex([Keys.plain(digest) for digest in digests]), since)
+        # Before the listings are read, so that no run slips in between. A run that goes on may come to list any row
+        # that is there, written by it or found: while there is one, all are kept.
+        since = time.time() if now or oldest_start(root) == float("inf") else 0.0
+        return cls(KeyIndex([Keys.plain(all_digests_in_use(root))]), since)
 
     def has(self, keys: Keys) -> np.ndarray:
         return np.asarray(self.digest.find(Keys.plain(keys.digest)) >= 0)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from . import block
 from .listing import Listing, dataset_id, read_listing
-from .reading import read_error
+from .reading import files, folders, read_error
 
 logger = logging.getLogger("headstart.cache")
 
+# Listings that do not know all bytes and are kept for those that do, where none does.
+KEPT_PARTIAL = 5
+
 
 def listing_paths(cache: Path, dataset: str | None = None) -> list[Path]:
-    """Return the listings of a dataset, given by its id, or of all datasets: the latest first."""
-    paths = cache.glob(f"datasets/{dataset or '*'}/*.h5")
-    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name, reverse=True)
+    """Return the listings of a dataset, given by its id, or of all datasets: the latest first.
+
+    Raises
+    ------
+    CacheError
+        A folder of listings cannot be read.
+    """
+    names = [dataset] if dataset else folders(cache / "datasets")
+    paths = [path for name in names for path in files(cache / "datasets" / name, ".h5")]
+    return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
 def load_listing(cache: Path, root: Path | None = None) -> Listing | None:
@@ -51,6 +65,13 @@ def load_listings(cache: Path, root: Path | None = None) -> Iterator[Listing]:
             logger.warning("%s; passed over", error)
         except OSError as error:
             raise read_error(error, path) from error
+
+
+def load_named(cache: Path, dataset: str) -> Iterator[str]:
+    """Yield the root of a dataset, given by its id, as each of its listings names it; the latest first."""
+    for path in listing_paths(cache, dataset):
+        with contextlib.suppress(OSError, HeadstartError):  # whoever needs the rest of it says so
+            yield read_listing(path).root
 
 
 def latest_listing(cache: Path, root: Path | None = None) -> Listing | None:
@@ -95,7 +116,7 @@ def require_listing(cache: Path, root: Path | None = None) -> Listing:
 
 def _root_of_any(folder: Path) -> str | None:
     """Return the root that some listing in a dataset's folder names."""
-    for path in sorted(folder.glob("*.h5"), reverse=True):
+    for path in reversed(files(folder, ".h5")):
         try:
             return str(json.loads(block.read_header(path).attributes["root"]))
         except (OSError, HeadstartError, KeyError):
@@ -103,31 +124,74 @@ def _root_of_any(folder: Path) -> str | None:
     return None
 
 
-def latest_listings(cache: Path) -> list[Listing]:
-    """Return the latest listing of each dataset.
+def digests_in_use(listings: Iterable[Listing]) -> np.ndarray:
+    """Return the digests of a dataset's images, (n, 32) uint8.
+
+    Parameters
+    ----------
+    listings : iterable of Listing
+        Of one dataset, the latest first; taken only as far as needed. An image whose bytes the latest one does not
+        know, because a run was interrupted or a disk was not there, has those that an earlier one knows for its path;
+        and where the latest was limited, all that the earlier ones have count.
+    """
+    found: list[np.ndarray] = []
+    unknown: set[bytes] | None = None
+    for listing in listings:
+        known = listing.known
+        rows = np.flatnonzero(known)
+        if unknown is not None:
+            rows = np.array([row for row in rows.tolist() if listing.paths[row] in unknown], np.int64)
+        found.append(listing.digest[rows])
+        if listing.request.get("limit"):
+            continue
+        missing = {listing.paths[row] for row in np.flatnonzero(~known).tolist()}
+        unknown = missing if unknown is None else unknown - {listing.paths[row] for row in rows.tolist()}
+        if not unknown:
+            break
+    return np.concatenate(found) if found else np.zeros((0, 32), np.uint8)
+
+
+def all_digests_in_use(cache: Path) -> np.ndarray:
+    """Return the digests of the images of all datasets, (n, 32) uint8.
 
     Raises
     ------
-    DamagedFileError, CacheFormatError
-        One of them cannot be read.
+    DamagedFileError, CacheFormatError, CacheError
+        A listing that counts cannot be read.
     """
-    latest: dict[str, Path] = {}
-    for path in listing_paths(cache):
-        latest.setdefault(path.parent.name, path)
-    return [read_listing(path) for path in latest.values()]
+    found = [np.zeros((0, 32), np.uint8)]
+    for dataset in folders(cache / "datasets"):
+        found.append(digests_in_use(_still_there(listing_paths(cache, dataset))))
+    return np.concatenate(found)
+
+
+def _still_there(paths: list[Path]) -> Iterator[Listing]:
+    for path in paths:
+        try:
+            yield read_listing(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if isinstance(error, HeadstartError):
+                raise
+            raise read_error(error, path) from error
 
 
 def superfluous_listings(cache: Path) -> list[Path]:
     """Return the listings that no reader takes any more: a later one of the dataset asked for the same spaces."""
     seen: set[tuple[str, str]] = set()
+    partial: Counter[tuple[str, str]] = Counter()
     superfluous = []
     for path in listing_paths(cache):
         try:
-            asked = (path.parent.name, str(block.read_header(path).attributes.get("spaces")))
+            facts = block.read_header(path).attributes
         except (FileNotFoundError, HeadstartError) as error:
             logger.debug("%s is left alone: %s", path, error)  # `headstart cache verify` is for damaged files
             continue
+        asked = (path.parent.name, str(facts.get("spaces")))
         if asked in seen:
             superfluous.append(path)
-        seen.add(asked)
+        partial[asked] += bool(facts.get("partial"))
+        if not facts.get("partial") or partial[asked] >= KEPT_PARTIAL:  # a partial one does not stand for the others
+            seen.add(asked)
     return superfluous

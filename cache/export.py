@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from .part import Keys
 from .publish import discard, make_folder, sync_folder, temporary_path, write_error
 from .space import FeatureSpace
 from .store import FeatureStore
+
+logger = logging.getLogger("headstart.cache")
 
 EXPORT_FORMAT = 1
 
@@ -70,11 +73,15 @@ def export(out: Path, store: FeatureStore, listing: Listing, space: FeatureSpace
     """
     if out.is_dir():
         raise CacheError(f"{printable(out)} is a folder; name a file, such as {printable(out / 'features.h5')}")
+    if out.exists() and not out.is_file():
+        raise CacheError(f"{printable(out)} is no regular file; name another")
     if out.exists() and not overwrite:
         raise CacheError(f"{printable(out)} is there already; pass --overwrite or name another file")
     make_folder(out.absolute().parent)
     temporary = temporary_path(out.absolute())
     rows = np.flatnonzero(listing.usable)
+    if not rows.size:
+        logger.warning("no image of %s can be used: the file will be empty", listing.root)
     try:
         try:
             with temporary.open("xb+", buffering=0) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -11,10 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
-from .datasets import listing_paths
+from .datasets import digests_in_use, listing_paths
 from .index import KeyIndex
 from .listing import Listing, read_listing
 from .part import Keys
+from .reading import files, read_error
 from .running import announced
 from .store import FeatureStore
 from .temporary import temporary_files
@@ -100,7 +102,7 @@ class CacheInfo:
             lines.append(f"  {self.quarantined} damaged files in {self.root / 'quarantine'}")
         if self.running:
             lines.append(f"  {self.running} runs are using the cache")
-        return lines + [f"  problem: {problem}" for problem in self.problems]
+        return lines + [f"  problem: {printable(problem)}" for problem in self.problems]
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``cache info --json``."""
@@ -121,7 +123,7 @@ class CacheInfo:
 
 
 def _space_lines(space: SpaceInfo) -> list[str]:
-    what = f"{space.backbone}, layer {space.layer}, {space.dim} wide"
+    what = printable(f"{space.backbone}, layer {space.layer}, {space.dim} wide")
     used = f"last used {_when(space.used)}" if space.parts else "empty"
     lines = [f"  space {space.id}: {what}: {space.rows} rows, {space.bytes / 1e6:.1f} MB, {used}"]
     leftovers = []
@@ -142,35 +144,38 @@ def info(root: Path) -> CacheInfo:
     """Return what the cache under `root` holds; nothing is changed, and an absent cache holds nothing."""
     store = FeatureStore(root)
     problems: list[str] = []
-    listings = _latest_listings(root, problems)
-    listed = KeyIndex([Keys.plain(listing.digest[listing.known]) for listing in listings])
+    listings = _readable_listings(root, problems)
+    listed = KeyIndex([Keys.plain(digests_in_use(found)) for found in listings.values()])
     return CacheInfo(
         root,
         spaces=tuple(_space_info(store, space_id, listed, problems) for space_id in store.space_ids()),
-        datasets=tuple(_dataset_info(listing) for listing in listings),
+        datasets=tuple(_dataset_info(dataset, found[0]) for dataset, found in listings.items()),
         temporary=sum(1 for _ in temporary_files(root)),
-        quarantined=sum(1 for _ in root.glob("quarantine/*")),
+        quarantined=len(files(root / "quarantine", "")) if (root / "quarantine").is_dir() else 0,
         running=sum(alive for _, alive in announced(root)),
         problems=tuple(problems),
     )
 
 
-def _latest_listings(root: Path, problems: list[str]) -> list[Listing]:
-    """Return the latest listing of each dataset that can be read; the newest dataset first."""
-    latest: dict[str, Listing] = {}
+def _readable_listings(root: Path, problems: list[str]) -> dict[str, list[Listing]]:
+    """Return the listings of each dataset that can be read and count, by id; the latest first."""
+    found: dict[str, list[Listing]] = {}
     for path in listing_paths(root):
-        if path.parent.name in latest:
+        known = found.setdefault(path.parent.name, [])
+        if known and not known[-1].partial:
             continue
         try:
-            latest[path.parent.name] = read_listing(path)
+            known.append(read_listing(path))
+        except FileNotFoundError:
+            continue
         except (OSError, HeadstartError) as error:
             problems.append(str(error))
-    return list(latest.values())
+    return {dataset: listings for dataset, listings in found.items() if listings}
 
 
-def _dataset_info(listing: Listing) -> dict[str, Any]:
+def _dataset_info(dataset: str, listing: Listing) -> dict[str, Any]:
     return {
-        "id": listing.dataset_id,
+        "id": dataset,
         "root": listing.root,
         "images": len(listing),
         "failed": len(listing.failures),
@@ -215,10 +220,13 @@ def _space_info(store: FeatureStore, space_id: str, listed: KeyIndex, problems: 
 
 def _files(folder: Path) -> dict[str, os.stat_result]:
     found = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                found[entry.name] = entry.stat()
-            except FileNotFoundError:
-                continue
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # it has gone while we looked
+                    found[entry.name] = entry.stat()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise read_error(error, folder) from error
     return found

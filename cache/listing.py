@@ -28,6 +28,8 @@ SIZE, MTIME, CTIME, INODE = range(4)
 # A file written this close to the moment it was listed may be written again within one tick of the file system's
 # clock and look the same: git's "racily clean" rule. FAT counts in steps of 2 s, all others in finer ones.
 RACY_NS = 2_000_000_000
+# A row of `stat` that no file has.
+NEVER = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,14 @@ class Listing:
         mask[list(self.failures)] = False
         return mask
 
+    @property
+    def partial(self) -> bool:
+        """Whether images of the dataset may be in the cache that this listing does not tell of.
+
+        It was limited, or some images were not read: the run was interrupted, or their disk was not there.
+        """
+        return bool(self.request.get("limit")) or not bool(self.known.all())
+
     def says_the_same(self, newer: Listing) -> bool:
         """Tell whether `newer` adds nothing to this one, and this one already shows every file as old enough."""
         names = ("root", "source", "layout", "classes", "paths", "failures", "spaces", "request", "rules")
@@ -150,6 +160,7 @@ def save_listing(cache: Path, listing: Listing) -> Path:
         "request": canonical_json(listing.request),
         "rules": listing.rules,
         "scanned_ns": listing.scanned_ns,
+        "partial": int(listing.partial),
     }
     make_folder(folder, cache)
     publish(path, block.build(arrays, attributes))

@@ -10,6 +10,7 @@ import xxhash
 
 from ..errors import DamagedFileError
 from .publish import make_folder, publish
+from .reading import read_json
 from .space import ID_LENGTH, canonical_json, fingerprint
 
 
@@ -28,7 +29,7 @@ def recall(cache: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """
     try:
         content = check(_path(cache, request))
-    except (FileNotFoundError, NotADirectoryError, DamagedFileError):
+    except (FileNotFoundError, DamagedFileError):
         return None
     if canonical_json(request) != canonical_json(content["request"]):
         return None
@@ -44,11 +45,11 @@ def check(path: Path) -> dict[str, Any]:
     DamagedFileError
         It is not what was written.
     """
+    content: dict[str, Any] = read_json(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
         if content["xxh3"] == _checksum(canonical_json([content["request"], content["resolved"]])):
             return content
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged: it cannot be read ({error!r})") from error
     raise DamagedFileError(f"{path} is damaged: its content does not match its checksum")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .index import KeyIndex
 from .listing import read_listing
 from .part import PartHead, copy_rows, write_part
 from .publish import make_folder, publish
+from .reading import gone_or_unreadable, open_regular, read_error, repeated
 from .store import FeatureStore
 
 logger = logging.getLogger("headstart.cache")
@@ -111,7 +113,7 @@ def merge(root: Path, other: Path, *, progress: Callable[[int], None] = lambda _
     ours.check_writable()
     for space_id in theirs.space_ids():
         before = done.rows
-        _merge_space(ours, theirs, space_id, done, progress)
+        repeated(other, partial(_merge_space, ours, theirs, space_id, done, progress))
         done.spaces += done.rows > before
     _merge_listings(root, other, done)
     return done
@@ -120,15 +122,18 @@ def merge(root: Path, other: Path, *, progress: Callable[[int], None] = lambda _
 def _merge_space(
     ours: FeatureStore, theirs: FeatureStore, space_id: str, done: Merge, progress: Callable[[int], None]
 ) -> None:
+    """Take what one space has more; begun again where a compaction over there takes a part away, it takes the rest."""
     heads, bad = theirs.survey(space_id)
-    done.bad += [(str(path.relative_to(theirs.root)), str(error)) for path, error in bad]
-    known = ours.index(space_id)[0]
+    index = ours.index(space_id)[0]
+    known, had = index, 0
     for head in heads:
         lacking = np.flatnonzero((known.find(head.keys) < 0) & KeyIndex([head.keys]).first())
-        done.known += len(head.keys) - len(lacking)
+        had += int((index.find(head.keys) >= 0).sum())
         if lacking.size and _take(ours, theirs, head, lacking, done):
             known = KeyIndex([known.keys, head.keys[lacking]])
         progress(len(head.keys))
+    done.known += had
+    done.bad += [(str(path.relative_to(theirs.root)), str(error)) for path, error in bad]
 
 
 def _take(ours: FeatureStore, theirs: FeatureStore, head: PartHead, rows: np.ndarray, done: Merge) -> bool:
@@ -139,6 +144,8 @@ def _take(ours: FeatureStore, theirs: FeatureStore, head: PartHead, rows: np.nda
     except DamagedFileError as error:
         done.bad.append((str(head.path.relative_to(theirs.root)), str(error)))
         return False
+    except OSError as error:
+        raise gone_or_unreadable(error, head.path) from error
     ours.prepare(head.space, theirs.facts(head.space.id))
     write_part(ours.space_folder(head.space.id), head.space, head.keys[rows], embedding, head.recipes)
     done.rows += len(rows)
@@ -154,12 +161,19 @@ def _merge_listings(root: Path, other: Path, done: Merge) -> None:
         try:
             listing = read_listing(path)
             block.check_image(path, block.read_header(path))
+            with open_regular(path) as file:
+                data = file.readall()
+        except FileNotFoundError:
+            continue  # a compaction over there took it: a later one says the same
+        except OSError as error:
+            done.bad.append((str(path.relative_to(other)), str(read_error(error, path))))
+            continue
         except HeadstartError as error:
             done.bad.append((str(path.relative_to(other)), str(error)))
             continue
         named[dataset] = listing.root
         if dataset not in mine:
             make_folder(root / "datasets" / dataset, root)
-            publish(root / "datasets" / dataset / path.name, path.read_bytes())
+            publish(root / "datasets" / dataset / path.name, data)
     for dataset, name in named.items():
         (done.kept if dataset in mine else done.datasets).append(name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ..errors import CacheError
+from ..errors import CacheError, DamagedFileError
 
 logger = logging.getLogger("headstart.cache")
 Read = TypeVar("Read")
@@ -19,6 +22,85 @@ MAX_LISTINGS = 100
 
 class PartGoneError(Exception):
     """A part that was listed is not there any more: a compaction replaced it, so the folder is to be listed again."""
+
+
+def open_regular(path: Path) -> io.FileIO:
+    """Open a file of the cache for reading, if it is a file: a FIFO under its name would make everybody wait.
+
+    Raises
+    ------
+    DamagedFileError
+        It is something else than a file, or a link that leads nowhere.
+    FileNotFoundError, OSError
+        It is not there, or cannot be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DamagedFileError(f"{path} is damaged: it is a link that leads nowhere") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedFileError(f"{path} is damaged: it is no regular file")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def read_json(path: Path) -> Any:
+    """Read a small JSON file of the cache.
+
+    Raises
+    ------
+    DamagedFileError
+        It is no JSON, or no file.
+    FileNotFoundError
+        It is not there.
+    CacheError
+        It cannot be read.
+    """
+    import json
+
+    try:
+        with open_regular(path) as file:
+            return json.loads(file.readall())
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
+        raise read_error(error, path) from error
+
+
+def folders(path: Path) -> list[str]:
+    """Return the names of the folders in a folder, in order, without hidden ones; none where there is no such folder.
+
+    Raises
+    ------
+    CacheError
+        The folder cannot be read: what is in it is not known, which is not the same as nothing.
+    """
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise read_error(error, path) from error
+
+
+def files(path: Path, suffix: str) -> list[Path]:
+    """Return the paths in a folder whose names end in `suffix`, in order, without hidden ones; raises as `folders`."""
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(e.name for e in entries if e.name.endswith(suffix) and not e.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise read_error(error, path) from error
+    return [path / name for name in names]
 
 
 def repeated(root: Path, read: Callable[[], Read]) -> Read:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheMissError, UsageError
-from .datasets import listing_paths, load_listings
+from .datasets import listing_paths, load_named
 from .listing import dataset_id
 from .publish import sync_folder, temporary_path, write_error
 from .store import FeatureStore
@@ -110,9 +110,9 @@ def remove_dataset(root: Path, wanted: str) -> Removal:
     dataset = wanted if wanted in known else dataset_id(Path(wanted))
     paths = listing_paths(root, dataset) if dataset in known else []
     if not paths:
-        names = sorted({listing.root for listing in load_listings(root)})
+        names = sorted({f"{name} ({dataset})" for dataset in known for name in load_named(root, dataset)})
         raise CacheMissError(f"the cache {root} holds no dataset {wanted} (it has {', '.join(names) or 'none'})")
-    name = next((listing.root for listing in load_listings(root) if listing.dataset_id == dataset), wanted)
+    name = next(load_named(root, dataset), wanted)
     return Removal("dataset", dataset, name, len(paths), _remove(root / "datasets" / dataset))
 
 

@@ -16,7 +16,7 @@ from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileEr
 from .index import KeyIndex
 from .part import Keys, PartHead, copy_rows, is_part, read_head
 from .publish import make_folder, publish, temporary_path, write_error
-from .reading import PartGoneError, gone_or_unreadable, read_error, repeated
+from .reading import PartGoneError, folders, gone_or_unreadable, read_error, read_json, repeated
 from .space import FeatureSpace
 from .writer import PartWriter
 
@@ -52,7 +52,7 @@ class FeatureStore:
 
     def space_ids(self) -> list[str]:
         """Return the ids of the feature spaces that have a folder, in order."""
-        return sorted(path.name for path in self.root.glob("spaces/*/") if not path.name.startswith("."))
+        return folders(self.root / "spaces")
 
     def spaces(self) -> dict[str, FeatureSpace]:
         """Return the feature spaces that this version can read, by id; `headstart cache info` names the others."""
@@ -88,14 +88,16 @@ class FeatureStore:
         """Return what ``space.json`` says, and nothing else; it raises as `space` does."""
         path = self.space_folder(space_id) / "space.json"
         try:
-            space = FeatureSpace.from_dict(json.loads(path.read_bytes())["space"])
-        except (FileNotFoundError, NotADirectoryError) as error:
+            space = FeatureSpace.from_dict(read_json(path)["space"])
+        except FileNotFoundError as error:
             raise CacheMissError(
                 f"the cache {self.root} has no feature space {space_id}; run `headstart extract`"
             ) from error
         except CacheFormatError as error:
             raise CacheFormatError(f"{path}: {error}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except DamagedFileError as error:
+            raise DamagedFileError(str(error) if str(path) in str(error) else f"{path} is damaged: {error}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedFileError(f"{path} is damaged: {error}") from error
         if space.id != space_id:
             raise DamagedFileError(f"{path} is damaged: it describes space {space.id}")
@@ -104,7 +106,7 @@ class FeatureStore:
     def facts(self, space_id: str) -> dict[str, Any]:
         """Return what was noted when a space was made, versions of libraries say; empty where that cannot be read."""
         try:
-            facts = json.loads((self.space_folder(space_id) / "space.json").read_bytes())["facts"]
+            facts = read_json(self.space_folder(space_id) / "space.json")["facts"]
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return facts if isinstance(facts, dict) else {}
@@ -210,7 +212,7 @@ class FeatureStore:
                 raise error
             if path.name not in self._passed_over:
                 self.quarantine(path, error)
-        return heads
+        return [head for head in heads if head.path.name not in self._passed_over]
 
     def index(self, space_id: str) -> tuple[KeyIndex, list[Path]]:
         """Read the keys of all parts of a space.
@@ -354,6 +356,8 @@ class FeatureStore:
     def quarantine(self, path: Path, reason: Exception) -> None:
         """Set a damaged file aside and say so; where the cache is read-only it is passed over."""
         place = self.root / "quarantine" / path.name
+        if place.parent.exists() and not place.parent.is_dir():
+            place = path.with_suffix(".damaged")  # somebody's file is in the way of the folder
         advice = "run `headstart extract` to embed its images again"
         try:
             make_folder(place.parent, self.root)

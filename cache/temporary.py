@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from .publish import TEMPORARY_SUFFIX
 
+OWN_FOLDERS = ("spaces", "datasets", "backbones", "quarantine", "running")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY_SUFFIX), re.DOTALL)
 # A writer on another machine cannot be seen from here; no write takes a day.
 STALE_SECONDS = 86_400
 
 
 def temporary_files(root: Path) -> Iterator[Path]:
-    """Yield what unfinished writes and removals left below a cache's folder: files, and folders as a whole."""
-    for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
-        if not any(parent.name.endswith(TEMPORARY_SUFFIX) for parent in path.parents):
-            yield path
+    """Yield what unfinished writes and removals left in a cache's own folders: files, and folders as a whole."""
+    yield from (path for path in _named(root) if path.is_file())
+    for name in OWN_FOLDERS:
+        for folder, below, _ in os.walk(root / name):
+            found = list(_named(Path(folder)))
+            yield from found
+            below[:] = [inner for inner in below if Path(folder, inner) not in found]
+
+
+def _named(folder: Path) -> Iterator[Path]:
+    """Yield what has a name that `headstart.cache.publish.temporary_path` gives."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  (names alone)
+    except FileNotFoundError:
+        return
+    yield from (folder / name for name in names if _TEMPORARY.fullmatch(name))
 
 
 def remove_stale(root: Path, clock: float) -> int:

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..errors import CacheError, CacheFormatError, DamagedFileError, HeadstartError
+from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError, HeadstartError
 from . import block, memo
 from .datasets import listing_paths
 from .listing import read_listing
 from .part import check_part
-from .reading import read_error
+from .reading import files, read_error
 from .store import READ_THREADS, FeatureStore
 
 
@@ -96,7 +96,7 @@ def verify(root: Path) -> Verification:
         _check_parts(store, space_id, found)
     for path in listing_paths(root):
         _check(store, path, partial(_check_listing, path), found)
-    for path in sorted((root / "backbones").glob("*.json")):
+    for path in files(root / "backbones", ".json"):
         _check(store, path, partial(memo.check, path), found)
     return found
 
@@ -152,6 +152,9 @@ def _check_description(store: FeatureStore, space_id: str, found: Verification) 
         store.described_space(space_id)
     except CacheFormatError as error:
         found.bad.append((str(path.relative_to(store.root)), str(error)))
+    except CacheMissError as error:
+        if store.parts(space_id):  # a run that begins makes the folder first
+            found.bad.append((str(path.relative_to(store.root)), f"{error}{_mended(store, space_id)}"))
     except HeadstartError as error:
         found.bad.append((str(path.relative_to(store.root)), f"{error}{_mended(store, space_id)}"))
 

@@ -95,7 +95,7 @@ def _sample(store: FeatureStore, count: int, rng: np.random.Generator, run: RunO
             try:
                 _compare(store, candidates[number], images, run, found)
             except HeadstartError as error:
-                found.bad.append((f"spaces/{candidates[number].space.id}", f"not sampled: {error}"))
+                logger.warning("space %s is not sampled: %s", candidates[number].space.id, error)
             progress(len(images))
 
 
@@ -137,23 +137,31 @@ def _compare(
     store: FeatureStore, group: _Candidates, images: list[tuple[str, bytes]], run: RunOptions, found: Verification
 ) -> None:
     embedder = Embedder.for_space(group.space, group.request, run)
-    digests = [np.frombuffer(hashlib.sha256(data).digest(), np.uint8) for _, data in images]
+    decoded = [(path, data, _pixels(path, data, embedder)) for path, data in images]
+    readable = [(path, data, pixels) for path, data, pixels in decoded if pixels is not None]
+    if not readable:
+        return
+    digests = [np.frombuffer(hashlib.sha256(data).digest(), np.uint8) for _, data, _ in readable]
     cached = store.gather(group.space.id, Keys.plain(np.stack(digests)))
-    pixels = np.stack([_pixels(data, embedder) for _, data in images])
+    pixels = np.stack([pixels for _, _, pixels in readable])
     size = embedder.batch_size
     rows = np.concatenate([embedder.embed(pixels[i : i + size]) for i in range(0, len(pixels), size)])
     scale = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny)
     difference = np.abs(cached - rows.astype(np.float32)).max(axis=1) / scale
     exact = group.space.precision == "float32" and group.space.dtype == "float32"
-    for (path, _), value in zip(images, difference.tolist(), strict=True):
+    for (path, _, _), value in zip(readable, difference.tolist(), strict=True):
         if not value <= (TOLERANCE if exact else HALF_TOLERANCE):
             found.bad.append(
                 (f"spaces/{group.space.id}", f"the row of {printable(path)} differs by {value:.1e} from its image")
             )
-    found.sampled += len(images)
+    found.sampled += len(readable)
     found.max_difference = max(found.max_difference or 0.0, float(difference.max()))
 
 
-def _pixels(data: bytes, embedder: Embedder) -> np.ndarray:
-    decoded = decode(data, max_pixels=embedder.run.max_pixels)
+def _pixels(path: str, data: bytes, embedder: Embedder) -> np.ndarray | None:
+    try:
+        decoded = decode(data, max_pixels=embedder.run.max_pixels)
+    except DecodeError as error:  # read with another limit, say
+        logger.warning("%s is not sampled: %s", printable(path), error)
+        return None
     return to_input(decoded.pixels, embedder.preprocess)[0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..cache.index import KeyIndex
-from ..cache.listing import Listing
+from ..cache.listing import NEVER, Listing
 from ..cache.part import Keys
 from ..cache.running import running
 from ..cache.store import FeatureStore
@@ -55,7 +55,8 @@ def embed_listing(
     outcome : Outcome
         What was done.
     """
-    listing = replace(listing, spaces=(embedder.space.id,), request=embedder.options.request())
+    request = {**listing.request, **embedder.options.request()}
+    listing = replace(listing, spaces=(embedder.space.id,), request=request)
     index, _ = store.index(embedder.space.id)
     todo = to_look_at(listing, index)
     if not todo.size:
@@ -72,11 +73,12 @@ def embed_listing(
             progress_bar(int(todo.size), "embedding") as progress,
         ):
             outcome = run(
-                listing.paths, todo, base, embedder, index, writer,
+                listing.paths, listing.stat, todo, base, embedder, index, writer,
                 watch=watch, stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), embedder),
             )  # fmt: skip
         read = np.asarray(outcome.digest.any(axis=1))
         listing.digest[read] = outcome.digest[read]
+        listing.stat[outcome.replaced] = NEVER  # other files than were listed: they are read again next time
         listing.failures.update(outcome.failures)
         record(listing)
     if outcome.embedded:

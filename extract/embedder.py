@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +82,9 @@ class Embedder:
         if facts is None:
             backbone = _load(options, choose_device(run.device))
             facts = _facts(backbone)
-            if write:
+            if write and _key(options) == key:  # not where a file of weights was replaced while it was read
                 _remember(cache, key, facts)
-        return cls(_space(options, facts), options, run, backbone, lambda found: _remember(cache, key, _facts(found)))
+        return cls(_space(options, facts), options, run, backbone, partial(_remember_if_still, cache, options, key))
 
     @staticmethod
     def recalled(options: SpaceOptions, cache: Path) -> FeatureSpace | None:
@@ -253,6 +254,11 @@ def _load(options: SpaceOptions, device: Device) -> Backbone:
     backbone = load_backbone(_request(options), **options.overrides())
     fold_batch_norms(backbone)
     return backbone.to(device.kind)
+
+
+def _remember_if_still(cache: Path, options: SpaceOptions, key: dict[str, Any], found: Backbone) -> None:
+    if _key(options) == key:
+        _remember(cache, key, _facts(found))
 
 
 def _remember(cache: Path, key: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ SUFFIXES: frozenset[bytes] = frozenset(b"jpg jpeg jpe jfif png webp bmp gif tif 
 
 Stat = tuple[int, int, int, int]
 NO_STAT: Stat = (0, 0, 0, 0)
+EMPTY_FILE = "empty file"
 _LIMIT = 1 << 63
 
 READABLE_BY_ALL = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
@@ -115,6 +116,19 @@ def read_regular(path: bytes | str | Path, max_bytes: int = 1 << 30) -> bytes:
     DecodeError
         The file is missing, forbidden, empty, too large or no regular file; the message is the reason alone.
     """
+    return read_with_stat(path, max_bytes)[0]
+
+
+def read_with_stat(path: bytes | str | Path, max_bytes: int = 1 << 30) -> tuple[bytes, Stat]:
+    """Read one regular file as `read_regular` does, and say what was opened.
+
+    Returns
+    -------
+    data : bytes
+        The content, never empty.
+    stat : Stat
+        Of the very file that was read, whatever its name led to before.
+    """
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
     except OSError as error:
@@ -129,7 +143,7 @@ def read_regular(path: bytes | str | Path, max_bytes: int = 1 << 30) -> bytes:
         os.close(descriptor)
 
 
-def _read_all(descriptor: int, max_bytes: int) -> bytes:
+def _read_all(descriptor: int, max_bytes: int) -> tuple[bytes, Stat]:
     found = os.fstat(descriptor)
     if stat.S_ISDIR(found.st_mode):
         raise DecodeError("is a directory")
@@ -144,8 +158,8 @@ def _read_all(descriptor: int, max_bytes: int) -> bytes:
             break
         data += more
     if not data:
-        raise DecodeError("empty file")
-    return data
+        raise DecodeError(EMPTY_FILE)
+    return data, stat_of(found)
 
 
 def stat_of(found: os.stat_result) -> Stat:

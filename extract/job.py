@@ -183,6 +183,8 @@ def extract(
         store.root, images, failure_rules(run_options.max_pixels), scanned_ns=scanned_ns, rehash=rehash,
         retry_failed=retry_failed, space=embedder.space.id,
     )  # fmt: skip
+    if limit is not None and limit <= len(images.paths):
+        listing = replace(listing, request={"limit": limit})
     listing, outcome = embed_listing(
         store, embedder, listing, base_folder(images), stopped, record=partial(_record, store.root)
     )

@@ -101,11 +101,16 @@ def unread_listing(images: ImageList, rules: str, scanned_ns: int = 0) -> Listin
 
 
 def _standing(previous: Listing, rules: str, space: str) -> dict[int, str]:
-    """Return the failures that would happen again."""
+    """Return the failures that would happen again: of decoding, not of reading, for the disk may be there now."""
     if previous.rules != rules:
         return {}
     same_space = previous.spaces == (space,)
-    return {row: why for row, why in previous.failures.items() if same_space or not why.startswith(NOT_FINITE)}
+    known = previous.known
+    return {
+        row: why
+        for row, why in previous.failures.items()
+        if known[row] and (same_space or not why.startswith(NOT_FINITE))
+    }
 
 
 def _carry(listing: Listing, previous: Listing, failures: dict[int, str]) -> None:

@@ -26,7 +26,7 @@ from .decode import Decoded, decode
 from .device import available_cores
 from .embedder import Embedder
 from .explain import Miss
-from .files import read_regular
+from .files import EMPTY_FILE, Stat, read_with_stat
 from .plan import NOT_FINITE
 from .preprocess import to_input
 from .suspects import Watch
@@ -39,13 +39,15 @@ ESTIMATE_AFTER = 3  # timed batches; the first one warms up and does not count
 class Item:
     """One image on its way: its index in the listing, and what is known of it by now.
 
-    `pixels` is None when the cache holds the image already; `reason` is set when the image is a failure.
+    `pixels` is None when the cache holds the image already; `reason` is set when the image is a failure; `replaced`
+    says that another file was read than had been listed.
     """
 
     index: int
     digest: bytes = b""
     pixels: np.ndarray | None = None
     reason: str = ""
+    replaced: bool = False
     animated: bool = False
     enlarged: bool = False
 
@@ -71,6 +73,8 @@ class Outcome:
         Threads that read and decoded.
     interrupted : bool
         The run was asked to stop before it was through.
+    replaced : list of int
+        Images of which another file was read than had been listed.
     misses : list of Miss
         Why images were embedded although another space holds them.
     """
@@ -84,36 +88,46 @@ class Outcome:
     seconds: float = 0.0
     workers: int = 1
     interrupted: bool = False
+    replaced: list[int] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
 
 
 class Reader:
     """Turns file names into network input, in threads; counts the seconds that reading and decoding take."""
 
-    def __init__(self, base: bytes, embedder: Embedder, index: KeyIndex, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        base: bytes,
+        embedder: Embedder,
+        index: KeyIndex,
+        watch: Watch | None = None,
+        stat: np.ndarray | None = None,
+    ) -> None:
         self._base = base
         self._embedder = embedder
         self._index = index
         self._watch = watch
         self._lock = threading.Lock()
+        self._stat = stat
         self.seconds = {"read": 0.0, "decode": 0.0}
 
     def read(self, number: int, name: bytes) -> Item:
         """Read one file once; digest and pixels come from the same bytes."""
         begin = time.perf_counter()
         try:
-            data = read_regular(os.path.join(self._base, name))  # noqa: PTH118  (bytes, and one call an image)
+            data, found = read_with_stat(os.path.join(self._base, name))  # noqa: PTH118  (bytes, one call an image)
         except DecodeError as error:
             self._count("read", begin)
-            return Item(number, reason=str(error))
-        digest = hashlib.sha256(data).digest()
+            # An empty file has been read; what could not be read has no digest, and is tried again next time.
+            return Item(number, hashlib.sha256(b"").digest() if str(error) == EMPTY_FILE else b"", reason=str(error))
+        digest, replaced = hashlib.sha256(data).digest(), self._is_another(number, found)
         begin = self._count("read", begin)
         if self._index.find(Keys.plain(np.frombuffer(digest, np.uint8)[None]))[0] >= 0:
-            return Item(number, digest)
+            return Item(number, digest, replaced=replaced)
         try:
             decoded = self._decode(digest, data)
         except DecodeError as error:
-            return Item(number, digest, reason=str(error))
+            return Item(number, digest, reason=str(error), replaced=replaced)
         finally:
             self._count("decode", begin)
         import torch  # noqa: F401  (takes seconds the first time, which are not those of this stage)
@@ -121,7 +135,11 @@ class Reader:
         begin = time.perf_counter()
         pixels, enlarged = to_input(decoded.pixels, self._embedder.preprocess)
         self._count("decode", begin)
-        return Item(number, digest, pixels, animated=decoded.animated, enlarged=enlarged)
+        return Item(number, digest, pixels, replaced=replaced, animated=decoded.animated, enlarged=enlarged)
+
+    def _is_another(self, number: int, found: Stat) -> bool:
+        """Tell whether a name led to another file than when it was listed: a folder may have been swapped since."""
+        return self._stat is not None and tuple(self._stat[number].tolist()) != found
 
     def _decode(self, digest: bytes, data: bytes) -> Decoded:
         limit = self._embedder.run.max_pixels
@@ -136,6 +154,7 @@ class Reader:
 
 def run(
     names: list[bytes],
+    stat: np.ndarray,
     todo: np.ndarray,
     base: bytes,
     embedder: Embedder,
@@ -153,6 +172,8 @@ def run(
     ----------
     names : list of bytes, N
         Paths relative to `base`, or absolute.
+    stat : ndarray of shape (N, 4), dtype int64
+        What the files were when they were listed.
     todo : ndarray of shape (n,), dtype int64
         Which of them to look at, in this order.
     base : bytes
@@ -175,7 +196,7 @@ def run(
     Outcome
     """
     outcome = Outcome(np.zeros((len(names), 32), np.uint8), workers=embedder.run.workers or available_cores())
-    reader = Reader(base, embedder, index, watch)
+    reader = Reader(base, embedder, index, watch, stat)
     collector = _Batches(outcome, embedder, writer, on_rate)
     with ThreadPoolExecutor(outcome.workers, thread_name_prefix="decode") as pool:
         items = _Ahead(pool, reader, names, todo, outcome.workers)
@@ -239,6 +260,8 @@ class _Batches:
             self._outcome.digest[item.index] = np.frombuffer(item.digest, np.uint8)
         if item.reason:
             self._outcome.failures[item.index] = item.reason
+        if item.replaced:
+            self._outcome.replaced.append(item.index)
         self._outcome.animated += item.animated
         self._outcome.enlarged += item.enlarged
         if item.digest in self._rejected:

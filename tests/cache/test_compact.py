@@ -1,5 +1,6 @@
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from headstart.cache.listing import save_listing
 from headstart.cache.part import Keys, read_head, write_part
 from headstart.cache.running import running
 from headstart.cache.store import FeatureStore
-from headstart.errors import CacheError, DamagedFileError
+from headstart.errors import CacheError, CacheMissError, DamagedFileError
 from support import add_rows, flip, listing_of, random_rows
 
 
@@ -136,33 +137,98 @@ def test_pruning_everything_leaves_an_empty_part_until_the_old_ones_are_gone(sto
     assert store.parts(space.id) == []
 
 
-def test_pruning_spares_the_rows_of_a_run_that_goes_on(store, space):
+def test_pruning_drops_nothing_while_a_run_goes_on(store, space):
+    """It may come to list what it has written, and what it has found there."""
     digest, rows = random_rows(20)
     add_rows(store, space, digest[:10], rows[:10])
     with running(store.root) as descriptor:
         assert descriptor is not None
         add_rows(store, space, digest[10:], rows[10:])
         done = compact(store.root, prune=True)
-        assert (done.pruned, done.spared, done.rows) == (10, 10, 10)
-        assert compact(store.root, prune=True, now=True).pruned == 10
+        assert (done.pruned, done.spared, done.rows) == (0, 20, 20)
+        assert compact(store.root, prune=True, now=True).pruned == 20
     assert not list((store.root / "running").iterdir())
 
 
 def test_pruning_spares_what_is_written_while_it_goes_on(store, space, monkeypatch):
     digest, rows = random_rows(20)
     add_rows(store, space, digest[:10], rows[:10])
-    latest = module.latest_listings
+    in_use = module.all_digests_in_use
 
     def and_then_a_run_begins(root):
-        found = latest(root)
+        found = in_use(root)
         add_rows(store, space, digest[10:], rows[10:])
         return found
 
-    monkeypatch.setattr(module, "latest_listings", and_then_a_run_begins)
+    monkeypatch.setattr(module, "all_digests_in_use", and_then_a_run_begins)
     for now in (False, True):
         done = compact(store.root, prune=True, now=now)
         assert (done.pruned, done.spared) == (10, 10)
     assert done.rows == 10
+
+
+def test_pruning_keeps_images_whose_bytes_the_latest_listing_does_not_know(store, space):
+    """A run was interrupted, or a disk was not there: an earlier listing knows them, by their paths."""
+    digest, rows = random_rows(12)
+    add_rows(store, space, digest, rows)
+    whole = listing_of(digest[:10], spaces=(space.id,))
+    save_listing(store.root, whole)
+    unknown = whole.digest.copy()
+    unknown[3:] = 0
+    save_listing(store.root, replace(whole, digest=unknown, failures={9: "not found"}))
+    shorter = replace(
+        whole, **{n: getattr(whole, n)[:8] for n in ("paths", "label", "split", "stat")}, digest=unknown[:8]
+    )
+    save_listing(store.root, shorter)
+    assert info(store.root).spaces[0].orphans == 4, "two that nobody lists, two that were deleted"
+    assert compact(store.root, now=True).listings == 0, "what does not know all stands for none before it"
+    assert compact(store.root, prune=True).pruned == 4
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest[:8])), rows[:8])
+
+
+def test_pruning_after_a_limited_run_keeps_what_the_whole_one_listed(store, space):
+    digest, rows = random_rows(10)
+    add_rows(store, space, digest, rows)
+    save_listing(store.root, listing_of(digest, spaces=(space.id,)))
+    save_listing(store.root, listing_of(digest[:3], spaces=(space.id,), request={"limit": 3}))
+    assert compact(store.root, prune=True, now=True).pruned == 0
+
+
+def test_pruning_stops_where_listings_cannot_be_read(store, space, monkeypatch):
+    digest, rows = random_rows(4)
+    add_rows(store, space, digest, rows)
+    save_listing(store.root, listing_of(digest))
+    scandir = os.scandir
+
+    def refuse(path):
+        if "datasets" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CacheError, match=r"cannot read .*datasets \(EACCES"):
+        compact(store.root, prune=True, now=True)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+
+
+def test_a_folder_that_is_no_cache_is_left_alone(tmp_path):
+    for name in (".notes.tmp", ".notes.0123456789ab.tmp"):
+        (tmp_path / name).write_bytes(b"mine")
+        old(tmp_path / name, 3 * 86_400)
+    with pytest.raises(CacheMissError, match="is no cache of headstart"):
+        compact(tmp_path)
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "work" / ".thesis.0123456789ab.tmp").mkdir(parents=True)
+    old(tmp_path / "work" / ".thesis.0123456789ab.tmp", 3 * 86_400)
+    (tmp_path / "spaces" / ".notes.tmp").write_bytes(b"mine")
+    old(tmp_path / "spaces" / ".notes.tmp", 3 * 86_400)
+    assert compact(tmp_path).temporary == 1, "one that has the name of ours"
+    assert sorted(path.name for path in tmp_path.rglob("*.tmp")) == [
+        ".notes.tmp",
+        ".notes.tmp",
+        ".thesis.0123456789ab.tmp",
+    ]
 
 
 def test_pruning_refuses_where_a_listing_cannot_be_read(store, space):
@@ -223,13 +289,13 @@ def test_a_merged_part_damaged_later_gives_way_to_the_old_ones(store, space):
 
 def test_f04_stale_temporary_files_are_reported_and_removed_after_a_day(store, space):
     folder = store.space_folder(space.id)
-    fresh, stale = folder / ".part.h5.aa.tmp", folder / ".part.h5.bb.tmp"
+    fresh, stale = folder / ".part.h5.aaaaaaaaaaaa.tmp", folder / ".part.h5.bbbbbbbbbbbb.tmp"
     for path in (fresh, stale):
         path.write_bytes(b"half a part")
-    (store.root / "spaces" / ".gone.cc.tmp").mkdir()
-    (store.root / "spaces" / ".gone.cc.tmp" / ".inside.tmp").write_bytes(b"x")
+    (store.root / "spaces" / ".gone.cccccccccccc.tmp").mkdir()
+    (store.root / "spaces" / ".gone.cccccccccccc.tmp" / ".inside.dddddddddddd.tmp").write_bytes(b"x")
     old(stale, 2 * 86_400)
-    old(store.root / "spaces" / ".gone.cc.tmp", 2 * 86_400)
+    old(store.root / "spaces" / ".gone.cccccccccccc.tmp", 2 * 86_400)
     assert len(store.index(space.id)[0]) == 0, "ignored"
     assert info(store.root).temporary == 3
     assert any("3 temporary files" in line for line in info(store.root).lines())

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from headstart.cache import part
+from headstart.cache.datasets import load_listing
+from headstart.cache.info import info
 from headstart.cache.listing import save_listing
+from headstart.cache.memo import recall, remember
 from headstart.cache.part import Keys
 from headstart.cache.store import FeatureStore
+from headstart.cache.verify import verify
 from headstart.errors import CacheError, CacheMissError
-from support import add_rows, listing_of, random_rows
+from support import add_rows, flip, listing_of, random_rows
 
 NOBODY = 65_534
 
@@ -180,3 +184,70 @@ def test_f44_a_cache_deleted_while_it_is_read_lacks_what_it_had(store, space, mo
         CacheMissError, match=rf"the cache {store.root} lacks 20 of 20 embeddings; run `headstart extract`"
     ):
         store.gather(space.id, Keys.plain(random_rows(20)[0]))
+
+
+def test_a_damaged_part_that_cannot_be_set_aside_is_passed_over_once(store, space, monkeypatch, caplog):
+    victim = store.parts(space.id)[1]
+    digest, rows = random_rows(20)
+    flip(victim, victim.read_bytes().index(rows[10:].tobytes()))
+
+    def refuse(*_arguments, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(CacheMissError, match="lacks 10 of 20"):
+        list(store.blocks(space.id, Keys.plain(digest)))
+    with pytest.raises(CacheMissError, match="lacks 10 of 20"):
+        store.gather(space.id, Keys.plain(digest))
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest[:10])), rows[:10])
+    assert caplog.text.count("passed over, for it cannot be set aside (Read-only file system)") == 1
+
+
+def test_where_a_file_is_in_the_way_of_quarantine_a_damaged_part_gets_another_name(store, space):
+    (store.root / "quarantine").write_bytes(b"somebody's")
+    victim = store.parts(space.id)[0]
+    flip(victim, 100)
+    assert len(store.index(space.id)[0]) == 10
+    assert victim.with_suffix(".damaged").exists()
+    assert len(FeatureStore(store.root).parts(space.id)) == 1
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
+def test_what_has_a_parts_name_and_is_none_neither_hangs_nor_blocks(store, space, kind):
+    path = store.space_folder(space.id) / f"{'0' * 24}-{'0' * 32}.h5"
+    make = {"fifo": os.mkfifo, "link": lambda p: p.symlink_to("nowhere"), "folder": lambda p: p.mkdir()}[kind]
+    make(path)
+    digest, rows = random_rows(20)
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+    assert path.name not in {part.name for part in store.parts(space.id)}
+
+
+@pytest.mark.parametrize("name", ["space.json", "memo", "listing"])
+def test_a_fifo_in_the_place_of_another_file_does_not_hang(store, space, name):
+    save_listing(store.root, listing_of(random_rows(20)[0]))
+    remember(store.root, {"name": "x"}, {"dim": 8})
+    path = {
+        "space.json": store.space_folder(space.id) / "space.json",
+        "memo": next(store.root.glob("backbones/*")),
+        "listing": next(store.root.glob("datasets/*/*.h5")),
+    }[name]
+    path.unlink()
+    os.mkfifo(path)
+    assert verify(store.root).status == 1
+    assert recall(store.root, {"name": "x"}) == (None if name == "memo" else {"dim": 8})
+    assert len(store.index(space.id)[0]) == 20
+
+
+def test_a_dataset_on_its_way_out_is_no_dataset(store):
+    save_listing(store.root, listing_of(random_rows(20)[0]))
+    folder = next(store.root.glob("datasets/*"))
+    folder.rename(folder.with_name(f".{folder.name}.0123456789ab.tmp"))
+    assert load_listing(store.root) is None
+    assert info(store.root).datasets == ()
+
+
+def test_a_cache_that_is_a_file_is_not_an_empty_cache(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for look in (info, verify):
+        with pytest.raises(CacheError, match=r"cannot read .*file.* \(ENOTDIR"):
+            look(tmp_path / "file")

@@ -21,6 +21,7 @@ def one_line(err):
         (["extract", "photos", "--weights", "missing.pth", "--backbone", BACKBONE], 1, "missing.pth"),
         (["extract", "photos", "--layer", "layer9", "--backbone", BACKBONE], 1, "layer9"),
         (["extract", "photos", "--crop", "0"], 2, "--crop"),
+        (["extract", "photos", "--cache", ""], 2, "--cache"),
         (["extract", "photos", "--resize", "tall"], 2, "'tall' is neither a number above 0 nor 'none'"),
         (["extract", "photos", "--mean", "1,2"], 2, "'1,2' is not three numbers"),
         (["extract", "photos", "--colour"], 2, "--colour"),

@@ -15,6 +15,7 @@ import headstart as package
 from headstart.cache.datasets import load_listing
 from headstart.cache.listing import RACY_NS
 from headstart.cache.part import read_keys
+from headstart.extract import embedder, job
 from headstart.extract.backbone import BackboneRequest, load_backbone
 
 SAME = {"rtol": 1e-4, "atol": 1e-5}  # batches of another size move the last bits
@@ -223,3 +224,80 @@ def test_t7_weights_changed_by_one_ulp_are_another_space_and_the_old_one_still_s
     shutil.copy2(kept, file)
     third = headstart_json("extract", photos, "--backbone", BACKBONE, *options)
     assert (third["embedded"], third["reused"], third["space"]) == (0, 36, first["space"])
+
+
+@pytest.fixture
+def after_listing(monkeypatch):
+    """Do something between the moment when files are listed and the moment when they are read."""
+
+    def arrange(deed):
+        listed = job.list_images
+
+        def list_and_then(*arguments, **options):
+            found = listed(*arguments, **options)
+            monkeypatch.setattr(job, "list_images", listed)
+            deed()
+            return found
+
+        monkeypatch.setattr(job, "list_images", list_and_then)
+
+    return arrange
+
+
+def test_a_folder_that_is_swapped_during_a_run_and_put_back_is_read_again(
+    headstart_json, photos, tmp_path, after_listing
+):
+    circles, others = photos / "circle", tmp_path / "others"
+    shutil.copytree(photos / "cross", others)
+    time.sleep(RACY_NS / 1e9 + 0.1)
+
+    def swap():
+        circles.rename(tmp_path / "aside")
+        others.rename(circles)
+
+    after_listing(swap)
+    headstart_json("extract", photos, "--backbone", BACKBONE)
+    circles.rename(others)
+    (tmp_path / "aside").rename(circles)
+    assert again(headstart_json, photos) == (12, 24, 0)
+    rows = package.extract(photos, BACKBONE)
+    truth = package.extract(photos, BACKBONE, cache=tmp_path / "truth")
+    np.testing.assert_allclose(rows.X, truth.X, **SAME)
+
+
+def test_pictures_that_were_away_during_a_run_are_read_when_they_are_back(
+    headstart_json, photos, tmp_path, after_listing
+):
+    after_listing(lambda: (photos / "circle").rename(tmp_path / "away"))
+    done = headstart_json("extract", photos, "--backbone", BACKBONE)
+    assert (done["embedded"], {row["error"] for row in done["failures"]}) == (24, {"not found"})
+    (tmp_path / "away").rename(photos / "circle")
+    assert again(headstart_json, photos) == (12, 24, 0)
+
+
+def test_weights_that_are_replaced_while_they_load_are_not_remembered(headstart_json, photos, tmp_path, monkeypatch):
+    state = dict(load_backbone(BackboneRequest(BACKBONE)).release().state_dict())
+    one, two = save(state, tmp_path / "one.safetensors"), tmp_path / "two.safetensors"
+    save({name: value * 1.5 if "conv" in name else value for name, value in state.items()}, two)
+    time.sleep(RACY_NS / 1e9 + 0.1)
+    link = tmp_path / "w.safetensors"
+    link.symlink_to(one)
+    load = embedder.load_backbone
+
+    def swapped(*arguments, **options):
+        link.unlink()
+        link.symlink_to(two)
+        try:
+            return load(*arguments, **options)
+        finally:
+            link.unlink()
+            link.symlink_to(one)
+
+    # The link leads to the first file before and after, and to the second one while the weights are read.
+    words = ("extract", photos, "--backbone", BACKBONE, "--weights", link)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedder, "load_backbone", swapped)
+        during = headstart_json(*words)
+    after = headstart_json(*words)
+    assert after["space"] != during["space"]
+    assert after["embedded"] == 36

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from .registry import find
 from .sources import LITE_NAMES, Source
 from .taps import Point, Tap, find_point
 from .timm_source import PREFIX
-from .weights import read_state_dict, weights_digest
+from .weights import read_with_stat, weights_digest
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,8 @@ class Backbone:
         Of the network without its classifier.
     tap : Tap
         The forward pass from normalised images to embeddings. It may be replaced by a faster one.
+    file : dict or None
+        Which file the weights were read from, as `request_key` has it; None where no file was named.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Backbone:
     module: nn.Module
     parameters: int
     tap: Tap
+    file: dict[str, Any] | None = None
     _scale: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -199,7 +203,7 @@ def load_backbone(
 
     source = find(request.name)
     preprocess = source.preprocess().override(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
-    network, point, classifier = _network(source, request)
+    network, point, classifier, file = _network(source, request)
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     tap = Tap(network, request.name, point, request.pool, preprocess.crop)
     own = {key: value for key, value in network.state_dict().items() if not key.startswith(classifier + ".")}
@@ -214,6 +218,7 @@ def load_backbone(
         module=network,
         parameters=sum(value.numel() for key, value in network.named_parameters() if key in own),
         tap=tap,
+        file=file,
     )
 
 
@@ -239,9 +244,9 @@ def request_key(request: BackboneRequest) -> dict[str, Any]:
     }
 
 
-def _network(source: Source, request: BackboneRequest) -> tuple[nn.Module, Point, str]:
+def _network(source: Source, request: BackboneRequest) -> tuple[nn.Module, Point, str, dict[str, Any] | None]:
     # The layer is looked up in an empty network first: a mistyped name should not cost a download.
-    network = source.empty()
+    network, file = source.empty(), None
     classifier = source.classifier(network)
     point = find_point(network, request.name, classifier, request.layer)
     if request.weights == NO_WEIGHTS:
@@ -251,8 +256,10 @@ def _network(source: Source, request: BackboneRequest) -> tuple[nn.Module, Point
     else:
         path = Path(request.weights)
         optional = None if point.in_classifier else classifier
-        load_into(network, source.adapt(read_state_dict(path)), origin=str(path), optional=optional)
-    return network, point, classifier
+        state, stat = read_with_stat(path)
+        load_into(network, source.adapt(state), origin=str(path), optional=optional)
+        file = _identity(path, stat)
+    return network, point, classifier, file
 
 
 def _seeded(source: Source, seed: int) -> nn.Module:
@@ -271,6 +278,10 @@ def _file_identity(path: Path) -> dict[str, Any]:
         raise WeightsNotFoundError(
             f"cannot read weights from {path}: {error.strerror}; give the path of a state dict, default or none"
         ) from error
+    return _identity(path, stat)
+
+
+def _identity(path: Path, stat: os.stat_result) -> dict[str, Any]:
     return {
         "path": str(path.resolve()),
         "size": stat.st_size,

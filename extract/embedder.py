@@ -82,9 +82,9 @@ class Embedder:
         if facts is None:
             backbone = _load(options, choose_device(run.device))
             facts = _facts(backbone)
-            if write and _key(options) == key:  # not where a file of weights was replaced while it was read
-                _remember(cache, key, facts)
-        return cls(_space(options, facts), options, run, backbone, partial(_remember_if_still, cache, options, key))
+            if write:
+                _remember(cache, key, backbone)
+        return cls(_space(options, facts), options, run, backbone, partial(_remember, cache, key))
 
     @staticmethod
     def recalled(options: SpaceOptions, cache: Path) -> FeatureSpace | None:
@@ -256,17 +256,13 @@ def _load(options: SpaceOptions, device: Device) -> Backbone:
     return backbone.to(device.kind)
 
 
-def _remember_if_still(cache: Path, options: SpaceOptions, key: dict[str, Any], found: Backbone) -> None:
-    if _key(options) == key:
-        _remember(cache, key, _facts(found))
-
-
-def _remember(cache: Path, key: dict[str, Any], facts: dict[str, Any]) -> None:
-    file = key["backbone"]["file"]
+def _remember(cache: Path, key: dict[str, Any], backbone: Backbone) -> None:
+    """Remember what a request resolved to, under the file that was read: its name may have led to another before."""
+    file = backbone.file
     if file and time.time_ns() - max(file["mtime_ns"], file["ctime_ns"]) < RACY_NS:
         return  # a file written a moment ago may be written again and look the same: found out anew next time
     try:
-        remember(cache, key, facts)
+        remember(cache, {**key, "backbone": {**key["backbone"], "file": file}}, _facts(backbone))
     except CacheError as error:
         # Only speed is lost: a read-only cache can still be read.
         logger.debug("the backbone's facts were not remembered: %s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
@@ -50,16 +51,30 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     BackboneError
         Another kind of file, a damaged one, one that holds code or anything but tensors; or torch before 2.10.
     """
+    return read_with_stat(path)[0]
+
+
+def read_with_stat(path: Path) -> tuple[dict[str, Tensor], os.stat_result]:
+    """Read tensors as `read_state_dict` does, and say of what file.
+
+    Returns
+    -------
+    state : dict of str to Tensor
+    stat : os.stat_result
+        Of the very file that was read, whatever its name led to before or leads to now.
+    """
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "no such file"
         raise WeightsNotFoundError(f"cannot read weights from {path}: {found}; give the path of a .safetensors file")
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif path.suffix in PICKLED_SUFFIXES:
-        state = _read_pickled(path)
-    else:
+    if path.suffix not in (".safetensors", *PICKLED_SUFFIXES):
         raise BackboneError(f"cannot read weights from {path}: the name must end in .safetensors, .pt or .pth")
-    return _only_tensors(path, state)
+    try:
+        with path.open("rb") as file:
+            stat, data = os.fstat(file.fileno()), file.read()
+    except OSError as error:
+        raise BackboneError(f"cannot read weights from {path}: {one_line(error)}") from error
+    state = _read_safetensors(path, data) if path.suffix == ".safetensors" else _read_pickled(path, data)
+    return _only_tensors(path, state), stat
 
 
 def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -145,24 +160,23 @@ def one_line(error: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors.torch import load_file
+def _read_safetensors(path: Path, data: bytes) -> Mapping[str, Any]:
+    from safetensors.torch import load
 
     try:
-        # Copied, since the tensors would otherwise follow what later happens to the mapped file.
-        return {name: tensor.clone() for name, tensor in load_file(path, device="cpu").items()}
+        return {name: tensor.clone() for name, tensor in load(data).items()}  # copied: the bytes cannot be written
     except Exception as error:
         raise BackboneError(
             f"cannot read weights from {path}: {one_line(error)}; it is damaged or no safetensors file, fetch it again"
         ) from error
 
 
-def _read_pickled(path: Path) -> Mapping[str, Any]:
+def _read_pickled(path: Path, data: bytes) -> Mapping[str, Any]:
     import torch
 
     _require_safe_torch(torch.__version__, path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file made to mislead or cut short sets off in the unpickler
         raise BackboneError(f"cannot read weights from {path}: {_pickle_reason(error)}") from error
     if not isinstance(content, Mapping):

@@ -108,6 +108,29 @@ class KeyIndex:
         """Return which rows are the first of their key, (rows,) bool; the others are copies in later parts."""
         return np.asarray(self.find(self.keys) == np.arange(len(self)))
 
+    def by_part(self, places: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Divide wanted positions by part.
+
+        Parameters
+        ----------
+        places : ndarray of shape (n,), dtype int64
+            As `find` gives them, none of them -1.
+
+        Returns
+        -------
+        list of tuple of (int, ndarray, ndarray)
+            The part's number, its rows in ascending order, and where in `places` each of them is.
+        """
+        ascending = bool((places[1:] >= places[:-1]).all())
+        order = np.arange(len(places)) if ascending else np.argsort(places, kind="stable")
+        ordered = places[order]
+        bounds = np.searchsorted(ordered, self.starts)
+        return [
+            (number, ordered[low:high] - self.starts[number], order[low:high])
+            for number, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+            if low < high
+        ]
+
 
 def _low_bits(count: int) -> np.uint64:
     """Return a mask of as many low bits as the positions of `count` rows need."""

@@ -247,7 +247,7 @@ class FeatureStore:
             index, paths = self.index(space_id)
             places = self._found(index, keys, len(keys))
             result = np.empty((len(keys), dim), np.float32)
-            self._fill(result, paths, _by_part(index, places))
+            self._fill(result, paths, index.by_part(places))
             return result
 
         return repeated(self.root, read)
@@ -282,7 +282,7 @@ class FeatureStore:
         dim, left = self.space(space_id).dim, np.arange(len(keys))
         while left.size:
             index, paths = self.index(space_id)
-            plan = _by_part(index, self._found(index, keys[left], len(keys)))
+            plan = index.by_part(self._found(index, keys[left], len(keys)))
             done = np.zeros(len(left), bool)
             for number, rows, places in plan:
                 block = np.empty((len(rows), dim), np.float32)
@@ -371,19 +371,6 @@ class FeatureStore:
             self._passed_over.add(path.name)
             return
         logger.warning("%s; moved to %s, %s", reason, place, advice)
-
-
-def _by_part(index: KeyIndex, places: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Divide wanted positions by part: the part's number, its rows in ascending order, and where each is wanted."""
-    ascending = bool((places[1:] >= places[:-1]).all())
-    order = np.arange(len(places)) if ascending else np.argsort(places, kind="stable")
-    ordered = places[order]
-    bounds = np.searchsorted(ordered, index.starts)
-    return [
-        (number, ordered[low:high] - index.starts[number], order[low:high])
-        for number, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
-        if low < high
-    ]
 
 
 def _head_or_error(path: Path) -> PartHead | HeadstartError:

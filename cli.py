@@ -329,8 +329,8 @@ def verify(cache: Path | None, sample: int, seed: int, **given: Any) -> Any:
 
 
 @cache.command()
-@click.option("--prune", is_flag=True, help="Drop the rows of images that no dataset's latest listing has.")
-@click.option("--now", is_flag=True, help="Wait for nobody: nothing else is using the cache.")
+@click.option("--prune", is_flag=True, help="Drop the rows of images that no dataset has; not while a command is embedding.")
+@click.option("--now", is_flag=True, help="Wait for nobody: delete and prune whatever is using the cache.")
 @cache_option
 @common
 def compact(cache: Path | None, prune: bool, now: bool) -> Any:

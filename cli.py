@@ -329,7 +329,7 @@ def verify(cache: Path | None, sample: int, seed: int, **given: Any) -> Any:
 
 
 @cache.command()
-@click.option("--prune", is_flag=True, help="Drop the rows of images that no dataset has; not while a command is embedding.")
+@click.option("--prune", is_flag=True, help="Drop the rows of images that no dataset has, unless a run goes on.")
 @click.option("--now", is_flag=True, help="Wait for nobody: delete and prune whatever is using the cache.")
 @cache_option
 @common

@@ -323,6 +323,9 @@ def verify(cache: Path | None, sample: int, seed: int, **given: Any) -> Any:
     """
     from .cache.store import cache_dir
     from .extract.audit import verify as run
+
+    if not sample and (given["device"] != "auto" or given["batch_size"] or given["workers"] or given["max_pixels"]):
+        raise UsageError("--device, --batch-size, --workers and --max-pixels have a meaning with --sample alone")
     from .extract.options import RunOptions
 
     return run(cache_dir(cache), sample, seed, RunOptions(**_given(given)))

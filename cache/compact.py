@@ -23,7 +23,7 @@ from .datasets import all_digests_in_use, superfluous_listings
 from .index import KeyIndex
 from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, write_part, written_at
 from .publish import sync_folder, temporary_path, write_error
-from .reading import PartGoneError, repeated
+from .reading import PartGoneError, read_error, repeated
 from .running import oldest_start
 from .store import FeatureStore
 from .temporary import remove_stale
@@ -131,7 +131,7 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
         With `prune`: the latest listing of a dataset cannot be read, so what it holds is not known.
     """
     done = Compaction(root, prune=prune)
-    if root.is_dir():
+    if root.exists():
         try:
             _compact(done, now=now)
         except HeadstartError:
@@ -187,7 +187,6 @@ class _Space:
         self.wanted = wanted
         self.clock = clock
         self.now = now
-        self.checked: set[str] = set()
         self.spared = 0
 
     def compact(self, done: Compaction) -> None:
@@ -204,7 +203,10 @@ class _Space:
         heads = self.store.heads(self.space_id)
         wanted = self._wanted_rows(heads)
         for group in _groups(heads, wanted, {path.name for path in self.store.parts(self.space_id)}):
-            self._merge_group([heads[number] for number in group], [wanted[number] for number in group], done)
+            masks = [wanted[number] for number in group]
+            if self.wanted is not None and not self.now and oldest_start(self.store.root) != float("inf"):
+                masks = [np.ones_like(mask) for mask in masks]  # a run has begun meanwhile, and may count on them
+            self._merge_group([heads[number] for number in group], masks, done)
 
     def _wanted_rows(self, heads: list[PartHead]) -> list[np.ndarray]:
         """Return for each part which rows are not pruned."""
@@ -247,8 +249,7 @@ class _Space:
 
     def _read_back(self, path: Path) -> None:
         try:
-            _forget_cached(path)
-            check_part(path)
+            _check_on_disk(path)
         except FileNotFoundError:
             return  # another compaction has merged and deleted it already
         except DamagedFileError as error:
@@ -256,7 +257,9 @@ class _Space:
             raise CacheError(
                 f"the disk gave other bytes back than were written to {path}; nothing was deleted, check the disk"
             ) from error
-        self.checked.add(path.name)
+        except OSError as error:
+            path.unlink(missing_ok=True)  # the old parts serve as before
+            raise read_error(error, path) from error
 
     def _delete_superseded(self, done: Compaction) -> None:
         deleted = 0
@@ -274,14 +277,12 @@ class _Space:
 
     def _delete(self, merged: Path, old: list[Path]) -> int:
         """Delete what a merged part supersedes, after making sure that this is whole and has its name for good."""
-        if merged.name not in self.checked:
-            try:
-                check_part(merged)
-            except FileNotFoundError:
+        try:
+            # Straight before they go, for a reader may have found it damaged since: then the old parts serve again.
+            if not self.store.read_part(merged, partial(_check_on_disk, merged)):
                 return 0
-            except DamagedFileError as error:
-                self.store.quarantine(merged, error)  # the old parts serve again
-                return 0
+        except PartGoneError:
+            return 0
         sync_folder(merged.parent)  # whoever merged it may have died, or be about to, before he came to that
         for path in old:
             path.unlink(missing_ok=True)
@@ -346,6 +347,11 @@ def _file_system_time(root: Path) -> float:
         return probe.stat().st_mtime
     finally:
         probe.unlink()
+
+
+def _check_on_disk(path: Path) -> None:
+    _forget_cached(path)
+    check_part(path)
 
 
 def _forget_cached(path: Path) -> None:

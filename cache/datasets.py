@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial as partial_call
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from . import block
 from .listing import Listing, dataset_id, read_listing
-from .reading import files, folders, read_error
+from .reading import files, folders, gone_or_unreadable, read_error, repeated
 
 logger = logging.getLogger("headstart.cache")
 
@@ -82,11 +83,13 @@ def latest_listing(cache: Path, root: Path | None = None) -> Listing | None:
     DamagedFileError
         It is damaged. The one before it might tell of yesterday's pictures, so it is not taken in silence.
     """
+    return repeated(cache, partial_call(_latest, cache, root))
+
+
+def _latest(cache: Path, root: Path | None) -> Listing | None:
     for path in listing_paths(cache, dataset_id(root) if root else None):
         try:
             return read_listing(path)
-        except FileNotFoundError:
-            continue
         except DamagedFileError as error:
             again = f"headstart extract {root or _root_of_any(path.parent) or 'DATA'}"
             raise DamagedFileError(
@@ -94,7 +97,7 @@ def latest_listing(cache: Path, root: Path | None = None) -> Listing | None:
                 "file aside and go back to the listing before it"
             ) from error
         except OSError as error:
-            raise read_error(error, path) from error
+            raise gone_or_unreadable(error, path) from error
     return None
 
 
@@ -161,20 +164,22 @@ def all_digests_in_use(cache: Path) -> np.ndarray:
     """
     found = [np.zeros((0, 32), np.uint8)]
     for dataset in folders(cache / "datasets"):
-        found.append(digests_in_use(_still_there(listing_paths(cache, dataset))))
+        found.append(repeated(cache, partial_call(_digests_of, cache, dataset)))
     return np.concatenate(found)
+
+
+def _digests_of(cache: Path, dataset: str) -> np.ndarray:
+    return digests_in_use(_still_there(listing_paths(cache, dataset)))
 
 
 def _still_there(paths: list[Path]) -> Iterator[Listing]:
     for path in paths:
         try:
             yield read_listing(path)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if isinstance(error, HeadstartError):
-                raise
-            raise read_error(error, path) from error
+        except HeadstartError:
+            raise
+        except OSError as error:  # where it has gone, a newer one has come: all are to be listed again
+            raise gone_or_unreadable(error, path) from error
 
 
 def superfluous_listings(cache: Path) -> list[Path]:
@@ -189,9 +194,10 @@ def superfluous_listings(cache: Path) -> list[Path]:
             logger.debug("%s is left alone: %s", path, error)  # `headstart cache verify` is for damaged files
             continue
         asked = (path.parent.name, str(facts.get("spaces")))
-        if asked in seen:
+        incomplete = bool(facts.get("partial"))
+        if asked in seen or (incomplete and partial[asked] >= KEPT_PARTIAL):
             superfluous.append(path)
-        partial[asked] += bool(facts.get("partial"))
-        if not facts.get("partial") or partial[asked] >= KEPT_PARTIAL:  # a partial one does not stand for the others
+        partial[asked] += incomplete
+        if not incomplete:  # one that does not know all stands for none before it
             seen.add(asked)
     return superfluous

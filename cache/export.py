@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import CacheError, printable
+from ..errors import CacheError, HeadstartError, printable
 from .listing import SPLITS, Listing
 from .part import Keys
 from .publish import discard, make_folder, sync_folder, temporary_path, write_error
@@ -94,7 +94,7 @@ def export(out: Path, store: FeatureStore, listing: Listing, space: FeatureSpace
             raise
         sync_folder(out.absolute().parent)
     except OSError as error:
-        if isinstance(error, CacheError | FileNotFoundError):
+        if isinstance(error, HeadstartError):
             raise
         raise write_error(error, out.absolute().parent, len(rows) * space.dim * 4) from error
     return Export(out, len(rows), space.dim, out.stat().st_size, space)

@@ -118,9 +118,9 @@ def remove_dataset(root: Path, wanted: str) -> Removal:
 
 def _remove(folder: Path) -> int:
     """Remove a folder: out of sight in one step, so that a kill in between leaves all of it or a temporary folder."""
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     aside = temporary_path(folder)
     try:
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         os.replace(folder, aside)  # noqa: PTH105  (one call that tests can make fail)
         sync_folder(folder.parent)
         shutil.rmtree(aside)

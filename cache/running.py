@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .publish import discard, make_folder, sortable_id, temporary_path
+from .reading import files
 
 logger = logging.getLogger("headstart.cache")
 
@@ -87,8 +88,14 @@ def _lock(descriptor: int, *, shared: bool) -> None:
 
 
 def announced(root: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the file of each run that was announced, and whether the run is still going; in doubt it is."""
-    for path in sorted((root / FOLDER).glob(f"*{SUFFIX}")):
+    """Yield the file of each run that was announced, and whether the run is still going; in doubt it is.
+
+    Raises
+    ------
+    CacheError
+        The folder cannot be read: it is not known who runs.
+    """
+    for path in files(root / FOLDER, SUFFIX):
         try:
             yield path, _is_alive(path)
         except FileNotFoundError:

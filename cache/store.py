@@ -191,9 +191,11 @@ class FeatureStore:
             return paths
 
         found = [known[path] for path in repeated(self.root, read)]
-        heads = [head for head in found if isinstance(head, PartHead)]
+        # A part that was passed over serves nobody, so it supersedes nothing; what is superseded harms nobody.
+        heads = [head for head in found if isinstance(head, PartHead) and head.path.name not in self._passed_over]
         superseded = {name for head in heads for name in head.supersedes}
-        bad = [(path, error) for path, error in known.items() if isinstance(error, HeadstartError)]
+        errors = ((path, error) for path, error in known.items() if isinstance(error, HeadstartError))
+        bad = [(path, error) for path, error in errors if path.name not in superseded]
         return [head for head in heads if head.path.name not in superseded], bad
 
     def heads(self, space_id: str) -> list[PartHead]:
@@ -212,7 +214,7 @@ class FeatureStore:
                 raise error
             if path.name not in self._passed_over:
                 self.quarantine(path, error)
-        return [head for head in heads if head.path.name not in self._passed_over]
+        return heads
 
     def index(self, space_id: str) -> tuple[KeyIndex, list[Path]]:
         """Read the keys of all parts of a space.

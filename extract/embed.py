@@ -57,16 +57,17 @@ def embed_listing(
     """
     request = {**listing.request, **embedder.options.request()}
     listing = replace(listing, spaces=(embedder.space.id,), request=request)
-    index, _ = store.index(embedder.space.id)
-    todo = to_look_at(listing, index)
-    if not todo.size:
-        record(listing)
-        return listing, Outcome(np.zeros((0, 32), np.uint8))
-    store.prepare(embedder.space, library_versions())
-    unknown = todo[~listing.known[todo]]
-    explained = explain_misses(store, embedder.space, listing.digest[np.setdiff1d(todo, unknown)])
-    logger.info("looking at %d of %d images", todo.size, len(listing))
+    # Announced before it is looked at what is there: from then on nothing that the run may count on is pruned.
     with running(store.root) as descriptor:
+        index, _ = store.index(embedder.space.id)
+        todo = to_look_at(listing, index)
+        if not todo.size:
+            record(listing)
+            return listing, Outcome(np.zeros((0, 32), np.uint8))
+        store.prepare(embedder.space, library_versions())
+        unknown = todo[~listing.known[todo]]
+        explained = explain_misses(store, embedder.space, listing.digest[np.setdiff1d(todo, unknown)])
+        logger.info("looking at %d of %d images", todo.size, len(listing))
         with (
             store.writer(embedder.space, expected=int(todo.size)) as writer,
             Watch(store.root, descriptor) as watch,

@@ -93,7 +93,11 @@ def _pairs(backbone: Backbone, images: torch.Tensor) -> list[tuple[nn.Module, nn
             handle.remove()
     # A module that is called twice has two neighbours and can be folded into neither; the one that ends the pass stays.
     end = backbone.module.get_submodule(backbone.tap.point.module)
-    return [pair for pair in trace.pairs if end not in pair and all(trace.calls[module] == 1 for module in pair)]
+    return [
+        pair
+        for pair in trace.pairs
+        if end not in pair and pair[1].running_mean is not None and all(trace.calls[module] == 1 for module in pair)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..cache.index import KeyIndex
+from ..cache.listing import INODE
 from ..cache.part import Keys
 from ..cache.writer import PartWriter
 from ..errors import DecodeError
@@ -139,7 +140,10 @@ class Reader:
 
     def _is_another(self, number: int, found: Stat) -> bool:
         """Tell whether a name led to another file than when it was listed: a folder may have been swapped since."""
-        return self._stat is not None and tuple(self._stat[number].tolist()) != found
+        if self._stat is None:
+            return False
+        listed = tuple(self._stat[number].tolist())
+        return listed[:INODE] != found[:INODE] or (listed[INODE] != 0 and listed[INODE] != found[INODE])
 
     def _decode(self, digest: bytes, data: bytes) -> Decoded:
         limit = self._embedder.run.max_pixels

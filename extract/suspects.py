@@ -35,7 +35,7 @@ import numpy as np
 
 from ..cache.publish import discard
 from ..cache.running import announced
-from ..errors import DecodeError
+from ..errors import CacheError, DecodeError
 from .decode import Decoded, decode
 
 logger = logging.getLogger("headstart.extract")
@@ -251,7 +251,11 @@ class _Notes:
 
 
 def _dead_runs(cache: Path) -> list[_DeadRun]:
-    return [run for path, alive in announced(cache) if not alive and (run := _dead_run(path)) is not None]
+    try:
+        return [run for path, alive in announced(cache) if not alive and (run := _dead_run(path)) is not None]
+    except CacheError as error:
+        logger.debug("nobody is suspected: %s", error)
+        return []
 
 
 def _dead_run(path: Path) -> _DeadRun | None:

@@ -31,6 +31,7 @@ from .reading import open_regular
 BLOCK_FORMAT = 1
 MAX_HEADER = 1 << 20
 MAX_ARRAYS = 32
+LONGEST = 1 << 40
 # What is read at once: small enough to be hashed and copied while the processor's second cache holds it.
 PIECE = 1 << 19
 _LINE = b"headstart-block %d %010d %010d %s\n"
@@ -174,12 +175,18 @@ def _parse(path: Path, text: bytes, base: int, size: int) -> Header:
         }
         attributes = dict(content["attributes"])
         header = Header(attributes, entries, base + int(content["image"]), base, content["xxh3"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged: its header is not what headstart writes ({error!r})") from error
     if header.size != size:
         raise DamagedFileError(f"{path} is damaged: {size} bytes where {header.size} were written")
     for name, entry in entries.items():
-        inside = entry.offset >= base and entry.offset + entry.nbytes <= size if entry.dtype in _DTYPES else False
+        known = isinstance(entry.dtype, str) and entry.dtype in _DTYPES and len(entry.shape) <= 2
+        inside = (
+            known
+            and entry.offset >= base
+            and entry.offset + entry.nbytes <= size
+            and max(entry.shape, default=0) < LONGEST
+        )
         if not inside or min(entry.shape, default=0) < 0 or len(entries) > MAX_ARRAYS:
             raise DamagedFileError(f"{path} is damaged: array {name!r} does not fit the file")
     return header

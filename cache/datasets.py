@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from . import block
-from .listing import Listing, dataset_id, read_listing
+from .listing import Listing, dataset_id, is_listing, read_listing
 from .reading import files, folders, gone_or_unreadable, read_error, repeated
 
 logger = logging.getLogger("headstart.cache")
@@ -32,7 +32,7 @@ def listing_paths(cache: Path, dataset: str | None = None) -> list[Path]:
         A folder of listings cannot be read.
     """
     names = [dataset] if dataset else folders(cache / "datasets")
-    paths = [path for name in names for path in files(cache / "datasets" / name, ".h5")]
+    paths = [path for name in names for path in files(cache / "datasets" / name, ".h5") if is_listing(path)]
     return sorted(paths, key=lambda path: path.name, reverse=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from .publish import make_folder, publish, sortable_id
 from .space import ID_LENGTH, canonical_json
 
 LISTING_FORMAT = 1
+_NAME = re.compile(r"0[0-9a-f]{23}\.h5")
 SPLITS = ("", "train", "val", "test")
 # Columns of `stat`. On Windows the third is the time of creation, which an edit leaves as it is.
 SIZE, MTIME, CTIME, INODE = range(4)
@@ -138,7 +140,7 @@ def save_listing(cache: Path, listing: Listing) -> Path:
     listing : Listing
     """
     folder = cache / "datasets" / listing.dataset_id
-    latest = max((path.stem for path in folder.glob("[!.]*.h5")), default="")
+    latest = max((path.stem for path in folder.glob("[!.]*.h5") if is_listing(path)), default="")
     path = folder / f"{sortable_id(after=latest)}.h5"
     failed = sorted(listing.failures)
     arrays = {
@@ -167,6 +169,11 @@ def save_listing(cache: Path, listing: Listing) -> Path:
     return path
 
 
+def is_listing(path: Path) -> bool:
+    """Tell whether the name is that of a listing, of a time before the year 2112."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def _text(value: list[str]) -> np.ndarray:
     return np.frombuffer(canonical_json(value).encode("ascii"), np.uint8)
 
@@ -181,10 +188,34 @@ def read_listing(path: Path) -> Listing:
         )
     columns = ("path", "label", "split", "stat", "digest", "failed", "reason", "classes")
     arrays = block.read_arrays(path, header, columns)
+    try:
+        listing = _assembled(header, arrays)
+        _check(listing)
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged: it does not hold what a listing holds ({error})") from error
+    return listing
+
+
+def _check(listing: Listing) -> None:
+    """Raise ValueError where a file that is whole holds what no run has written."""
+    count = len(listing.paths)
+    shapes = {"label": (count,), "split": (count,), "stat": (count, 4), "digest": (count, 32)}
+    if any(getattr(listing, name).shape != shape for name, shape in shapes.items()):
+        raise ValueError("columns of another shape")
+    words = (listing.root, listing.source, listing.layout, listing.rules, *listing.classes, *listing.spaces)
+    if not all(isinstance(word, str) and "\0" not in word for word in words) or not isinstance(listing.request, dict):
+        raise ValueError("no text where text should be")
+    if not isinstance(listing.scanned_ns, int) or not all(isinstance(why, str) for why in listing.failures.values()):
+        raise ValueError("values of another kind")
+    if count and not (listing.label.min() >= -1 and listing.label.max() < len(listing.classes)):
+        raise ValueError("labels without a class")
+    if (count and listing.split.max() >= len(SPLITS)) or any(not 0 <= row < count for row in listing.failures):
+        raise ValueError("splits or failures out of range")
+
+
+def _assembled(header: block.Header, arrays: dict[str, np.ndarray]) -> Listing:
     paths = arrays["path"].tobytes().split(b"\0")[:-1]
     reasons = json.loads(arrays["reason"].tobytes())
-    if any(len(arrays[name]) != len(paths) for name in ("label", "split", "stat", "digest")):
-        raise DamagedFileError(f"{path} is damaged: its columns differ in length")
     return Listing(
         root=json.loads(header.attributes["root"]),
         source=json.loads(header.attributes["source"]),

@@ -160,7 +160,12 @@ def read_head(path: Path) -> PartHead:
     header, space = _read_header(path)
     arrays = block.read_arrays(path, header, ("digest", "recipe", "view"))
     keys = Keys(arrays["digest"], arrays["recipe"], arrays["view"])
-    return PartHead(path, keys, space, _superseded(path, header), json.loads(header.attributes["recipes"]))
+    try:
+        recipes = dict(json.loads(header.attributes["recipes"]))
+        names = _superseded(path, header)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged: it does not hold what a part holds ({error})") from error
+    return PartHead(path, keys, space, names, recipes)
 
 
 def read_keys(path: Path) -> Keys:
@@ -251,7 +256,7 @@ def _check_space(path: Path, header: block.Header) -> FeatureSpace:
     """Refuse a part that was copied in from another feature space: the folder's name is the id of the space."""
     try:
         space = FeatureSpace.from_dict(json.loads(header.attributes["space"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise DamagedFileError(f"{path} is damaged: it names no feature space") from error
     if space.id != path.parent.name:
         raise DamagedFileError(

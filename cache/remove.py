@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheMissError, UsageError
+from ..errors import CacheError, CacheMissError, UsageError
 from .datasets import listing_paths, load_named
 from .listing import dataset_id
 from .publish import sync_folder, temporary_path, write_error
@@ -53,7 +53,7 @@ def remove(root: Path, *, space: str | None = None, dataset: str | None = None) 
     UsageError
         Neither is named, or both are.
     """
-    if (space is None) == (dataset is None):
+    if (space is None) == (dataset is None) or dataset == "":
         raise UsageError("say what to remove: either --space ID or --dataset DATA; `headstart cache info` lists both")
     return remove_space(root, space) if space is not None else remove_dataset(root, str(dataset))
 
@@ -118,6 +118,8 @@ def remove_dataset(root: Path, wanted: str) -> Removal:
 
 def _remove(folder: Path) -> int:
     """Remove a folder: out of sight in one step, so that a kill in between leaves all of it or a temporary folder."""
+    if folder.is_symlink():
+        raise CacheError(f"{folder} is a link: remove it and the folder that it leads to yourself")
     aside = temporary_path(folder)
     try:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -357,22 +357,23 @@ class FeatureStore:
 
     def quarantine(self, path: Path, reason: Exception) -> None:
         """Set a damaged file aside and say so; where the cache is read-only it is passed over."""
-        place = self.root / "quarantine" / path.name
-        if place.parent.exists() and not place.parent.is_dir():
-            place = path.with_suffix(".damaged")  # somebody's file is in the way of the folder
         advice = "run `headstart extract` to embed its images again"
-        try:
-            make_folder(place.parent, self.root)
-            os.replace(path, place)  # noqa: PTH105  (one call that tests can make fail)
-        except FileNotFoundError:
-            return  # another process was faster
-        except OSError as error:
-            logger.warning(
-                "%s; passed over, for it cannot be set aside (%s), %s", reason, error.strerror or error, advice
-            )
-            self._passed_over.add(path.name)
+        refused: OSError | None = None
+        # Where something is in the way of the folder, another name will do: what is no part is not read.
+        for place in (self.root / "quarantine" / path.name, path.with_suffix(".damaged")):
+            try:
+                make_folder(place.parent, self.root)
+                os.replace(path, place)  # noqa: PTH105  (one call that tests can make fail)
+            except OSError as error:
+                if not os.path.lexists(path):
+                    return  # another process was faster
+                refused = error
+                continue
+            logger.warning("%s; moved to %s, %s", reason, place, advice)
             return
-        logger.warning("%s; moved to %s, %s", reason, place, advice)
+        why = refused and (refused.strerror or refused)
+        logger.warning("%s; passed over, for it cannot be set aside (%s), %s", reason, why, advice)
+        self._passed_over.add(path.name)
 
 
 def _head_or_error(path: Path) -> PartHead | HeadstartError:

@@ -7,6 +7,7 @@ import pytest
 
 from headstart.cache import compact as module
 from headstart.cache.compact import compact
+from headstart.cache.datasets import KEPT_PARTIAL
 from headstart.cache.info import info
 from headstart.cache.listing import save_listing
 from headstart.cache.part import Keys, read_head, write_part
@@ -338,3 +339,44 @@ def test_float16_and_recipes_are_kept(tmp_path):
 def test_an_absent_cache_is_no_error(tmp_path):
     assert compact(tmp_path / "absent").parts_after == 0
     assert not (tmp_path / "absent").exists()
+
+
+def test_the_last_complete_listing_stays_however_many_partial_ones_come(store, space):
+    digest, rows = random_rows(10)
+    add_rows(store, space, digest, rows)
+    save_listing(store.root, listing_of(digest, spaces=(space.id,)))
+    for _ in range(KEPT_PARTIAL + 2):
+        save_listing(store.root, listing_of(digest[:3], spaces=(space.id,), request={"limit": 3}))
+    assert compact(store.root, now=True).listings == 2
+    assert compact(store.root, prune=True, now=True).pruned == 0
+
+
+def test_a_merged_part_that_is_found_damaged_before_the_old_ones_go_gives_way_to_them(store, space, monkeypatch):
+    digest, rows = random_rows(20)
+    add_rows(store, space, digest[:10], rows[:10])
+    add_rows(store, space, digest[10:], rows[10:])
+    delete = module._Space._delete_superseded
+
+    def after_damage(self, done):
+        (head,) = self.store.heads(self.space_id)
+        flip(head.path, head.path.read_bytes().index(rows[:10].tobytes()))
+        delete(self, done)
+
+    monkeypatch.setattr(module._Space, "_delete_superseded", after_damage)
+    assert compact(store.root, now=True).deleted == 0
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+
+
+def test_a_merged_part_that_cannot_be_set_aside_hides_nothing(store, space, monkeypatch):
+    digest, rows = random_rows(20)
+    add_rows(store, space, digest[:10], rows[:10])
+    add_rows(store, space, digest[10:], rows[10:])
+    compact(store.root)
+    (head,) = store.heads(space.id)
+    flip(head.path, head.path.read_bytes().index(rows[:10].tobytes()))
+
+    def refuse(*_arguments, **_options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)

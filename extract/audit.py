@@ -19,7 +19,8 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.verify import Verification
 from ..cache.verify import verify as verify_bytes
-from ..errors import DecodeError, HeadstartError, printable
+from ..errors import DataError, DecodeError, HeadstartError, printable
+from .csv_file import unique_lines
 from .decode import decode
 from .embedder import Embedder
 from .features import dataset_folder
@@ -112,8 +113,21 @@ def _candidates(store: FeatureStore) -> Iterator[_Candidates]:
         for listing in latest.values():
             rows = np.flatnonzero(listing.usable)
             rows = rows[index.find(Keys.plain(listing.digest[rows])) >= 0]
+            rows = rows[_named_here(listing, rows)]
             if rows.size:
                 yield _Candidates(space, requests.get(space_id, {}), listing, rows)
+
+
+def _named_here(listing: Listing, rows: np.ndarray) -> np.ndarray:
+    """Return which images of a CSV are still named by it: a listing may come from somebody else's cache."""
+    if listing.layout != "csv":
+        return np.ones(len(rows), bool)
+    try:
+        lines, _ = unique_lines(Path(listing.source))
+    except (DataError, OSError) as error:
+        logger.debug("%s is not sampled: %s", printable(listing.source), error)
+        return np.zeros(len(rows), bool)
+    return np.array([listing.paths[row] in lines for row in rows.tolist()], bool)
 
 
 def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:

@@ -78,7 +78,7 @@ def _sample(store: FeatureStore, count: int, rng: np.random.Generator, run: RunO
     sizes = [len(group.rows) for group in candidates]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     order = rng.permutation(len(owner))
-    place = np.arange(len(owner)) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    place = np.concatenate([np.arange(size) for size in sizes] or [np.zeros(0, np.int64)])
     wanted: dict[int, list[tuple[str, bytes]]] = {}
     chosen = 0
     for index in order:

@@ -53,6 +53,10 @@ def test_a_sample_is_embedded_anew_and_a_row_that_lies_is_found(extracted, heads
     assert status == 0
     assert "only 34 images are still there with the bytes that were embedded" in err
 
+    headstart_json("cache", "remove", "--dataset", photos)
+    assert headstart_json("cache", "verify", "--sample", "3")["sampled"] == 0, "there is nothing to draw from"
+    headstart_json("extract", photos, "--backbone", BACKBONE)
+
     # Rows that are whole by every hash and yet not those of their pictures, as only a defect of ours could make them.
     store = FeatureStore(tmp_path / ".headstart")
     (space,) = store.spaces().values()

@@ -296,11 +296,7 @@ def check_file(path: Path, expected_hash: str) -> None:
     DamagedFileError
         Any byte differs.
     """
-    hasher = xxhash.xxh3_128()
-    with open_regular(path) as file:
-        _hash_span(file, hasher, file.seek(0, 2), path, start=0)
-    if hasher.hexdigest() != expected_hash:
-        raise DamagedFileError(f"{path} is damaged: its bytes do not match the hash in its name")
+    _check_from(path, 0, expected_hash, "the hash in its name")
 
 
 def check_image(path: Path, header: Header) -> None:
@@ -311,17 +307,22 @@ def check_image(path: Path, header: Header) -> None:
     DamagedFileError
         Any byte differs.
     """
+    _check_from(path, header.base, header.image_checksum, "the checksum in its header")
+
+
+def _check_from(path: Path, start: int, expected: str, name: str) -> None:
+    """Check all of a file from an offset on."""
     hasher = xxhash.xxh3_128()
     with open_regular(path) as file:
-        _hash_span(file, hasher, header.size - header.base, path, start=header.base)
-    if hasher.hexdigest() != header.image_checksum:
-        raise DamagedFileError(f"{path} is damaged: its bytes do not match the checksum in its header")
-
-
-def _hash_span(file: Any, hasher: Any, length: int, path: Path, start: int | None = None) -> None:
-    """Read on from where the file stands, or from `start`, and hash."""
-    if start is not None:
+        size = file.seek(0, 2)
         file.seek(start)
+        _hash_span(file, hasher, size - start, path)
+    if hasher.hexdigest() != expected:
+        raise DamagedFileError(f"{path} is damaged: its bytes do not match {name}")
+
+
+def _hash_span(file: Any, hasher: Any, length: int, path: Path) -> None:
+    """Read on from where the file stands, and hash."""
     spare = memoryview(bytearray(min(length, PIECE)))
     while length:
         piece = spare[: min(length, PIECE)]

@@ -128,8 +128,10 @@ cache_option = click.option(
     help="The cache's folder [default: $HEADSTART_CACHE, else .headstart].",
 )
 positive = click.IntRange(min=1)
+layer_option = click.option(
+    "--layer", metavar="NAME", help="Module whose output is taken [default: the classifier's input]."
+)
 space_options = options(
-    click.option("--layer", metavar="NAME", help="Module whose output is taken [default: the classifier's input]."),
     click.option(
         "--pool", type=click.Choice(["avg", "max", "gem", "token", "none"]), help="How a map becomes a vector."
     ),
@@ -168,11 +170,16 @@ def commands(context: click.Context) -> None:
 
 @commands.command()
 @click.argument("data", type=Data, default=Path("data"))
-@click.option("--backbone", metavar="NAME", default="resnet18", show_default=True, help="See `headstart backbones`.")
+@click.option("--backbone", metavar="NAME", multiple=True,
+              help="See `headstart backbones`; may repeat [default: resnet18].")  # fmt: skip
 @click.option("--weights", metavar="default|none|FILE", help="The library's own, random, or a state dict.")
+@click.option("--layer", metavar="NAME", multiple=True,
+              help="Module whose output is taken; may repeat [default: the classifier's input].")  # fmt: skip
 @space_options
 @device_options
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@click.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto",
+              help="Compile the network [default: where the images left repay it].")  # fmt: skip
 @click.option("--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA.")
 @click.option("--limit", type=positive, metavar="N", help="Take only N images, spread evenly over the listing.")
 @click.option("--rehash", is_flag=True, help="Read every file, also those that did not change.")
@@ -191,6 +198,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
     \b
     headstart extract photos
     headstart extract photos --backbone efficientnet_lite0
+    headstart extract photos --backbone resnet18 --backbone mobilenet_v3_small
     headstart extract photos --backbone vgg16 --layer classifier.3 --resize none --crop 224
     """
     from .extract.interrupt import stop_on_interrupt
@@ -220,6 +228,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
               help="Held out where DATA has no validation split.")  # fmt: skip
 @click.option("--dedupe", is_flag=True, help="Use one of images with the same bytes, and none that has two labels.")
 @click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
+@layer_option
 @space_options
 @result_options
 @click.option("--details", is_flag=True, help="Also the search over C and the per-class table.")
@@ -369,6 +378,7 @@ def merge(cache: Path | None, other: Path) -> Any:
 @click.argument("file", type=Data)
 @click.argument("data", type=Data, required=False)
 @click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
+@layer_option
 @space_options
 @click.option("--overwrite", is_flag=True, help="Replace FILE where it is there.")
 @cache_option

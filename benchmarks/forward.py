@@ -19,8 +19,8 @@ import json, sys, time
 import torch
 from headstart.extract.backbone import BackboneRequest, load_backbone
 from headstart.extract.device import CPU_BATCH
-from headstart.extract.embedder import Embedder
 from headstart.extract.options import RunOptions, SpaceOptions
+from headstart.extract.resolve import resolve
 
 way, name = sys.argv[1:]
 generator = torch.Generator().manual_seed(0)
@@ -35,7 +35,7 @@ if way == "plain":
 else:
     from pathlib import Path
     import tempfile
-    embedder = Embedder.resolve(SpaceOptions(backbone=name, weights="none"), RunOptions(), Path(tempfile.mkdtemp()))
+    embedder = resolve([SpaceOptions(backbone=name, weights="none")], RunOptions(), Path(tempfile.mkdtemp()))
     def embed():
         return embedder.backbone.embed(batch)
 rows = embed()

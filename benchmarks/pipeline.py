@@ -19,9 +19,11 @@ import numpy as np
 
 from headstart.cache.index import KeyIndex
 from headstart.cache.store import FeatureStore
-from headstart.extract.embedder import Embedder
+from headstart.extract.batches import Target
 from headstart.extract.options import RunOptions, SpaceOptions
-from headstart.extract.runner import Reader, run
+from headstart.extract.reader import Reader
+from headstart.extract.resolve import resolve
+from headstart.extract.runner import run
 
 PICTURES = 2000
 MEMORY = (1_000, 20_000)
@@ -52,16 +54,17 @@ def rates(folder: Path, names: list[bytes], backbone: str) -> None:
     cache = Path(tempfile.mkdtemp(dir=folder.parent))
     store = FeatureStore(cache)
     weights = "default" if backbone.startswith("efficientnet_lite") else "none"
-    embedder = Embedder.resolve(SpaceOptions(backbone=backbone, weights=weights), RunOptions(), cache)
+    embedder = resolve([SpaceOptions(backbone=backbone, weights=weights)], RunOptions(), cache)
     embedder.load()
     base = os.fsencode(folder)
-    reader, workers = Reader(base, embedder, KeyIndex([])), len(os.sched_getaffinity(0))
+    nothing = (KeyIndex([]),)
+    reader, workers = Reader(base, [Target(embedder, nothing, ()).need]), len(os.sched_getaffinity(0))
     reader.read(0, names[0])
     begin = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         items = list(pool.map(reader.read, range(len(names)), names))
     decode = len(names) / (time.perf_counter() - begin)
-    pixels = [item.pixels for item in items if item.pixels is not None]
+    pixels = [item.pixels[0] for item in items if item.pixels]
     batches = [np.stack(pixels[i : i + embedder.batch_size]) for i in range(0, len(pixels), embedder.batch_size)]
     del items, pixels
     embedder.embed(batches[0])
@@ -70,10 +73,12 @@ def rates(folder: Path, names: list[bytes], backbone: str) -> None:
         embedder.embed(batch)
     forward = len(names) / (time.perf_counter() - begin)
     del batches
-    store.prepare(embedder.space)
-    with store.writer(embedder.space) as writer:
-        outcome = run(names, np.zeros((len(names), 4)), np.arange(len(names)), base, embedder, KeyIndex([]), writer)
-    both = outcome.embedded / outcome.seconds
+    store.prepare(embedder.spaces[0])
+    with store.writer(embedder.spaces[0]) as writer:
+        target = Target(embedder, nothing, (writer,))
+        every = np.arange(len(names))
+        outcome = run(names, np.zeros((len(names), 4)), every, base, [target], embedder.run, cache)
+    both = outcome.images / outcome.seconds
     shared = 1 / (1 / decode + 1 / forward)
     print(
         f"{backbone:<20} decode {decode:6.0f} images/s, forward {forward:6.0f}, extraction {both:6.0f}: "

@@ -187,7 +187,7 @@ def _from_disk(classifier: Classifier, data: Path) -> Features:
     images = list_images(data)
     rules = failure_rules(RunOptions().max_pixels)
     listing = recall_listing(store.root, images, rules, scanned_ns=0)
-    listing, _ = embed_listing(store, classifier.embedder, listing, base_folder(images))
+    listing, _ = embed_listing(store, [classifier.embedder], listing, base_folder(images))
     return Features(listing, classifier.space, store)
 
 

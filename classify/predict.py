@@ -23,6 +23,7 @@ from ..extract.embedder import Embedder
 from ..extract.images import list_paths
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
+from ..extract.resolve import embedder_of
 from .model import SavedModel, load_model
 
 logger = logging.getLogger("headstart.classify")
@@ -152,7 +153,7 @@ class Classifier:
     def embedder(self) -> Embedder:
         """What embeds pictures in the model's feature space; the backbone's weights are checked when it loads."""
         if self._embedder is None:
-            self._embedder = Embedder.for_space(self.space, self.model.training.get("request", {}), self._run)
+            self._embedder = embedder_of(self.space, self.model.training.get("request", {}), self._run)
         return self._embedder
 
     def predict(self, paths: Iterable[str | os.PathLike[str]]) -> list[Prediction]:
@@ -175,7 +176,7 @@ class Classifier:
         """
         images = list_paths([Path(path) for path in paths])
         listing = unread_listing(images, failure_rules(self._run.max_pixels))
-        listing, _ = embed_listing(self.store, self.embedder, listing, base_folder(images))
+        listing, _ = embed_listing(self.store, [self.embedder], listing, base_folder(images))
         return self._describe(listing)
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:

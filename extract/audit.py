@@ -28,6 +28,7 @@ from .files import read_regular
 from .options import RunOptions
 from .preprocess import to_input
 from .progress import progress_bar
+from .resolve import embedder_of
 
 logger = logging.getLogger("headstart.extract")
 
@@ -150,7 +151,7 @@ def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:
 def _compare(
     store: FeatureStore, group: _Candidates, images: list[tuple[str, bytes]], run: RunOptions, found: Verification
 ) -> None:
-    embedder = Embedder.for_space(group.space, group.request, run)
+    embedder = embedder_of(group.space, group.request, run)
     decoded = [(path, data, _pixels(path, data, embedder)) for path, data in images]
     readable = [(path, data, pixels) for path, data, pixels in decoded if pixels is not None]
     if not readable:

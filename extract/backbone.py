@@ -14,7 +14,7 @@ from .loading import load_into
 from .preprocess import Preprocess
 from .registry import find
 from .sources import LITE_NAMES, Source
-from .taps import Point, Tap, find_point
+from .taps import Output, Point, Tap, find_point
 from .timm_source import PREFIX
 from .weights import read_with_stat, weights_digest
 
@@ -60,17 +60,15 @@ class Backbone:
     ----------
     name, library : str
         As listed, and where it comes from.
-    layer, pool : str
-        As resolved.
-    dim : int
-        Width D of the embedding.
-    weights : str
-        Digest of the weights, 64 hex digits: of the network without its classifier, or of all of it where the layer
-        lies inside the classifier.
+    outputs : tuple of Output
+        Where vectors are taken, with pooling and width.
+    digests : tuple of str
+        Of the weights behind each output, 64 hex digits: of the network without its classifier, or of all of it where
+        the layer lies inside the classifier.
     preprocess : Preprocess
         What images must go through before `embed`.
     module : Module
-        The whole network, in eval mode, without gradients; it ends at `layer` until `release`.
+        The whole network, in eval mode, without gradients; it ends at the last of the layers until `release`.
     parameters : int
         Of the network without its classifier.
     tap : Tap
@@ -81,16 +79,24 @@ class Backbone:
 
     name: str
     library: str
-    layer: str
-    pool: str
-    dim: int
-    weights: str
+    outputs: tuple[Output, ...]
+    digests: tuple[str, ...]
     preprocess: Preprocess
     module: nn.Module
     parameters: int
     tap: Tap
     file: dict[str, Any] | None = None
     _scale: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Width D of all vectors together."""
+        return sum(output.dim for output in self.outputs)
+
+    @property
+    def weights(self) -> str:
+        """Digest of the weights behind the first output."""
+        return self.digests[0]
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +148,7 @@ class Backbone:
         Returns
         -------
         Tensor, (N, D) float32
-            On the same device.
+            On the same device; the vectors of several outputs stand side by side.
 
         Raises
         ------
@@ -170,6 +176,7 @@ class Backbone:
 def load_backbone(
     request: BackboneRequest,
     *,
+    more_layers: Sequence[str | None] = (),
     resize: int | str | Sequence[int] | None = None,
     crop: int | None = None,
     interpolation: str | None = None,
@@ -182,6 +189,8 @@ def load_backbone(
     ----------
     request : BackboneRequest
         Name, weights, layer, pooling.
+    more_layers : sequence of str or None, optional
+        Further layers, other than that of the request, to be taken in the same pass with the same pooling.
     resize, crop, interpolation, mean, std : optional
         Replace what the default weights were made with, as `Preprocess.override` does.
 
@@ -203,17 +212,17 @@ def load_backbone(
 
     source = find(request.name)
     preprocess = source.preprocess().override(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
-    network, point, classifier, file = _network(source, request)
+    network, points, classifier, file = _network(source, request, (request.layer, *more_layers))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    tap = Tap(network, request.name, point, request.pool, preprocess.crop)
+    tap = Tap(network, request.name, points, request.pool, preprocess.crop)
     own = {key: value for key, value in network.state_dict().items() if not key.startswith(classifier + ".")}
+    used = {inside: network.state_dict() if inside else own for inside in {point.in_classifier for point in points}}
+    digests = {inside: weights_digest(state.items()) for inside, state in used.items()}
     return Backbone(
         name=request.name,
         library=source.library,
-        layer=point.layer,
-        pool=tap.pool,
-        dim=tap.dim,
-        weights=weights_digest((network.state_dict() if point.in_classifier else own).items()),
+        outputs=tap.outputs,
+        digests=tuple(digests[point.in_classifier] for point in points),
         preprocess=preprocess,
         module=network,
         parameters=sum(value.numel() for key, value in network.named_parameters() if key in own),
@@ -244,22 +253,24 @@ def request_key(request: BackboneRequest) -> dict[str, Any]:
     }
 
 
-def _network(source: Source, request: BackboneRequest) -> tuple[nn.Module, Point, str, dict[str, Any] | None]:
-    # The layer is looked up in an empty network first: a mistyped name should not cost a download.
+def _network(
+    source: Source, request: BackboneRequest, layers: Sequence[str | None]
+) -> tuple[nn.Module, list[Point], str, dict[str, Any] | None]:
+    # Layers are looked up in an empty network first: a mistyped name should not cost a download.
     network, file = source.empty(), None
     classifier = source.classifier(network)
-    point = find_point(network, request.name, classifier, request.layer)
+    points = [find_point(network, request.name, classifier, layer) for layer in layers]
     if request.weights == NO_WEIGHTS:
         network = _seeded(source, request.seed)
     elif request.weights == DEFAULT_WEIGHTS:
         network = source.pretrained()
     else:
         path = Path(request.weights)
-        optional = None if point.in_classifier else classifier
+        optional = None if any(point.in_classifier for point in points) else classifier
         state, stat = read_with_stat(path)
         load_into(network, source.adapt(state), origin=str(path), optional=optional)
         file = _identity(path, stat)
-    return network, point, classifier, file
+    return network, points, classifier, file
 
 
 def _seeded(source: Source, seed: int) -> nn.Module:

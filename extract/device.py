@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import DeviceError
-
-if TYPE_CHECKING:
-    import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -88,6 +86,19 @@ def resolve_precision(wanted: str) -> str:
     return "float32" if wanted == "auto" else wanted
 
 
+def exact_float32() -> None:
+    """Keep NVIDIA GPUs from computing float32 in TF32, which torch lets convolutions do unasked.
+
+    TF32 has 10 bits of mantissa where float32 has 23, so embeddings would move by about 1e-3 relative and still be
+    called float32.
+    """
+    import torch
+
+    # By the older of torch's two interfaces: where the newer one was used, its own compiler fails to ask the older.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep large blocks that were freed instead of giving them back to the kernel.
 
@@ -109,6 +120,22 @@ def keep_freed_memory() -> None:
     library.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
+@contextlib.contextmanager
+def threads_of_torch(count: int | None) -> Iterator[None]:
+    """Let torch compute with `count` threads while the block lasts; None changes nothing."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether `error` says that the device's memory is full: cuda has a class for it, the others only a text."""
     import torch
@@ -116,8 +143,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_FULL)
-
-
-def to_device(batch: torch.Tensor, device: Device) -> torch.Tensor:
-    """Copy a batch to the device, without waiting for it where that is possible."""
-    return batch if device.kind == "cpu" else batch.to(device.kind, non_blocking=True)

@@ -11,7 +11,7 @@ from .. import __version__
 from ..cache.store import cache_dir
 from .decode import versions as decoder_versions
 from .device import available_cores
-from .embedder import library_versions
+from .resolve import library_versions
 
 
 @dataclass(frozen=True, slots=True)

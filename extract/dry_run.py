@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import numpy as np
 from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
+from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
-from .embedder import Embedder
+from .embedder import describe
 from .explain import Miss, misses
 from .images import ImageList
 from .options import RunOptions, SpaceOptions
 from .plan import failure_rules, recall_listing, to_look_at
 from .registry import find
+from .resolve import recalled, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +32,18 @@ class DryRun:
     Attributes
     ----------
     root, cache, backbone : str
-    space : FeatureSpace or None
-        None where the weights, which are part of it, are not on this machine.
+    spaces : list of FeatureSpace
+        Without those of backbones whose weights, which are part of a space, are not on this machine.
+    absent : list of str
+        Those backbones.
     images, reused, failed : int
-        Images listed, served from the cache, and left out because they failed before and have not changed.
+        Images listed, rows served from the cache, and images left out because they failed before and have not changed.
     new, changed, unread, again : int
         Images whose bytes would have to be read: that the latest listing does not have; that have another size, time or
         inode than there; that the latest run did not come to read; and that are read again because that was asked for,
         or because they were written so shortly before they were listed that they may have changed since.
     missing : int
-        Images whose bytes are known and that would be embedded.
+        Rows of images whose bytes are known that would be computed.
     misses : list of Miss
         Those of `missing` that other spaces hold.
     """
@@ -46,7 +51,8 @@ class DryRun:
     root: str
     cache: str
     backbone: str
-    space: FeatureSpace | None
+    spaces: list[FeatureSpace]
+    absent: list[str]
     images: int
     reused: int
     failed: int
@@ -69,7 +75,8 @@ class DryRun:
             "dry_run": True,
             "backbone": self.backbone,
             "cache": self.cache,
-            "space": self.space.id if self.space else None,
+            "space": self.spaces[0].id if self.spaces else None,
+            "spaces": describe(self.spaces),
             **{name: getattr(self, name) for name in counts},
             "to_read": self.to_read,
             "misses": [asdict(miss) for miss in self.misses],
@@ -82,7 +89,8 @@ class DryRun:
             f"{self.failed} failed before"
         ]
         if self.missing:
-            lines.append(f"{self.missing} would be embedded: the cache {self.cache} lacks them in this feature space")
+            where = "these feature spaces" if len(self.spaces) > 1 else "this feature space"
+            lines.append(f"{self.missing} would be embedded: the cache {self.cache} lacks them in {where}")
             lines += [f"  {miss.line()}" for miss in self.misses]
         if self.to_read:
             reasons = [
@@ -93,8 +101,7 @@ class DryRun:
             ]
             text = ", ".join(f"{count} {reason}" for count, reason in reasons if count)
             lines.append(f"{self.to_read} would be read, and embedded where their bytes are new: {text}")
-        if self.space is None:
-            lines.append(f"the weights of {self.backbone} are not on this machine: they would be downloaded")
+        lines += [f"the weights of {name} are not on this machine: they would be downloaded" for name in self.absent]
         if not self.missing and not self.to_read:
             lines.append("nothing would be done")
         return lines
@@ -103,7 +110,7 @@ class DryRun:
 def dry_run(
     store: FeatureStore,
     images: ImageList,
-    asked: SpaceOptions,
+    asked: Sequence[Sequence[SpaceOptions]],
     run_options: RunOptions,
     *,
     rehash: bool = False,
@@ -118,37 +125,48 @@ def dry_run(
     BackboneError
         As the run itself would.
     """
-    space = _space(store, asked, run_options)
+    found = {group[0].backbone: _spaces(store, group, run_options) for group in asked}
+    spaces = [space for group in found.values() for space in group]
     rules, scanned_ns = failure_rules(run_options.max_pixels), time.time_ns()
     listing = recall_listing(
         store.root, images, rules, scanned_ns=scanned_ns, rehash=rehash, retry_failed=retry_failed,
-        space=space.id if space else "",
+        spaces=[space.id for space in spaces],
     )  # fmt: skip
-    index = KeyIndex([head.keys for head in store.survey(space.id)[0]]) if space else KeyIndex([])
-    todo = to_look_at(listing, index)
-    known = listing.known[todo]
-    lacking = np.unique(listing.digest[todo[known]], axis=0)
+    absent = [name for name, group in found.items() if not group]
+    held = [KeyIndex([head.keys for head in store.survey(space.id)[0]]) for space in spaces]
+    held += [KeyIndex([])] * len(absent)
+    todo = to_look_at(listing, held)
+    known = todo[listing.known[todo]]
+    lacking = [listing.digest[known][index.find(Keys.plain(listing.digest[known])) < 0] for index in held]
+    missing = sum(map(len, lacking))
+    usable = len(listing) - len(listing.failures)
+    unread = len(todo) - len(known)
     return DryRun(
         root=listing.root,
         cache=str(store.root),
-        backbone=asked.backbone,
-        space=space,
+        backbone=asked[0][0].backbone,
+        spaces=spaces,
+        absent=absent,
         images=len(listing),
-        reused=len(listing) - len(listing.failures) - len(todo),
+        reused=len(held) * (usable - unread) - missing,
         failed=len(listing.failures),
-        missing=int(known.sum()),
-        misses=misses(store, space, lacking) if space else [],
-        **_reasons_to_read(store.root, listing, todo[~known]),
+        missing=missing,
+        misses=[
+            miss
+            for space, digest in zip(spaces, lacking, strict=False)  # the rest is of absent weights
+            for miss in misses(store, space, np.unique(digest, axis=0), [space.id for space in spaces])
+        ],
+        **_reasons_to_read(store.root, listing, todo[~listing.known[todo]]),
     )
 
 
-def _space(store: FeatureStore, asked: SpaceOptions, run_options: RunOptions) -> FeatureSpace | None:
-    known = Embedder.recalled(asked, store.root)
-    if known is not None:
-        return known
-    if asked.weights == "default" and not find(asked.backbone).weights_here():
-        return None
-    return Embedder.resolve(asked, run_options, store.root, write=False).space
+def _spaces(store: FeatureStore, asked: Sequence[SpaceOptions], run_options: RunOptions) -> list[FeatureSpace]:
+    known = [recalled(options, store.root) for options in asked]
+    if all(known):
+        return [space for space in known if space is not None]
+    if asked[0].weights == "default" and not find(asked[0].backbone).weights_here():
+        return []
+    return list(resolve(asked, run_options, store.root, write=False).spaces)
 
 
 def _reasons_to_read(cache: Path, listing: Listing, rows: np.ndarray) -> dict[str, int]:

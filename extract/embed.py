@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,12 +13,15 @@ from ..cache.index import KeyIndex
 from ..cache.listing import NEVER, Listing
 from ..cache.part import Keys
 from ..cache.running import running
+from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
-from .embedder import Embedder, library_versions
+from .batches import Target
+from .embedder import Embedder
 from .explain import explain_misses, joined, warn_of_versions
 from .plan import to_look_at
 from .progress import progress_bar
-from .runner import ESTIMATE_AFTER, Outcome, run
+from .resolve import library_versions
+from .runner import Outcome, run
 from .suspects import Watch
 
 logger = logging.getLogger("headstart.extract")
@@ -27,18 +31,19 @@ LONG_SECONDS = 5  # runs with less than this left get no estimate
 
 def embed_listing(
     store: FeatureStore,
-    embedder: Embedder,
+    embedders: Sequence[Embedder],
     listing: Listing,
     base: bytes,
     stopped: Callable[[], bool] = lambda: False,
     record: Callable[[Listing], None] = lambda _: None,
 ) -> tuple[Listing, Outcome]:
-    """Embed the images of a listing that the cache lacks.
+    """Embed the images of a listing that the cache lacks in any of some feature spaces.
 
     Parameters
     ----------
     store : FeatureStore
-    embedder : Embedder
+    embedders : sequence of Embedder
+        One a network, at least one; each image is decoded once for all of them.
     listing : Listing
         With what is already known of the images' bytes.
     base : bytes
@@ -51,41 +56,63 @@ def embed_listing(
     Returns
     -------
     listing : Listing
-        With digests and failures filled in, and the space recorded.
+        With digests and failures filled in, and the spaces recorded.
     outcome : Outcome
         What was done.
     """
-    request = {**listing.request, **embedder.options.request()}
-    listing = replace(listing, spaces=(embedder.space.id,), request=request)
+    spaces = [space for embedder in embedders for space in embedder.spaces]
+    request = {**listing.request, **embedders[0].asked[0].request()}
+    listing = replace(listing, spaces=tuple(space.id for space in spaces), request=request)
     # Announced before it is looked at what is there: from then on nothing that the run may count on is pruned.
     with running(store.root) as descriptor:
-        index, _ = store.index(embedder.space.id)
-        todo = to_look_at(listing, index)
+        held = {space.id: store.index(space.id)[0] for space in spaces}
+        todo = to_look_at(listing, list(held.values()))
         if not todo.size:
             record(listing)
-            return listing, Outcome(np.zeros((0, 32), np.uint8))
-        store.prepare(embedder.space, library_versions())
+            return listing, Outcome(np.zeros((0, 32), np.uint8), embedded=dict.fromkeys(held, 0))
+        for space in spaces:
+            store.prepare(space, library_versions())
         unknown = todo[~listing.known[todo]]
-        explained = explain_misses(store, embedder.space, listing.digest[np.setdiff1d(todo, unknown)])
+        known = np.setdiff1d(todo, unknown)
+        explained = [explain_misses(store, space, _lacking(listing, known, held[space.id]), held) for space in spaces]
         logger.info("looking at %d of %d images", todo.size, len(listing))
         with (
-            store.writer(embedder.space, expected=int(todo.size)) as writer,
+            contextlib.ExitStack() as writers,
             Watch(store.root, descriptor) as watch,
             progress_bar(int(todo.size), "embedding") as progress,
         ):
+            targets = [
+                Target(
+                    embedder,
+                    tuple(held[space.id] for space in embedder.spaces),
+                    tuple(
+                        writers.enter_context(store.writer(space, expected=int(todo.size))) for space in embedder.spaces
+                    ),
+                )
+                for embedder in embedders
+            ]
             outcome = run(
-                listing.paths, listing.stat, todo, base, embedder, index, writer,
-                watch=watch, stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), embedder),
+                listing.paths, listing.stat, todo, base, targets, embedders[0].run, store.root,
+                watch=watch, stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), spaces),
             )  # fmt: skip
         read = np.asarray(outcome.digest.any(axis=1))
         listing.digest[read] = outcome.digest[read]
         listing.stat[outcome.replaced] = NEVER  # other files than were listed: they are read again next time
         listing.failures.update(outcome.failures)
         record(listing)
-    if outcome.embedded:
-        warn_of_versions(store, embedder.space)
-    outcome.misses = joined(explained, explain_misses(store, embedder.space, _lacking(listing, unknown, index)))
+    embedded = todo[listing.usable[todo]]
+    for space, before in zip(spaces, explained, strict=True):
+        lacked = _lacking(listing, embedded, held[space.id])
+        outcome.embedded[space.id] = _distinct(lacked)
+        if len(lacked):
+            warn_of_versions(store, space)
+        outcome.misses += joined(before, explain_misses(store, space, _lacking(listing, unknown, held[space.id]), held))
     return listing, outcome
+
+
+def _distinct(digest: np.ndarray) -> int:
+    """Count different digests."""
+    return len(np.unique(np.ascontiguousarray(digest).view("V32")))
 
 
 def _lacking(listing: Listing, rows: np.ndarray, index: KeyIndex) -> np.ndarray:
@@ -99,13 +126,13 @@ class _Estimate:
     """Says what the rest of a run will cost, once a few batches have been timed."""
 
     images: int
-    embedder: Embedder
+    spaces: Sequence[FeatureSpace]
 
-    def __call__(self, rate: float) -> None:
-        left = self.images - (1 + ESTIMATE_AFTER) * self.embedder.batch_size
+    def __call__(self, rate: float, done: int) -> None:
+        left = self.images - done
         if left < LONG_SECONDS * rate:
             return
-        megabytes = self.images * self.embedder.space.row_bytes / 1e6
+        megabytes = self.images * sum(space.row_bytes for space in self.spaces) / 1e6
         logger.info(
             "about %s left at %.0f images/s; at most %.1f MB in the cache", _duration(left / rate), rate, megabytes
         )

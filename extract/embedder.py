@@ -1,112 +1,80 @@
-"""Batches of pixels in, rows of a feature space out; the network is loaded when the first batch needs it."""
+"""Batches of pixels in, rows of feature spaces out; the network is loaded when the first batch needs it."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cache.listing import RACY_NS
-from ..cache.memo import recall, remember
 from ..cache.space import FeatureSpace
-from ..errors import BackboneError, CacheError, CacheFormatError, DeviceError
-from .backbone import BackboneRequest, load_backbone, request_key
-from .decode import DECODER_RULES
-from .device import Device, choose_device, is_out_of_memory, keep_freed_memory, resolve_precision, to_device
-from .fold import fold_batch_norms
+from ..errors import BackboneError, DeviceError
+from .device import Device, choose_device, is_out_of_memory, threads_of_torch
 from .memory import available_memory, bytes_an_image, fitting_batch
+from .network import ready
 from .options import RunOptions, SpaceOptions
 from .preprocess import Preprocess
+from .transfer import Transfer, transfer_to
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .backbone import Backbone
 
 logger = logging.getLogger("headstart.extract")
 
+Forward = Callable[["Tensor"], "Tensor"]
+
 
 class Embedder:
-    """A feature space and the means to compute rows of it.
+    """Feature spaces that one network gives in one pass, and the means to compute rows of them.
 
     Parameters
     ----------
-    space : FeatureSpace
-        What is to be computed; the network is held against it when it is loaded.
-    options : SpaceOptions
-        What leads to it.
+    spaces : sequence of FeatureSpace
+        What is to be computed: one network, one preprocessing, one layer each. The network is held against them when it
+        is loaded.
+    asked : sequence of SpaceOptions
+        What leads to each of them.
     run : RunOptions
     backbone : Backbone, optional
-        The network, where it had to be loaded already to find the space.
+        The network, where it had to be loaded already to find the spaces.
     on_change : callable, optional
-        Called with the loaded network when its weights turn out not to be those of `space`.
+        Called with the loaded network when its weights turn out not to be those of `spaces`.
     """
 
     def __init__(
         self,
-        space: FeatureSpace,
-        options: SpaceOptions,
+        spaces: Sequence[FeatureSpace],
+        asked: Sequence[SpaceOptions],
         run: RunOptions,
         backbone: Backbone | None = None,
         on_change: Callable[[Backbone], None] = lambda _: None,
     ) -> None:
-        self.space = space
-        self.options = options
+        self.spaces = tuple(spaces)
+        self.asked = tuple(asked)
         self.run = run
-        self.preprocess = Preprocess.from_dict(space.preprocess)
+        self.preprocess = Preprocess.from_dict(self.spaces[0].preprocess)
+        self.faster: tuple[int, Forward] | None = None  # a batch size, and the forward pass for it
+        self.threads: int | None = None  # that a forward pass uses; None: as torch has it
         self._backbone = backbone
         self._on_change = on_change
         self._device: Device | None = None
         self._batch_size: int | None = None
+        self._transfer: Transfer | None = None
 
-    @classmethod
-    def resolve(cls, options: SpaceOptions, run: RunOptions, cache: Path, *, write: bool = True) -> Embedder:
-        """Find the feature space that `options` ask for.
+    @property
+    def name(self) -> str:
+        """Name of the backbone."""
+        return self.spaces[0].backbone
 
-        What the request resolved to is remembered in the cache, so the second time neither torch nor the weights are
-        looked at; without `write` it is only looked up there.
-
-        Raises
-        ------
-        BackboneError
-            Unknown backbone, layer or pooling, or weights that do not fit or cannot be had.
-        DeviceError
-            The device asked for is not on this machine.
-        """
-        key = _key(options)
-        facts, backbone = recall(cache, key), None
-        if facts is None:
-            backbone = _load(options, choose_device(run.device))
-            facts = _facts(backbone)
-            if write:
-                _remember(cache, key, backbone)
-        return cls(_space(options, facts), options, run, backbone, partial(_remember, cache, key))
-
-    @staticmethod
-    def recalled(options: SpaceOptions, cache: Path) -> FeatureSpace | None:
-        """Return the space that `resolve` found for the same options before, None where it did not."""
-        facts = recall(cache, _key(options))
-        return None if facts is None else _space(options, facts)
-
-    @classmethod
-    def for_space(cls, space: FeatureSpace, request: dict[str, Any], run: RunOptions) -> Embedder:
-        """Return what computes more rows of a known space, given the `request` that was kept with it.
-
-        Raises
-        ------
-        CacheFormatError
-            This version decodes pictures by other rules than the space was made with.
-        """
-        if space.decoder != DECODER_RULES:
-            raise CacheFormatError(
-                f"the embeddings were made with decoder rules {space.decoder}, this headstart has {DECODER_RULES}: "
-                "extract and fit again"
-            )
-        return cls(space, SpaceOptions.for_space(space, request), run)
+    @property
+    def dim(self) -> int:
+        """Width of the rows of all spaces together."""
+        return sum(space.dim for space in self.spaces)
 
     @property
     def backbone(self) -> Backbone:
@@ -115,15 +83,17 @@ class Embedder:
         Raises
         ------
         BackboneError
-            Its weights are not those of the space.
+            Its weights are not those of the spaces.
         """
         if self._backbone is None:
-            backbone = _load(self.options, self.device)
-            if backbone.weights != self.space.weights or backbone.dim != self.space.dim:
+            backbone = ready(self.asked, self.device)
+            wanted = [(space.weights, space.dim) for space in self.spaces]
+            found = [(digest, output.dim) for digest, output in zip(backbone.digests, backbone.outputs, strict=True)]
+            if found != wanted:
                 self._on_change(backbone)
                 raise BackboneError(
-                    f"the weights of {self.space.backbone} are not those that the embeddings were made with: expected "
-                    f"{self.space.weights[:8]}, found {backbone.weights[:8]}; run `headstart extract` and fit again"
+                    f"the weights of {self.name} are not those that the embeddings were made with: expected "
+                    f"{wanted[0][0][:8]}, found {found[0][0][:8]}; run `headstart extract` and fit again"
                 )
             self._backbone = backbone
         return self._backbone
@@ -157,19 +127,24 @@ class Embedder:
             self._batch_size = self._bounded(wanted) if self.device.kind == "cpu" else wanted
         return self._batch_size
 
-    def _bounded(self, wanted: int) -> int:
+    def resize_batch(self, wanted: int) -> int:
+        """Set the size of batches to what is wanted or, where less fits into memory, to that; return it."""
+        self._batch_size = self._bounded(wanted, quiet=True) if self.device.kind == "cpu" else wanted
+        return self._batch_size
+
+    def _bounded(self, wanted: int, *, quiet: bool = False) -> int:
         available = available_memory()
         if available is None:
             return wanted
         try:
-            with self.device.autocast(self.space.precision):
+            with self.device.autocast(self.spaces[0].precision):
                 an_image = bytes_an_image(self.backbone)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return 1  # if that is too much again, `embed` says so
         size = fitting_batch(wanted, an_image, available)
-        if size < wanted:
+        if size < wanted and not quiet:
             logger.log(
                 logging.WARNING if self.run.batch_size else logging.INFO,
                 "batches of %d images instead of %d: one may take %d MB, and %d MB of memory are free",
@@ -177,25 +152,31 @@ class Embedder:
             )  # fmt: skip
         return size
 
-    def embed(self, pixels: np.ndarray) -> np.ndarray:
+    def embed(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Compute rows.
 
         Parameters
         ----------
-        pixels : ndarray of shape (n, S, S, 3), dtype uint8
+        pixels : ndarray of shape (n, S, S, 3), dtype uint8, or as many of its rows
             What `preprocess` made of n images, at least one and at most `batch_size`.
 
         Returns
         -------
-        ndarray of shape (n, D), dtype of the space
-            On a device whose memory is full the batch is halved until it fits.
+        ndarray of shape (n, D), dtype of the spaces
+            The rows of all spaces side by side, which `columns` takes apart. On a device whose memory is full the batch
+            is halved until it fits.
 
         Raises
         ------
         DeviceError
             Not even one image fits.
         """
-        done: list[np.ndarray] = []
+        return self.begin(pixels).rows()
+
+    def begin(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Pending:
+        """Start to compute rows, as `embed`; a GPU goes on with it while the caller does other work."""
+        began = time.perf_counter()
+        done: list[Tensor] = []
         begin, size = 0, len(pixels)
         while begin < len(pixels):
             batch = pixels[begin : begin + size]
@@ -207,7 +188,18 @@ class Embedder:
                     raise
                 self._halve(len(batch), error)
                 size = self.batch_size
-        return np.concatenate(done)
+        return Pending(done, self.spaces[0].dtype, self._mover.finished(began))
+
+    def columns(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Take rows of all spaces, (n, D), apart into the rows of each."""
+        ends = np.cumsum([space.dim for space in self.spaces])
+        return np.split(rows, ends[:-1], axis=1)
+
+    @property
+    def _mover(self) -> Transfer:
+        if self._transfer is None:
+            self._transfer = transfer_to(self.device)
+        return self._transfer
 
     def _halve(self, count: int, error: Exception) -> None:
         """Go on with half of the batch that did not fit, which held `count` images before it was padded."""
@@ -219,78 +211,38 @@ class Embedder:
         self._batch_size = tried // 2
         logger.warning("out of memory on %s: going on with batches of %d", where, self._batch_size)
 
-    def _forward(self, pixels: np.ndarray) -> np.ndarray:
-        import torch
-
+    def _forward(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         count = len(pixels)
-        if self.run.batch_size and count < self.batch_size:
-            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.batch_size - count, axis=0)])
-        with self.device.autocast(self.space.precision):
-            rows = self.backbone.embed(to_device(torch.from_numpy(pixels), self.device))
+        padding = self.batch_size - count if self.run.batch_size and count < self.batch_size else 0
+        batch = self._mover.to_device(pixels, padding)
+        with self.device.autocast(self.spaces[0].precision), threads_of_torch(self.threads):
+            if self.faster is not None and self.faster[0] == len(batch):
+                return self.faster[1](batch)[:count].float()
+            return self.backbone.embed(batch)[:count].float()
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Rows that are being computed."""
+
+    batches: list[Tensor]
+    dtype: str
+    elapsed: Callable[[], float]
+
+    def rows(self) -> np.ndarray:
+        """Wait for the rows; (n, D) of the spaces' dtype."""
         with np.errstate(over="ignore"):  # the caller looks for infinities, row by row
-            result: np.ndarray = rows[:count].float().cpu().numpy().astype(self.space.dtype)
-        return result
+            parts = [batch.cpu().numpy().astype(self.dtype) for batch in self.batches]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def seconds(self) -> float:
+        """Return how long the device was busy with them; to be asked when `rows` has returned."""
+        return self.elapsed()
 
 
-def _key(options: SpaceOptions) -> dict[str, Any]:
-    return {"backbone": request_key(_request(options)), "preprocess": _jsonable(options.overrides())}
-
-
-def _space(options: SpaceOptions, facts: dict[str, Any]) -> FeatureSpace:
-    precision, dtype = resolve_precision(options.precision), options.store_dtype
-    return FeatureSpace(backbone=options.backbone, **facts, decoder=DECODER_RULES, precision=precision, dtype=dtype)
-
-
-def _request(options: SpaceOptions) -> BackboneRequest:
-    return BackboneRequest(options.backbone, options.weights, options.layer, options.pool, options.seed)
-
-
-def _load(options: SpaceOptions, device: Device) -> Backbone:
-    logger.info(
-        "loading %s on %s (%s), %s", options.backbone, device.kind, device.name, resolve_precision(options.precision)
-    )
-    if device.kind == "cpu":
-        keep_freed_memory()
-    backbone = load_backbone(_request(options), **options.overrides())
-    fold_batch_norms(backbone)
-    return backbone.to(device.kind)
-
-
-def _remember(cache: Path, key: dict[str, Any], backbone: Backbone) -> None:
-    """Remember what a request resolved to, under the file that was read: its name may have led to another before."""
-    file = backbone.file
-    if file and time.time_ns() - max(file["mtime_ns"], file["ctime_ns"]) < RACY_NS:
-        return  # a file written a moment ago may be written again and look the same: found out anew next time
-    try:
-        remember(cache, {**key, "backbone": {**key["backbone"], "file": file}}, _facts(backbone))
-    except CacheError as error:
-        # Only speed is lost: a read-only cache can still be read.
-        logger.debug("the backbone's facts were not remembered: %s", error)
-
-
-def _facts(backbone: Backbone) -> dict[str, Any]:
-    """Return what of a loaded backbone enters the feature space."""
-    return {
-        "library": backbone.library,
-        "weights": backbone.weights,
-        "layer": backbone.layer,
-        "pool": backbone.pool,
-        "dim": backbone.dim,
-        "preprocess": backbone.preprocess.as_dict(),
-    }
-
-
-def _jsonable(overrides: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in overrides.items()}
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of what decides on values, kept beside a feature space without being part of it."""
-    names = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+def describe(spaces: Sequence[FeatureSpace]) -> list[dict[str, Any]]:
+    """Return what tells spaces of one run apart, as JSON has it."""
+    return [
+        {"backbone": space.backbone, "layer": space.layer, "pool": space.pool, "dim": space.dim, "space": space.id}
+        for space in spaces
+    ]

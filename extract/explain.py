@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..cache.index import KeyIndex
 from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
-from .embedder import library_versions
+from .resolve import library_versions
 
 logger = logging.getLogger("headstart.extract")
 
@@ -87,7 +88,7 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray) -> list[Miss]:
+def misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray, beside: Collection[str] = ()) -> list[Miss]:
     """Return which other spaces of the same backbone hold images that `wanted` lacks.
 
     Parameters
@@ -96,6 +97,8 @@ def misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray) -> lis
     wanted : FeatureSpace
     digest : ndarray of shape (n, 32), dtype uint8
         SHA-256 of images that `wanted` lacks.
+    beside : collection of str
+        Ids of spaces that were asked for together with `wanted`: they explain nothing.
 
     Returns
     -------
@@ -105,7 +108,7 @@ def misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray) -> lis
     others = [
         space
         for space_id, space in store.spaces().items()
-        if space.backbone == wanted.backbone and space_id != wanted.id
+        if space.backbone == wanted.backbone and space_id not in {wanted.id, *beside}
     ]
     left, found = np.unique(digest, axis=0), []
     for space in sorted(others, key=lambda space: len(space.differences(wanted))):
@@ -119,11 +122,13 @@ def misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray) -> lis
     return found
 
 
-def explain_misses(store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray) -> list[Miss]:
+def explain_misses(
+    store: FeatureStore, wanted: FeatureSpace, digest: np.ndarray, beside: Collection[str] = ()
+) -> list[Miss]:
     """Say of images that are about to be embedded, or have been, which other spaces hold them; see `misses`."""
     if not len(digest):
         return []
-    found = misses(store, wanted, digest)
+    found = misses(store, wanted, digest, beside)
     for miss in found:
         logger.info("%s", miss.line())
     return found

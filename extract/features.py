@@ -114,14 +114,16 @@ def load_features(cache: Path, data: Path | None = None, wanted: dict[str, Any] 
     if not spaces:
         raise CacheMissError(_no_space(listing, store, wanted or {}))
     if len(spaces) > 1:
-        logger.info("several feature spaces fit; taking the newest: %s", describe_space(spaces[0]))
+        logger.info(
+            "%d feature spaces of the latest extract fit; taking the first: %s", len(spaces), describe_space(spaces[0])
+        )
     return Features(listing, spaces[0], store)
 
 
 def _matching_spaces(cache: Path, listing: Listing, store: FeatureStore, wanted: dict[str, Any]) -> list[FeatureSpace]:
     """Return the spaces of the dataset's newest run that had any such as wanted."""
     for earlier in load_listings(cache, Path(listing.source)):
-        spaces = [store.space(space_id) for space_id in reversed(earlier.spaces)]
+        spaces = [store.space(space_id) for space_id in earlier.spaces]
         fitting = [space for space in spaces if _fits(space, wanted)]
         if fitting:
             return fitting

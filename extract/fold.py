@@ -91,12 +91,14 @@ def _pairs(backbone: Backbone, images: torch.Tensor) -> list[tuple[nn.Module, nn
     finally:
         for handle in handles:
             handle.remove()
-    # A module that is called twice has two neighbours and can be folded into neither; the one that ends the pass stays.
-    end = backbone.module.get_submodule(backbone.tap.point.module)
+    # A module that is called twice has two neighbours and can be folded into neither; those that are tapped stay.
+    tapped = {backbone.module.get_submodule(point.module) for point in backbone.tap.points}
     return [
         pair
         for pair in trace.pairs
-        if end not in pair and pair[1].running_mean is not None and all(trace.calls[module] == 1 for module in pair)
+        if tapped.isdisjoint(pair)
+        and pair[1].running_mean is not None
+        and all(trace.calls[module] == 1 for module in pair)
     ]
 
 

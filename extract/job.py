@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,20 @@ from typing import Any
 
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
+from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import DataError, printable
+from ..errors import DataError, UsageError, printable
 from .bottleneck import Bottleneck
 from .device import available_cores
 from .dry_run import DryRun, dry_run
 from .embed import embed_listing
-from .embedder import Embedder
+from .embedder import Embedder, describe
 from .explain import Miss
 from .features import Features, dataset_folder, describe_space
 from .images import ImageList, count_table, list_images
-from .options import RunOptions, SpaceOptions
+from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions
 from .plan import base_folder, failure_rules, limited, recall_listing
+from .resolve import resolve
 from .runner import STAGES, Outcome
 
 logger = logging.getLogger("headstart.extract")
@@ -43,12 +45,16 @@ READINGS = {
 class Extraction(Features):
     """The features of a dataset, and what it took to get them.
 
+    `space`, and with it ``X``, is the first of the spaces that were asked for; `each` has them all.
+
     Attributes
     ----------
-    embedded : int
-        Rows computed in this run.
+    embedded_in : dict of str to int
+        Rows computed in this run, by the id of the feature space, in the order asked for.
     failures : list of tuple of (str, str)
         Path and reason of each image that could not be used.
+    passed : int
+        Images that went through a network in this run.
     device : str
         Where the forward passes ran; "none" where there were none.
     seconds : float
@@ -63,8 +69,10 @@ class Extraction(Features):
         Images of which the first frame was embedded in this run.
     """
 
-    embedded: int = 0
+    spaces: tuple[FeatureSpace, ...] = ()
+    embedded_in: dict[str, int] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    passed: int = 0
     device: str = "none"
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
@@ -73,14 +81,23 @@ class Extraction(Features):
     animated: int = 0
 
     @property
+    def each(self) -> list[Features]:
+        """The features in each of the spaces that were asked for, in that order."""
+        return [Features(self.listing, space, self.store) for space in self.spaces]
+
+    @property
+    def embedded(self) -> int:
+        """Rows computed in this run, in all spaces."""
+        return sum(self.embedded_in.values())
+
+    @property
     def reused(self) -> int:
-        """Images that were served without computing a row."""
-        return len(self.rows) - self.embedded
+        """Rows of images, in all spaces, that were served without computing one."""
+        return len(self.rows) * len(self.spaces) - self.embedded
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``extract --json``."""
-        space = {"backbone": self.space.backbone, "layer": self.space.layer, "pool": self.space.pool}
-        counts = {"dim": self.space.dim, "space": self.space.id, "embedded": self.embedded, "reused": self.reused}
+        counts = [{"embedded": embedded, "reused": len(self.rows) - embedded} for embedded in self.embedded_in.values()]
         return {
             "images": len(self.listing),
             "embedded": self.embedded,
@@ -90,11 +107,11 @@ class Extraction(Features):
             "backbone": self.space.backbone,
             "dim": self.space.dim,
             "space": self.space.id,
-            "spaces": [{**space, **counts}],
+            "spaces": [{**space, **count} for space, count in zip(describe(self.spaces), counts, strict=True)],
             "cache": str(self.store.root),
             "device": self.device,
             "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.embedded / self.seconds, 2) if self.embedded else 0.0,
+            "images_per_second": round(self.passed / self.seconds, 2) if self.passed else 0.0,
             "stages": {name: round(self.stages.get(name, 0.0), 6) for name in STAGES},
             "bound_by": self.bottleneck.stage if self.bottleneck else "",
             "busy": {name: round(share, 4) for name, share in self.bottleneck.busy.items()} if self.bottleneck else {},
@@ -104,21 +121,30 @@ class Extraction(Features):
 
     def lines(self) -> list[str]:
         """Return what a person needs to know of the run."""
+        rows = f" in {len(self.spaces)} feature spaces: rows" if len(self.spaces) > 1 else ":"
         done = f"{self.embedded} embedded, {self.reused} reused, {len(self.failures)} failed"
-        rate = f", {self.embedded / self.seconds:.0f} images/s" if self.embedded else ""
-        lines = [f"{len(self.listing)} images: {done} in {self.seconds:.1f} s{rate}"]
+        rate = f", {self.passed / self.seconds:.0f} images/s" if self.passed else ""
+        lines = [f"{len(self.listing)} images{rows} {done} in {self.seconds:.1f} s{rate}"]
         if self.bottleneck:
             lines.append(self.bottleneck.line())
-        lines.append(f"features: {describe_space(self.space)}, in {self.store.root}")
+        lines += [f"features: {describe_space(space)}, in {self.store.root}" for space in self.spaces]
         if len(self.classes) > 1:
-            lines.append("next: headstart fit-head")
+            lines.append("next: headstart fit-head" + self._choice())
         return lines
+
+    def _choice(self) -> str:
+        """Return the options by which a reader takes the first of several spaces."""
+        if len(self.spaces) < 2:
+            return ""
+        several = len({space.backbone for space in self.spaces}) > 1
+        return f" --backbone {self.space.backbone}" if several else f" --layer {self.space.layer}"
 
 
 def extract(
     data: str | os.PathLike[str] = "data",
-    backbone: str = "resnet18",
+    backbone: str | Sequence[str] = "resnet18",
     *,
+    layer: str | Sequence[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     layout: str = "auto",
     rehash: bool = False,
@@ -126,8 +152,6 @@ def extract(
     strict: bool = False,
     limit: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    space: SpaceOptions | None = None,
-    run_options: RunOptions | None = None,
     **options: Any,
 ) -> Extraction:
     """Embed the images of a dataset that the cache lacks, and return the features of all of them.
@@ -137,7 +161,9 @@ def extract(
     data : path, default "data"
         A folder with split folders, of class folders or of pictures, or a CSV file with ``path,label[,split]``.
     backbone : str, default "resnet18"
-        A name that ``headstart backbones`` lists.
+        Names that ``headstart backbones`` lists; each image is decoded once for all of them.
+    layer : str or sequence of str, optional
+        Modules whose output is taken, of every backbone, all in one pass. The classifier's input where it is None.
     cache : path, optional
         The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
     layout : {"auto", "splits", "classes"}, default "auto"
@@ -152,11 +178,9 @@ def extract(
         Take only this many images, evenly spread over the listing.
     stopped : callable, optional
         Asked between batches; when it says True the part in progress is finished and the run ends.
-    space, run_options : SpaceOptions, RunOptions, optional
-        All other options at once; or give their fields by name.
     **options
-        Fields of `SpaceOptions` (weights, layer, pool, resize, crop, interpolation, mean, std, precision, store_dtype,
-        seed) and `RunOptions` (device, batch_size, workers, max_pixels).
+        Fields of `SpaceOptions` (weights, pool, resize, crop, interpolation, mean, std, precision, store_dtype, seed)
+        and `RunOptions` (device, batch_size, workers, max_pixels, compile).
 
     Returns
     -------
@@ -171,35 +195,36 @@ def extract(
         `stopped` said True. All finished work is in the cache.
     """
     begin, scanned_ns = time.perf_counter(), time.time_ns()
-    asked, run_options = _options(backbone, space, run_options, options)
+    asked, run_options = _options(backbone, layer, options)
     store = FeatureStore(cache_dir(cache))
     images = limited(list_images(Path(data), layout=layout), limit)
     listed = time.perf_counter() - begin
     _describe(images)
     if not store.space_ids():
         store.check_writable()  # where nothing can be read, say so before the backbone is loaded
-    embedder = Embedder.resolve(asked, run_options, store.root)
+    embedders = [resolve(group, run_options, store.root) for group in asked]
     listing = recall_listing(
         store.root, images, failure_rules(run_options.max_pixels), scanned_ns=scanned_ns, rehash=rehash,
-        retry_failed=retry_failed, space=embedder.space.id,
+        retry_failed=retry_failed, spaces=[space.id for embedder in embedders for space in embedder.spaces],
     )  # fmt: skip
     if limit is not None and limit <= len(images.paths):
         listing = replace(listing, request={"limit": limit})
     listing, outcome = embed_listing(
-        store, embedder, listing, base_folder(images), stopped, record=partial(_record, store.root)
+        store, embedders, listing, base_folder(images), stopped, record=partial(_record, store.root)
     )
     if outcome.interrupted:
         raise KeyboardInterrupt
     outcome.stages["list"] = listed
-    extraction = _result(listing, embedder, store, outcome, time.perf_counter() - begin)
+    extraction = _result(listing, embedders, store, outcome, time.perf_counter() - begin)
     _check_failures(extraction, strict=strict)
     return extraction
 
 
 def plan_extract(
     data: str | os.PathLike[str] = "data",
-    backbone: str = "resnet18",
+    backbone: str | Sequence[str] = "resnet18",
     *,
+    layer: str | Sequence[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     layout: str = "auto",
     rehash: bool = False,
@@ -214,7 +239,7 @@ def plan_extract(
     DataError, BackboneError, CacheError
         As `extract` would.
     """
-    asked, run_options = _options(backbone, None, None, options)
+    asked, run_options = _options(backbone, layer, options)
     images = limited(list_images(Path(data), layout=layout), limit)
     _describe(images)
     store = FeatureStore(cache_dir(cache))
@@ -222,16 +247,27 @@ def plan_extract(
 
 
 def _options(
-    backbone: str, space: SpaceOptions | None, run_options: RunOptions | None, options: dict[str, Any]
-) -> tuple[SpaceOptions, RunOptions]:
+    backbones: str | Sequence[str], layers: str | Sequence[str] | None, options: dict[str, Any]
+) -> tuple[list[list[SpaceOptions]], RunOptions]:
+    """Return what is asked for, a list of feature spaces for each backbone, and how to go about it."""
     known = {item.name for item in fields(SpaceOptions)}, {item.name for item in fields(RunOptions)}
     unknown = sorted(set(options) - known[0] - known[1])
     if unknown:
         raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
     for_space = {name: value for name, value in options.items() if name in known[0]}
     for_run = {name: value for name, value in options.items() if name in known[1]}
-    space = replace(space or SpaceOptions(backbone=backbone), **for_space)
-    return space, replace(run_options or RunOptions(), **for_run)
+    names = _unique(backbones) or [DEFAULT_BACKBONE]
+    if len(names) > 1 and for_space.get("weights", "default") not in ("default", "none"):
+        raise UsageError("a file of weights fits one backbone; extract with each backbone and its weights in turn")
+    asked = [
+        [SpaceOptions(backbone=name, layer=layer, **for_space) for layer in _unique(layers) or (None,)]
+        for name in names
+    ]
+    return asked, RunOptions(**for_run)
+
+
+def _unique(words: str | Sequence[str] | None) -> list[str]:
+    return list(dict.fromkeys([words] if isinstance(words, str) else words or ()))
 
 
 def _describe(images: ImageList) -> None:
@@ -253,34 +289,37 @@ def _record(cache: Path, listing: Listing) -> None:
         save_listing(cache, listing)
 
 
-def _result(listing: Listing, embedder: Embedder, store: FeatureStore, outcome: Outcome, seconds: float) -> Extraction:
+def _result(
+    listing: Listing, embedders: Sequence[Embedder], store: FeatureStore, outcome: Outcome, seconds: float
+) -> Extraction:
     folder = dataset_folder(listing, listing.root)
     names = {index: os.path.join(folder, os.fsdecode(listing.paths[index])) for index in sorted(listing.failures)}  # noqa: PTH118
-    device = embedder.device if outcome.embedded else None
+    spaces = tuple(space for embedder in embedders for space in embedder.spaces)
     extraction = Extraction(
-        listing, embedder.space, store,
-        embedded=outcome.embedded,
+        listing, spaces[0], store, spaces,
+        embedded_in={space.id: outcome.embedded[space.id] for space in spaces},
         failures=[(name, listing.failures[index]) for index, name in names.items()],
-        device=device.kind if device else "none",
+        passed=outcome.images,
+        device=embedders[0].device.kind if outcome.images else "none",
         seconds=seconds,
         stages=outcome.stages,
-        bottleneck=_bottleneck(outcome, embedder),
+        bottleneck=_bottleneck(outcome, embedders[0]),
         misses=outcome.misses,
         animated=outcome.animated,
     )  # fmt: skip
-    _note_oddities(outcome, embedder)
+    _note_oddities(outcome, embedders)
     return extraction
 
 
 def _bottleneck(outcome: Outcome, embedder: Embedder) -> Bottleneck | None:
-    if not outcome.embedded:
+    if not outcome.images:
         return None
     return Bottleneck.of(outcome.stages, outcome.seconds, embedder.device.kind, outcome.workers, available_cores())
 
 
-def _note_oddities(outcome: Outcome, embedder: Embedder) -> None:
+def _note_oddities(outcome: Outcome, embedders: Sequence[Embedder]) -> None:
     if outcome.enlarged:
-        crop = embedder.preprocess.crop
+        crop = max(embedder.preprocess.crop for embedder in embedders)
         logger.info("%d images are smaller than the crop of %s and were enlarged to fit", outcome.enlarged, crop)
     if outcome.animated:
         logger.info("%d images are animated: the first frame was taken", outcome.animated)

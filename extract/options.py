@@ -93,9 +93,12 @@ class RunOptions:
         Threads that read and decode; one a core where it is None.
     max_pixels : int, default 89,478,485
         Larger images are failures.
+    compile : {"auto", "always", "never"}, default "auto"
+        Whether the network is compiled; "auto" where the images left repay the seconds that it takes.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    compile: str = "auto"

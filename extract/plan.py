@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def recall_listing(
     scanned_ns: int,
     rehash: bool = False,
     retry_failed: bool = False,
-    space: str = "",
+    spaces: Sequence[str] = (),
 ) -> Listing:
     """Return the listing of `images` with what the dataset's latest listing already knows of their bytes.
 
@@ -67,8 +68,8 @@ def recall_listing(
         Believe nothing: every file is read again.
     retry_failed : bool, default False
         Forget failures.
-    space : str, default ""
-        Id of the feature space of this run: an embedding that could not be kept in another one may be good in it.
+    spaces : sequence of str
+        Ids of the feature spaces of this run: an embedding that could not be kept in others may be good in them.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def recall_listing(
     listing = unread_listing(images, rules, scanned_ns)
     previous = None if rehash else load_listing(cache, images.root)
     if previous is not None:
-        _carry(listing, previous, _standing(previous, rules, space) if not retry_failed else {})
+        _carry(listing, previous, _standing(previous, rules, spaces) if not retry_failed else {})
     return listing
 
 
@@ -100,16 +101,16 @@ def unread_listing(images: ImageList, rules: str, scanned_ns: int = 0) -> Listin
     )
 
 
-def _standing(previous: Listing, rules: str, space: str) -> dict[int, str]:
+def _standing(previous: Listing, rules: str, spaces: Sequence[str]) -> dict[int, str]:
     """Return the failures that would happen again: of decoding, not of reading, for the disk may be there now."""
     if previous.rules != rules:
         return {}
-    same_space = previous.spaces == (space,)
+    same_spaces = previous.spaces == tuple(spaces)
     known = previous.known
     return {
         row: why
         for row, why in previous.failures.items()
-        if known[row] and (same_space or not why.startswith(NOT_FINITE))
+        if known[row] and (same_spaces or not why.startswith(NOT_FINITE))
     }
 
 
@@ -124,12 +125,13 @@ def _carry(listing: Listing, previous: Listing, failures: dict[int, str]) -> Non
                 listing.failures.setdefault(place[row], reason)
 
 
-def to_look_at(listing: Listing, index: KeyIndex) -> np.ndarray:
-    """Return the images to be read: not failed, and with bytes unknown or not in the cache; (n,) int64."""
+def to_look_at(listing: Listing, held: Sequence[KeyIndex]) -> np.ndarray:
+    """Return the images to be read: not failed, and with bytes that are unknown or lacking in a space; (n,) int64."""
     wanted = np.ones(len(listing), bool)
     wanted[list(listing.failures)] = False
     known = np.flatnonzero(wanted & listing.known)
-    wanted[known] = index.find(Keys.plain(listing.digest[known])) < 0
+    keys = Keys.plain(listing.digest[known])
+    wanted[known] = np.logical_or.reduce([index.find(keys) < 0 for index in held])
     return np.flatnonzero(wanted)
 
 

@@ -99,7 +99,7 @@ def describe(name: str) -> BackboneInfo:
     network = source.empty().eval().to("meta")
     _skip_norms(network)
     classifier = source.classifier(network)
-    tap = Tap(network, name, find_point(network, name, classifier, None), None, size)
+    tap = Tap(network, name, [find_point(network, name, classifier, None)], None, size)
     return BackboneInfo(
         name=name,
         library=source.library,

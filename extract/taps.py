@@ -1,7 +1,7 @@
 """Where an embedding is taken from a network, and how a map or a row of tokens becomes a vector.
 
-A layer is named by its module: ``layer3`` is what that module gives, ``layer3.input`` what it receives. The forward
-pass ends there, so later layers cost nothing.
+A layer is named by its module: ``layer3`` is what that module gives, ``layer3.input`` what it receives. Several may be
+taken in one pass, which ends at the last of them, so later layers cost nothing.
 """
 
 from __future__ import annotations
@@ -53,15 +53,26 @@ class Point:
 
 
 class _Reached(Exception):  # noqa: N818 - no error, but the way out of the forward pass
-    def __init__(self, value: Any) -> None:
-        self.value = value  # without super().__init__(), which torch 2.10 cannot compile
+    def __init__(self) -> None:
+        pass  # without super().__init__(), which torch 2.10 cannot compile
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is taken at one point: the pooling as resolved, over which axes, and the width of the vector."""
+
+    point: Point
+    pool: str
+    axes: tuple[int, ...]
+    dim: int
 
 
 class Tap:
-    """A network that ends at one layer and gives one vector per image.
+    """A network that ends at the last of some layers and gives one vector per image for each of them.
 
-    Calling it is a forward pass: normalised images, (N, 3, S, S) of the network's dtype, to (N, D) float32. The hook
-    that ends the pass stays in the network until `release`; ``torch.compile`` traces through it into one graph.
+    Calling it is a forward pass: normalised images, (N, 3, S, S) of the network's dtype, to (N, D) float32, the vectors
+    of all layers side by side. The hooks that take the values and end the pass stay in the network until `release`;
+    ``torch.compile`` traces through them into one graph.
 
     Parameters
     ----------
@@ -69,88 +80,106 @@ class Tap:
         The whole network, in eval mode.
     name : str
         Name of the backbone, for messages.
-    point : Point
-        Where to take the value. A module that is called several times counts the first time.
+    points : sequence of Point
+        Where to take values, at least one and all different. A module that is called several times counts the first
+        time.
     pool : str or None
-        One of `POOLS`, or None for what suits the value's shape.
+        One of `POOLS`, or None for what suits each value's shape.
     size : int
         Side in pixels of the input.
 
     Attributes
     ----------
-    pool : str
-        As resolved: "none" for a vector, "avg" for a map, for tokens "token" where the network has a class token and
-        "avg" (over all of them) where not.
+    outputs : tuple of Output
+        One a point. Their pooling is as resolved: "none" for a vector, "avg" for a map, for tokens "token" where the
+        network has a class token and "avg" (over all of them) where not. Widths are measured by one pass of a blank
+        image.
     dim : int
-        Width D of the vector, measured by one pass of a blank image.
+        Width D of all vectors together.
 
     Raises
     ------
     BackboneError
-        The layer is never reached, gives no tensor with one row an image, or does not go with `pool`; or the network
+        A layer is never reached, gives no tensor with one row an image, or does not go with `pool`; or the network
         refuses images of this size.
     """
 
-    def __init__(self, network: nn.Module, name: str, point: Point, pool: str | None, size: int) -> None:
+    def __init__(self, network: nn.Module, name: str, points: Sequence[Point], pool: str | None, size: int) -> None:
         self.network = network
-        self.point = point
-        self.pool = pool or ""
+        self.points = tuple(points)
         self._name = name
-        module = network.get_submodule(point.module)
-        self._handle: Any = (
-            module.register_forward_pre_hook(_stop_before, with_kwargs=True)
-            if point.at_input
-            else module.register_forward_hook(_stop_after)
-        )
+        self._values: dict[int, Any] = {}
+        self._handles = [self._hook(place, point) for place, point in enumerate(self.points)]
         try:
-            self._measure(pool, size)
+            self.outputs = self._measure(pool, size)
         except Exception:
             self.release()
             raise
+        self.dim = sum(output.dim for output in self.outputs)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return (N, D) float32 for normalised `images`."""
-        return _pooled(self._value(images).float(), self.pool, self._axes)
+        import torch
+
+        values = self._run(images)
+        rows = [_pooled(values[i].float(), output.pool, output.axes) for i, output in enumerate(self.outputs)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def release(self) -> nn.Module:
-        """Take the hook out and return the network, whole again; the tap is of no use afterwards."""
-        self._handle.remove()
+        """Take the hooks out and return the network, whole again; the tap is of no use afterwards."""
+        for handle in self._handles:
+            handle.remove()
         return self.network
 
-    def _measure(self, pool: str | None, size: int) -> None:
+    def _hook(self, place: int, point: Point) -> Any:
+        module = self.network.get_submodule(point.module)
+        if point.at_input:
+            return module.register_forward_pre_hook(
+                lambda _, args, kwargs: self._take(place, args[0] if args else next(iter(kwargs.values()), None)),
+                with_kwargs=True,
+            )
+        return module.register_forward_hook(lambda _module, _args, output: self._take(place, output))
+
+    def _take(self, place: int, value: Any) -> None:
+        if place not in self._values:
+            self._values[place] = value
+            if len(self._values) == len(self.points):
+                raise _Reached
+
+    def _measure(self, pool: str | None, size: int) -> tuple[Output, ...]:
         import torch
 
         parameter = next(self.network.parameters())
         blank = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
         with torch.inference_mode():
             try:
-                value = self._value(blank)
+                values = self._run(blank)
             except _REFUSALS as error:
                 raise BackboneError(
                     f"{self._name} does not take images of {size} x {size} pixels: {one_line(error)};"
                     " leave --crop out for the size of its weights"
                 ) from error
-            where = f"{self.point.layer} of {self._name}"
-            self.pool, self._axes = _resolve_pool(where, pool, tuple(value.shape), self.network)
-            self.dim = int(_pooled(value.float(), self.pool, self._axes).shape[1])
+            return tuple(self._output(point, values[place], pool) for place, point in enumerate(self.points))
 
-    def _value(self, images: Tensor) -> Tensor:
+    def _output(self, point: Point, value: Any, pool: str | None) -> Output:
         from torch import Tensor
 
-        value = self._run(images)
+        where = f"{point.layer} of {self._name}"
         if not isinstance(value, Tensor):
             found = f"{len(value)} values" if isinstance(value, (tuple, list, dict)) else type(value).__name__
-            raise BackboneError(
-                f"{self.point.layer} of {self._name} is {found}, wanted one tensor; choose another layer"
-            )
-        return value
+            raise BackboneError(f"{where} is {found}, wanted one tensor; choose another layer")
+        pool, axes = _resolve_pool(where, pool, tuple(value.shape), self.network)
+        return Output(point, pool, axes, int(_pooled(value.float(), pool, axes).shape[1]))
 
-    def _run(self, images: Tensor) -> Any:
+    def _run(self, images: Tensor) -> dict[int, Any]:
+        self._values = {}
         try:
             self.network(images)
-        except _Reached as reached:
-            return reached.value
-        raise BackboneError(f"{self._name} never calls {self.point.module} by itself; choose the layer around it")
+        except _Reached:
+            values, self._values = self._values, {}
+            return values
+        missed = next(point for place, point in enumerate(self.points) if place not in self._values)
+        raise BackboneError(f"{self._name} never calls {missed.module} by itself; choose the layer around it")
 
 
 def find_classifier(network: nn.Module, name: str) -> str:
@@ -205,14 +234,6 @@ def _unknown_layer(network: nn.Module, name: str, layer: str, modules: Sequence[
         f"no layer {layer!r} in {name}{nearest}; layers of {name}: {outermost}"
         " (add .0, .1 or a name to go inside, .input for what a layer receives)"
     )
-
-
-def _stop_before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _Reached(args[0] if args else next(iter(kwargs.values()), None))
-
-
-def _stop_after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    raise _Reached(output)
 
 
 def _resolve_pool(

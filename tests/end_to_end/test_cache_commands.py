@@ -211,7 +211,7 @@ def test_f07_where_nothing_can_be_written_the_backbone_is_not_even_loaded(headst
         raise AssertionError("the backbone was loaded")
 
     monkeypatch.setattr("os.mkdir", refuse)
-    monkeypatch.setattr("headstart.extract.embedder.load_backbone", never)
+    monkeypatch.setattr("headstart.extract.network.load_backbone", never)
     status, _, err = headstart("extract", photos, "--backbone", BACKBONE)
     assert status == 1
     assert "error: cache .headstart is read-only: pass --cache with a folder that can be written" in err

@@ -15,7 +15,7 @@ import headstart as package
 from headstart.cache.datasets import load_listing
 from headstart.cache.listing import RACY_NS
 from headstart.cache.part import read_keys
-from headstart.extract import embedder, job
+from headstart.extract import job, network
 from headstart.extract.backbone import BackboneRequest, load_backbone
 
 SAME = {"rtol": 1e-4, "atol": 1e-5}  # batches of another size move the last bits
@@ -282,7 +282,7 @@ def test_weights_that_are_replaced_while_they_load_are_not_remembered(headstart_
     time.sleep(RACY_NS / 1e9 + 0.1)
     link = tmp_path / "w.safetensors"
     link.symlink_to(one)
-    load = embedder.load_backbone
+    load = network.load_backbone
 
     def swapped(*arguments, **options):
         link.unlink()
@@ -296,7 +296,7 @@ def test_weights_that_are_replaced_while_they_load_are_not_remembered(headstart_
     # The link leads to the first file before and after, and to the second one while the weights are read.
     words = ("extract", photos, "--backbone", BACKBONE, "--weights", link)
     with monkeypatch.context() as patch:
-        patch.setattr(embedder, "load_backbone", swapped)
+        patch.setattr(network, "load_backbone", swapped)
         during = headstart_json(*words)
     after = headstart_json(*words)
     assert after["space"] != during["space"]

@@ -46,7 +46,7 @@ class Small:
 def small(lite, tap, batch_size: int | None = None) -> Embedder:
     space = make_space(dim=3, preprocess=lite.preprocess.as_dict())
     run = RunOptions(device="cpu", batch_size=batch_size)
-    return Embedder(space, SpaceOptions(), run, dataclasses.replace(lite, tap=tap))
+    return Embedder([space], [SpaceOptions()], run, dataclasses.replace(lite, tap=tap))
 
 
 @pytest.fixture
@@ -125,7 +125,9 @@ def test_f45_a_real_network_gives_the_same_rows_in_halves(lite):
 
     pixels = picture(side, 5).numpy()
     space = make_space(dim=1280, preprocess=lite.preprocess.as_dict())
-    halves = Embedder(space, SpaceOptions(), RunOptions(device="cpu"), dataclasses.replace(lite, tap=tap)).embed(pixels)
+    halves = Embedder([space], [SpaceOptions()], RunOptions(device="cpu"), dataclasses.replace(lite, tap=tap)).embed(
+        pixels
+    )
     np.testing.assert_allclose(halves, lite.embed(torch.from_numpy(pixels)).numpy(), rtol=1e-4, atol=1e-5)
 
 

@@ -19,14 +19,14 @@ def resnet() -> nn.Module:
 
 
 def tap(network: nn.Module, layer: str | None, pool: str | None = None, size: int = 64, name: str = "resnet18") -> Tap:
-    return Tap(network, name, find_point(network, name, "fc", layer), pool, size)
+    return Tap(network, name, [find_point(network, name, "fc", layer)], pool, size)
 
 
 def test_the_default_is_what_the_classifier_receives(resnet):
     images = torch.randn(2, 3, 64, 64)
     found = tap(resnet, None)
     rows = found(images)
-    assert (found.point.layer, found.pool, found.dim) == ("fc.input", "none", 512)
+    assert [(taken.point.layer, taken.pool, taken.dim) for taken in found.outputs] == [("fc.input", "none", 512)]
     torch.testing.assert_close(nn.functional.linear(rows, resnet.fc.weight, resnet.fc.bias), found.release()(images))
 
 
@@ -45,7 +45,7 @@ def test_pooling_of_a_map_by_hand(resnet):
         for layer in ("layer3", "layer4.input"):
             found = tap(resnet, layer, pool)
             torch.testing.assert_close(found(images), wanted)
-            assert (found.pool, found.dim) == (pool or "avg", wanted.shape[1])
+            assert (found.outputs[0].pool, found.dim) == (pool or "avg", wanted.shape[1])
             found.release()
 
 
@@ -88,8 +88,8 @@ def test_widths_of_other_layers(name, layer, dim, pool):
     source = find(name)
     network = source.empty().eval().to("meta")
     point = find_point(network, name, source.classifier(network), layer)
-    found = Tap(network, name, point, None, source.preprocess().crop)
-    assert (found.dim, found.pool) == (dim, pool)
+    found = Tap(network, name, [point], None, source.preprocess().crop)
+    assert (found.dim, found.outputs[0].pool) == (dim, pool)
     assert point.in_classifier == layer.startswith("classifier")
 
 
@@ -99,7 +99,7 @@ def test_swin_maps_have_their_channels_last():
     with torch.inference_mode():
         whole = network.features[1](network.features[0](images))
         assert whole.shape == (1, 56, 56, 96)
-        found = Tap(network, "swin_t", find_point(network, "swin_t", "head", "features.1"), "max", 224)
+        found = Tap(network, "swin_t", [find_point(network, "swin_t", "head", "features.1")], "max", 224)
         torch.testing.assert_close(found(images), whole.amax((1, 2)))
 
 
@@ -107,7 +107,7 @@ def test_tokens_of_a_vision_transformer(vision):
     images, found = torch.randn(1, 3, 224, 224), {}
     with torch.inference_mode():
         for layer, pool in ((None, None), ("encoder", None), ("encoder", "none"), ("encoder", "avg")):
-            end = Tap(vision, "vit_b_32", find_point(vision, "vit_b_32", "heads", layer), pool, 224)
+            end = Tap(vision, "vit_b_32", [find_point(vision, "vit_b_32", "heads", layer)], pool, 224)
             found[layer, pool] = end(images)
             end.release()
     assert found[None, None].shape == (1, 768)
@@ -157,13 +157,13 @@ ATTENTION = "encoder.layers.encoder_layer_0.self_attention"
 def test_layers_that_give_no_tensor(name, layer, message):
     network = find(name).empty().eval().to("meta")
     with pytest.raises(BackboneError, match=message):
-        Tap(network, name, find_point(network, name, "heads", layer), None, 224)
+        Tap(network, name, [find_point(network, name, "heads", layer)], None, 224)
 
 
 def test_a_size_that_the_network_refuses():
     network = find("vit_b_32").empty().eval().to("meta")
     with pytest.raises(BackboneError, match=r"^vit_b_32 does not take images of 192 x 192 pixels: .*leave --crop out"):
-        Tap(network, "vit_b_32", find_point(network, "vit_b_32", "heads", None), None, 192)
+        Tap(network, "vit_b_32", [find_point(network, "vit_b_32", "heads", None)], None, 192)
     assert hooks(network) == 0
 
 

@@ -1,0 +1,132 @@
+"""One network's share of a run: images gathered into batches, sent through the network, rows handed to the writers."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..cache.index import KeyIndex
+from ..cache.part import Keys
+from ..cache.writer import PartWriter
+from .pace import Pace
+from .plan import NOT_FINITE
+from .reader import Item, Need
+
+if TYPE_CHECKING:
+    from .embedder import Embedder, Pending
+
+# Batches that are on a GPU while the next one is gathered.
+IN_FLIGHT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one network has to do in a run.
+
+    Attributes
+    ----------
+    embedder : Embedder
+    held : tuple of KeyIndex
+        What the cache holds in each of the embedder's spaces.
+    writers : tuple of PartWriter
+        Where rows of each space go.
+    """
+
+    embedder: Embedder
+    held: tuple[KeyIndex, ...]
+    writers: tuple[PartWriter, ...]
+
+    @property
+    def need(self) -> Need:
+        """What it needs of an image."""
+        return Need(self.embedder.preprocess, self.held)
+
+
+class Batches:
+    """Takes images, gives rows to the writers.
+
+    Parameters
+    ----------
+    target : Target
+    pace : Pace
+        Told how long each batch took; it sets the embedder up for speed.
+    reject : callable
+        Told the item and the reason where a row cannot be kept.
+
+    Attributes
+    ----------
+    rows : int
+        Images that went through the network.
+    count : int
+        Batches.
+    loading, forward, write : float
+        Seconds that loading the network took, that its device was busy, and that rows took to the writers.
+    """
+
+    def __init__(self, target: Target, pace: Pace, reject: Callable[[Item, str], None]) -> None:
+        self._target = target
+        self._embedder = target.embedder
+        self._pace = pace
+        self._reject = reject
+        self._items: list[Item] = []
+        self._pixels: list[np.ndarray] = []
+        self._waiting: deque[tuple[list[Item], Pending]] = deque()
+        self._loaded = False
+        self.rows = self.count = 0
+        self.loading = self.forward = self.write = 0.0
+
+    def take(self, item: Item, pixels: np.ndarray) -> None:
+        """Add an image; send a batch through the network when it is full."""
+        if not self._loaded:
+            self._load()
+        self._items.append(item)
+        self._pixels.append(pixels)
+        if len(self._items) >= self._embedder.batch_size:
+            self._send()
+
+    def finish(self) -> None:
+        """Embed what has been gathered."""
+        if self._items:
+            self._send()
+        while self._waiting:
+            self._collect(*self._waiting.popleft())
+
+    def _load(self) -> None:
+        begin = time.perf_counter()
+        self._embedder.load()
+        self._pace.begin()
+        self._loaded = True
+        self.loading = time.perf_counter() - begin
+
+    def _send(self) -> None:
+        self._waiting.append((self._items, self._embedder.begin(self._pixels)))
+        self._items, self._pixels = [], []
+        on_gpu = self._embedder.device.kind == "cuda" and self._pace.settled
+        while len(self._waiting) > (IN_FLIGHT if on_gpu else 0):
+            self._collect(*self._waiting.popleft())
+
+    def _collect(self, items: list[Item], pending: Pending) -> None:
+        rows = pending.rows()
+        begin = time.perf_counter()
+        self._write(items, self._embedder.columns(rows))
+        self.write += time.perf_counter() - begin
+        seconds = pending.seconds()
+        self.forward += seconds
+        self.rows += len(items)
+        self.count += 1
+        self._pace.took(len(items), seconds)
+
+    def _write(self, items: list[Item], columns: Sequence[np.ndarray]) -> None:
+        good = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in columns])
+        hint = "; pass --store-dtype float32" if columns[0].dtype == np.float16 else ""
+        for place in np.flatnonzero(~good):
+            self._reject(items[place], f"{NOT_FINITE}{hint}")
+        digests = np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32)
+        for rows, held, writer in zip(columns, self._target.held, self._target.writers, strict=True):
+            wanted = good & (held.find(Keys.plain(digests)) < 0)
+            writer.add(digests[wanted], rows[wanted])

@@ -1,0 +1,64 @@
+"""A backbone made ready to run: loaded, batch norms folded, on its device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .backbone import BackboneRequest, load_backbone
+from .device import Device, exact_float32, keep_freed_memory, resolve_precision
+from .fold import fold_batch_norms
+from .options import SpaceOptions
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+
+logger = logging.getLogger("headstart.extract")
+
+
+def request_of(options: SpaceOptions) -> BackboneRequest:
+    """Return what `options` ask of a backbone."""
+    return BackboneRequest(options.backbone, options.weights, options.layer, options.pool, options.seed)
+
+
+def ready(asked: Sequence[SpaceOptions], device: Device) -> Backbone:
+    """Load a network to run on `device`.
+
+    Parameters
+    ----------
+    asked : sequence of SpaceOptions
+        At least one; they differ in the layer alone.
+    device : Device
+
+    Raises
+    ------
+    BackboneError
+        As `load_backbone`.
+    """
+    first = asked[0]
+    precision = resolve_precision(first.precision)
+    logger.info("loading %s on %s (%s), %s", first.backbone, device.kind, device.name, precision)
+    if device.kind == "cpu":
+        keep_freed_memory()
+    if device.kind == "cuda" and precision == "float32":
+        exact_float32()
+    layers = [options.layer for options in asked[1:]]
+    backbone = load_backbone(request_of(first), more_layers=layers, **first.overrides())
+    fold_batch_norms(backbone)
+    return backbone.to(device.kind)
+
+
+def facts(backbone: Backbone) -> list[dict[str, Any]]:
+    """Return what of a loaded backbone enters the feature space of each of its outputs."""
+    return [
+        {
+            "library": backbone.library,
+            "weights": digest,
+            "layer": output.point.layer,
+            "pool": output.pool,
+            "dim": output.dim,
+            "preprocess": backbone.preprocess.as_dict(),
+        }
+        for output, digest in zip(backbone.outputs, backbone.digests, strict=True)
+    ]

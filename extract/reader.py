@@ -1,0 +1,199 @@
+"""File names in, the networks' input out: each file is read, hashed and decoded once, whatever is made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..cache.index import KeyIndex
+from ..cache.listing import INODE
+from ..cache.part import Keys
+from ..errors import DecodeError
+from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
+from .files import EMPTY_FILE, Stat, read_with_stat
+from .preprocess import Preprocess, to_input
+from .suspects import Watch
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image on its way: its index in the listing, and what is known of it by now.
+
+    `pixels` has the input of each network, None for those whose rows the cache holds already; `reason` is set when the
+    image is a failure; `replaced` says that another file was read than had been listed.
+    """
+
+    index: int
+    digest: bytes = b""
+    pixels: tuple[np.ndarray | None, ...] = ()
+    reason: str = ""
+    replaced: bool = False
+    animated: bool = False
+    enlarged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one network needs of an image, and which images it does not need.
+
+    Attributes
+    ----------
+    preprocess : Preprocess
+    held : sequence of KeyIndex
+        The rows that the cache holds in each of the network's spaces.
+    """
+
+    preprocess: Preprocess
+    held: Sequence[KeyIndex]
+
+    def lacks(self, digest: bytes) -> bool:
+        """Tell whether a row of this image is missing in any of the spaces."""
+        keys = Keys.plain(np.frombuffer(digest, np.uint8)[None])
+        return any(index.find(keys)[0] < 0 for index in self.held)
+
+
+class Reader:
+    """Turns file names into networks' input, in threads; counts the seconds that reading and decoding take.
+
+    Parameters
+    ----------
+    base : bytes
+        Folder of the names.
+    needs : sequence of Need
+        One a network.
+    max_pixels : int, optional
+    watch : Watch, optional
+        Decodes the images, so that one which ends the process is passed by next time.
+    stat : ndarray of shape (N, 4), dtype int64, optional
+        What the files were when they were listed.
+    """
+
+    def __init__(
+        self,
+        base: bytes,
+        needs: Sequence[Need],
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        watch: Watch | None = None,
+        stat: np.ndarray | None = None,
+    ) -> None:
+        self._base = base
+        self._needs = needs
+        self._max_pixels = max_pixels
+        self._watch = watch
+        self._stat = stat
+        self._lock = threading.Lock()
+        self.seconds = {"read": 0.0, "decode": 0.0}
+        self._work = 0.0
+        self._decoded = 0
+
+    def work(self) -> tuple[float, int]:
+        """Return the seconds of one core that images have taken so far that were decoded, and how many they are."""
+        return self._work, self._decoded
+
+    def read(self, number: int, name: bytes) -> Item:
+        """Read one file once; digest and pixels come from the same bytes."""
+        begin, work = time.perf_counter(), time.thread_time()
+        try:
+            data, found = read_with_stat(os.path.join(self._base, name))  # noqa: PTH118  (bytes, one call an image)
+        except DecodeError as error:
+            self._count("read", begin)
+            # An empty file has been read; what could not be read has no digest, and is tried again next time.
+            return Item(number, hashlib.sha256(b"").digest() if str(error) == EMPTY_FILE else b"", reason=str(error))
+        digest, replaced = hashlib.sha256(data).digest(), self._is_another(number, found)
+        begin = self._count("read", begin)
+        wanted = [need.preprocess if need.lacks(digest) else None for need in self._needs]
+        if not any(wanted):
+            return Item(number, digest, replaced=replaced)
+        try:
+            decoded = self._decode(digest, data)
+        except DecodeError as error:
+            return Item(number, digest, reason=str(error), replaced=replaced)
+        finally:
+            self._count("decode", begin)
+        import torch  # noqa: F401  (takes seconds the first time, which are not those of this stage)
+
+        begin = time.perf_counter()
+        pixels, enlarged = _inputs(decoded, wanted)
+        self._count("decode", begin, time.thread_time() - work)
+        return Item(number, digest, pixels, replaced=replaced, animated=decoded.animated, enlarged=enlarged)
+
+    def _is_another(self, number: int, found: Stat) -> bool:
+        """Tell whether a name led to another file than when it was listed: a folder may have been swapped since."""
+        if self._stat is None:
+            return False
+        listed = tuple(self._stat[number].tolist())
+        return listed[:INODE] != found[:INODE] or (listed[INODE] != 0 and listed[INODE] != found[INODE])
+
+    def _decode(self, digest: bytes, data: bytes) -> Decoded:
+        if self._watch:
+            return self._watch.decode(digest, data, self._max_pixels)
+        return decode(data, max_pixels=self._max_pixels)
+
+    def _count(self, stage: str, begin: float, work: float = 0.0) -> float:
+        now = time.perf_counter()
+        with self._lock:
+            self.seconds[stage] += now - begin
+            self._work += work
+            self._decoded += work > 0
+        return now
+
+
+def _inputs(decoded: Decoded, wanted: Sequence[Preprocess | None]) -> tuple[tuple[np.ndarray | None, ...], bool]:
+    """Make the input of each network, once for those that want the same; say whether an image was enlarged for any."""
+    made = {preprocess: to_input(decoded.pixels, preprocess) for preprocess in set(wanted) if preprocess is not None}
+    pixels = tuple(None if preprocess is None else made[preprocess][0] for preprocess in wanted)
+    return pixels, any(enlarged for _, enlarged in made.values())
+
+
+class Ahead:
+    """Items in the order of `todo`, a bounded number of them read ahead, the first ones from the start.
+
+    Parameters
+    ----------
+    pool : ThreadPoolExecutor
+    reader : Reader
+    names : list of bytes
+    todo : ndarray of shape (n,), dtype int64
+    workers : int
+        Threads of the pool.
+    quiet : int, default 0
+        How many items are handed out before more are read, as far as they were read ahead.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        reader: Reader,
+        names: list[bytes],
+        todo: np.ndarray,
+        workers: int,
+        quiet: int = 0,
+    ) -> None:
+        self._submit = lambda number: pool.submit(reader.read, number, names[number])
+        self._numbers = iter(todo.tolist())
+        self._ahead = 4 * workers + 64  # of network inputs, 150 kB each at 224 pixels
+        self._quiet = quiet
+        self._waiting: deque[Future[Item]] = deque()
+        self._refill()
+
+    def __iter__(self) -> Iterator[Item]:
+        for taken in itertools.count(1):
+            if not self._waiting:
+                return
+            item = self._waiting.popleft().result()
+            if taken >= self._quiet or not self._waiting:
+                self._refill()
+            yield item
+
+    def _refill(self) -> None:
+        missing = self._ahead - len(self._waiting)
+        self._waiting.extend(map(self._submit, itertools.islice(self._numbers, missing)))

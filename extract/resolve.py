@@ -1,0 +1,123 @@
+"""From what a user asks for to feature spaces, and the means to compute rows of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cache.listing import RACY_NS
+from ..cache.memo import recall, remember
+from ..cache.space import FeatureSpace
+from ..errors import CacheError, CacheFormatError
+from .backbone import request_key
+from .decode import DECODER_RULES
+from .device import choose_device, resolve_precision
+from .embedder import Embedder
+from .network import facts, ready, request_of
+from .options import RunOptions, SpaceOptions
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+
+logger = logging.getLogger("headstart.extract")
+
+
+def resolve(asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, write: bool = True) -> Embedder:
+    """Find the feature spaces that `asked` lead to.
+
+    What a request resolved to is remembered in the cache, so the second time neither torch nor the weights are looked
+    at; without `write` it is only looked up there.
+
+    Parameters
+    ----------
+    asked : sequence of SpaceOptions
+        At least one; they differ in the layer alone. Several that lead to one space count once.
+    run : RunOptions
+    cache : Path
+        The cache's folder.
+
+    Raises
+    ------
+    BackboneError
+        Unknown backbone, layer or pooling, or weights that do not fit or cannot be had.
+    DeviceError
+        The device asked for is not on this machine.
+    """
+    keys = [_key(options) for options in asked]
+    found, backbone = [recall(cache, key) for key in keys], None
+    if any(known is None for known in found):
+        backbone = ready(asked, choose_device(run.device))
+        found = list(facts(backbone))
+        if write:
+            _remember(cache, keys, backbone)
+    spaces = [_space(options, known or {}) for options, known in zip(asked, found, strict=True)]
+    first = {space.id: place for place, space in reversed(list(enumerate(spaces)))}
+    if len(first) < len(spaces):  # two names of one layer
+        kept = sorted(first.values())
+        return resolve([asked[place] for place in kept], run, cache, write=write)
+    return Embedder(spaces, asked, run, backbone, partial(_remember, cache, keys))
+
+
+def recalled(options: SpaceOptions, cache: Path) -> FeatureSpace | None:
+    """Return the space that `resolve` found for the same options before, None where it did not."""
+    known = recall(cache, _key(options))
+    return None if known is None else _space(options, known)
+
+
+def embedder_of(space: FeatureSpace, request: dict[str, Any], run: RunOptions) -> Embedder:
+    """Return what computes more rows of a known space, given the `request` that was kept with it.
+
+    Raises
+    ------
+    CacheFormatError
+        This version decodes pictures by other rules than the space was made with.
+    """
+    if space.decoder != DECODER_RULES:
+        raise CacheFormatError(
+            f"the embeddings were made with decoder rules {space.decoder}, this headstart has {DECODER_RULES}: "
+            "extract and fit again"
+        )
+    return Embedder([space], [SpaceOptions.for_space(space, request)], run)
+
+
+def _key(options: SpaceOptions) -> dict[str, Any]:
+    return {"backbone": request_key(request_of(options)), "preprocess": _jsonable(options.overrides())}
+
+
+def _space(options: SpaceOptions, known: dict[str, Any]) -> FeatureSpace:
+    precision, dtype = resolve_precision(options.precision), options.store_dtype
+    return FeatureSpace(backbone=options.backbone, **known, decoder=DECODER_RULES, precision=precision, dtype=dtype)
+
+
+def _remember(cache: Path, keys: list[dict[str, Any]], backbone: Backbone) -> None:
+    """Remember what requests resolved to, under the file that was read: its name may have led to another before."""
+    file = backbone.file
+    if file and time.time_ns() - max(file["mtime_ns"], file["ctime_ns"]) < RACY_NS:
+        return  # a file written a moment ago may be written again and look the same: found out anew next time
+    try:
+        for key, known in zip(keys, facts(backbone), strict=True):
+            remember(cache, {**key, "backbone": {**key["backbone"], "file": file}}, known)
+    except CacheError as error:
+        # Only speed is lost: a read-only cache can still be read.
+        logger.debug("the backbone's facts were not remembered: %s", error)
+
+
+def _jsonable(overrides: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in overrides.items()}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what decides on values, kept beside a feature space without being part of it."""
+    names = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -64,8 +64,8 @@ class Batches:
         Images that went through the network.
     count : int
         Batches.
-    loading, forward, write : float
-        Seconds that loading the network took, that its device was busy, and that rows took to the writers.
+    loading, forward : float
+        Seconds that loading the network took, and that its device was busy.
     """
 
     def __init__(self, target: Target, pace: Pace, reject: Callable[[Item, str], None]) -> None:
@@ -78,7 +78,7 @@ class Batches:
         self._waiting: deque[tuple[list[Item], Pending]] = deque()
         self._loaded = False
         self.rows = self.count = 0
-        self.loading = self.forward = self.write = 0.0
+        self.loading = self.forward = 0.0
 
     def take(self, item: Item, pixels: np.ndarray) -> None:
         """Add an image; send a batch through the network when it is full."""
@@ -90,11 +90,18 @@ class Batches:
             self._send()
 
     def finish(self) -> None:
-        """Embed what has been gathered."""
+        """Embed what has been gathered, and wait until all rows are safe."""
         if self._items:
             self._send()
         while self._waiting:
             self._collect(*self._waiting.popleft())
+        for writer in self._target.writers:
+            writer.flush()
+
+    @property
+    def writing(self) -> float:
+        """Seconds that writing parts has taken, beside the rest."""
+        return sum(writer.seconds for writer in self._target.writers)
 
     def _load(self) -> None:
         begin = time.perf_counter()
@@ -112,9 +119,7 @@ class Batches:
 
     def _collect(self, items: list[Item], pending: Pending) -> None:
         rows = pending.rows()
-        begin = time.perf_counter()
         self._write(items, self._embedder.columns(rows))
-        self.write += time.perf_counter() - begin
         seconds = pending.seconds()
         self.forward += seconds
         self.rows += len(items)

@@ -191,7 +191,7 @@ class _Flow:
         stages, batches = self._outcome.stages, self._batches
         stages.update(self._reader.seconds)
         stages["forward"] = sum(one.forward for one in batches)
-        stages["write"] = sum(one.write for one in batches)
+        stages["write"] = sum(one.writing for one in batches)
         if self._begun is not None:
             later = sum(one.loading for one in batches) - self._loaded_first
             self._outcome.seconds = time.perf_counter() - self._begun - later

@@ -1,6 +1,7 @@
 import json
 import os
 import threading
+import time
 
 import h5py
 import numpy as np
@@ -208,10 +209,59 @@ def test_a_full_disk_says_what_is_safe(store, space, monkeypatch):
     said = pytest.raises(CacheError, match=r"disk full writing .*: 2 images are safe, free ~1 MB and run again")
     with said, store.writer(space) as writer:
         writer.add(digest[:2], rows[:2])
+        writer.flush()
         monkeypatch.setattr(os, "write", full)
         writer.add(digest[2:], rows[2:])
     monkeypatch.undo()
     np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest[:2])), rows[:2])
+
+
+def test_rows_are_taken_while_a_slow_disk_writes_and_not_more_than_one_part_waits(store, space, monkeypatch):
+    monkeypatch.setenv("HEADSTART_PART_SECONDS", "0.000001")
+    digest, rows = random_rows(6)
+    store.prepare(space)
+    disk, sync, taken = threading.Event(), os.fsync, []
+
+    def slow(descriptor):
+        assert disk.wait(30)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+
+    def work():
+        with store.writer(space) as writer:
+            for row in range(6):
+                writer.add(digest[row : row + 1], rows[row : row + 1])
+                taken.append((row, writer.published))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not taken and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert taken == [(0, 0)], "the first row is being written, the second waits for it"
+    disk.set()
+    thread.join(30)
+    assert [row for row, _ in taken] == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+
+
+def test_a_failure_behind_the_writer_is_raised_at_the_next_row(store, space, monkeypatch):
+    digest, rows = random_rows(4)
+    store.prepare(space)
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CacheError, match="disk full"), store.writer(space) as writer:
+        monkeypatch.setattr(os, "write", full)
+        writer.add(digest[:1], rows[:1])
+        writer._cut()
+        for _ in range(3000):
+            time.sleep(0.001)
+            writer.add(digest[1:2], rows[1:2])
+        pytest.fail("nobody was told")
 
 
 def test_a_cache_that_cannot_be_written_says_so_before_any_work(tmp_path, space, monkeypatch):

@@ -27,7 +27,9 @@ class Bottleneck:
     cores: int
 
     @classmethod
-    def of(cls, stages: dict[str, float], seconds: float, device: str, workers: int, cores: int) -> Bottleneck:
+    def of(
+        cls, stages: dict[str, float], seconds: float, device: str, workers: int, cores: int, processes: int = 1
+    ) -> Bottleneck:
         """Measure a run.
 
         Parameters
@@ -38,8 +40,10 @@ class Bottleneck:
             Wall time from the moment when the network was there.
         device : str
         workers, cores : int
+        processes : int, default 1
+            How many shared the work, each with a network of its own.
         """
-        threads = {"decode": workers, "forward": 1, "write": 1}
+        threads = {"decode": workers, "forward": processes, "write": processes}
         spent = {**stages, "decode": stages["read"] + stages["decode"]}
         busy = {name: min(1.0, spent[name] / max(seconds, 1e-9) / count) for name, count in threads.items()}
         return cls(busy, device, workers, cores)

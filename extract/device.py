@@ -76,6 +76,15 @@ def _name(kind: str) -> str:
     return "Apple GPU" if kind == "mps" else f"{available_cores()} cores"
 
 
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
 def available_cores() -> int:
     """Return the processor cores that this process may use, which in a container are fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

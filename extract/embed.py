@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +14,14 @@ from ..cache.part import Keys
 from ..cache.running import running
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
-from .batches import Target
 from .embedder import Embedder
 from .explain import explain_misses, joined, warn_of_versions
 from .plan import to_look_at
 from .progress import progress_bar
 from .resolve import library_versions
-from .runner import Outcome, run
-from .suspects import Watch
+from .runner import Outcome
+from .scale import embed_in_processes, processes_for
+from .work import Hooks, Work, embed_work
 
 logger = logging.getLogger("headstart.extract")
 
@@ -76,25 +75,14 @@ def embed_listing(
         known = np.setdiff1d(todo, unknown)
         explained = [explain_misses(store, space, _lacking(listing, known, held[space.id]), held) for space in spaces]
         logger.info("looking at %d of %d images", todo.size, len(listing))
-        with (
-            contextlib.ExitStack() as writers,
-            Watch(store.root, descriptor) as watch,
-            progress_bar(int(todo.size), "embedding") as progress,
-        ):
-            targets = [
-                Target(
-                    embedder,
-                    tuple(held[space.id] for space in embedder.spaces),
-                    tuple(
-                        writers.enter_context(store.writer(space, expected=int(todo.size))) for space in embedder.spaces
-                    ),
-                )
-                for embedder in embedders
-            ]
-            outcome = run(
-                listing.paths, listing.stat, todo, base, targets, embedders[0].run, store.root,
-                watch=watch, stopped=stopped, progress=progress, on_rate=_Estimate(int(todo.size), spaces),
-            )  # fmt: skip
+        work = Work(listing.paths, listing.stat, todo, base)
+        with progress_bar(int(todo.size), "embedding") as progress:
+            hooks = Hooks(stopped, progress, _Estimate(int(todo.size), spaces))
+            count = processes_for(embedders[0].run, embedders, int(todo.size))
+            if count > 1:
+                outcome = embed_in_processes(store, embedders, work, count, hooks)
+            else:
+                outcome = embed_work(store, embedders, held, work, descriptor, hooks)
         read = np.asarray(outcome.digest.any(axis=1))
         listing.digest[read] = outcome.digest[read]
         listing.stat[outcome.replaced] = NEVER  # other files than were listed: they are read again next time

@@ -180,7 +180,7 @@ def extract(
         Asked between batches; when it says True the part in progress is finished and the run ends.
     **options
         Fields of `SpaceOptions` (weights, pool, resize, crop, interpolation, mean, std, precision, store_dtype, seed)
-        and `RunOptions` (device, batch_size, workers, max_pixels, compile).
+        and `RunOptions` (device, batch_size, workers, max_pixels, processes, compile).
 
     Returns
     -------
@@ -314,7 +314,9 @@ def _result(
 def _bottleneck(outcome: Outcome, embedder: Embedder) -> Bottleneck | None:
     if not outcome.images:
         return None
-    return Bottleneck.of(outcome.stages, outcome.seconds, embedder.device.kind, outcome.workers, available_cores())
+    return Bottleneck.of(
+        outcome.stages, outcome.seconds, embedder.device.kind, outcome.workers, available_cores(), outcome.processes
+    )
 
 
 def _note_oddities(outcome: Outcome, embedders: Sequence[Embedder]) -> None:

@@ -90,9 +90,11 @@ class RunOptions:
         Images a forward pass; the device decides where it is None. When given, the last batch is padded to it, so
         that every row is computed by the same kernels.
     workers : int, optional
-        Threads that read and decode; one a core where it is None.
+        Threads that read and decode, of all processes together; one a core where it is None.
     max_pixels : int, default 89,478,485
         Larger images are failures.
+    processes : int, optional
+        How many share the work; one a GPU where it is None, else 1.
     compile : {"auto", "always", "never"}, default "auto"
         Whether the network is compiled; "auto" where the images left repay the seconds that it takes.
     """
@@ -101,4 +103,5 @@ class RunOptions:
     batch_size: int | None = None
     workers: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    processes: int | None = None
     compile: str = "auto"

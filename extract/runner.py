@@ -46,8 +46,8 @@ class Outcome:
         Busy seconds of each stage, summed over threads.
     seconds : float
         Wall time from the moment when the first network was ready, without the time that others took to load.
-    workers : int
-        Threads that read and decoded.
+    workers, processes : int
+        Threads that read and decoded, and processes that shared the work.
     interrupted : bool
         The run was asked to stop before it was through.
     replaced : list of int
@@ -65,6 +65,7 @@ class Outcome:
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     seconds: float = 0.0
     workers: int = 1
+    processes: int = 1
     interrupted: bool = False
     replaced: list[int] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)

@@ -37,6 +37,7 @@ from ..cache.publish import discard
 from ..cache.running import announced
 from ..errors import CacheError, DecodeError
 from .decode import Decoded, decode
+from .python import environment
 
 logger = logging.getLogger("headstart.extract")
 
@@ -172,13 +173,11 @@ class Watch:
         self._check_stopped()
         if not sys.executable:
             raise FileNotFoundError("Python does not say where its program is")
-        # -P and no empty entry: the working directory, which may hold anything, is no place to import from.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # A session of its own: Ctrl-C is for the run to answer, and no sign of a bad picture.
         with subprocess.Popen(
             [sys.executable, "-P", "-m", __name__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=environment, start_new_session=True,
+            env=environment(), start_new_session=True,
         ) as child:  # fmt: skip
             self._child = child
             if self._stopped.is_set():  # just now

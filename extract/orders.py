@@ -1,0 +1,48 @@
+"""What a run and the processes that share its work tell each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .options import RunOptions, SpaceOptions
+from .runner import Outcome
+from .work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the parent tells a process: its number, its share, and the cores that it may use."""
+
+    number: int
+    cache: Path
+    asked: list[list[SpaceOptions]]
+    spaces: list[str]
+    run: RunOptions
+    work: Work
+    cores: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a process tells the parent: one of the fields.
+
+    Attributes
+    ----------
+    log : tuple of (int, str), optional
+        Level and text of a line for people.
+    progress : int
+        Images since the last message.
+    rate : tuple of (float, int), optional
+        Images a second, and images so far.
+    error : tuple of (str, str), optional
+        Class and text of what ended it.
+    outcome : Outcome, optional
+        What it did; the last message.
+    """
+
+    log: tuple[int, str] | None = None
+    progress: int = 0
+    rate: tuple[float, int] | None = None
+    error: tuple[str, str] | None = None
+    outcome: Outcome | None = None

@@ -1,0 +1,201 @@
+"""Several processes on one machine, one a GPU: the list is split between them, and they share nothing but the cache.
+
+Each is a Python of its own that does what a single process would do with its share of the images, and is announced in
+the cache by itself. It ends when its standard input ends: when the parent has been asked to stop, or has died.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .. import errors
+from ..cache.store import FeatureStore
+from ..errors import HeadstartError
+from .device import available_cores, visible_gpus
+from .embedder import Embedder
+from .options import RunOptions
+from .orders import Message, Order
+from .python import environment
+from .runner import Outcome
+from .work import Hooks, Work
+
+logger = logging.getLogger("headstart.extract")
+
+MEMBER = f"{__package__}.member"  # the module that a process runs
+WORTH_A_PROCESS = 64  # images; a process takes seconds to start
+_POLL = 0.1  # seconds between two looks at whether to stop
+
+
+def processes_for(run: RunOptions, embedders: Sequence[Embedder], images: int) -> int:
+    """Return in how many processes to embed `images`: as many as asked for, or one a GPU; small work gets fewer."""
+    wanted = run.processes
+    if wanted is None:
+        wanted = len(visible_gpus()) if images > WORTH_A_PROCESS and embedders[0].device.kind == "cuda" else 1
+    return max(1, min(wanted, -(-images // WORTH_A_PROCESS)))
+
+
+def embed_in_processes(
+    store: FeatureStore, embedders: Sequence[Embedder], work: Work, count: int, hooks: Hooks
+) -> Outcome:
+    """Embed images in `count` processes; see `headstart.extract.work.embed_work`.
+
+    Raises
+    ------
+    HeadstartError
+        One of the processes failed; the others have stopped after the part in hand.
+    """
+    shares = np.array_split(work.todo, count)
+    cores = _split_cores(count)
+    run = replace(embedders[0].run, workers=_share_of(embedders[0].run.workers, count), processes=1)
+    spaces = [space.id for embedder in embedders for space in embedder.spaces]
+    asked = [list(embedder.asked) for embedder in embedders]
+    orders = [
+        Order(number, store.root, asked, spaces, run, work.share(number, count), cores[number])
+        for number in range(count)
+    ]
+    logger.info("embedding in %d processes of %d images each", count, len(shares[0]))
+    outcomes = _Crew(orders, embedders[0].device.kind == "cuda", hooks).work()
+    return _joined(outcomes, shares, len(work.names))
+
+
+def _share_of(workers: int | None, count: int) -> int | None:
+    return None if workers is None else max(1, workers // count)
+
+
+def _split_cores(count: int) -> list[list[int]]:
+    """Divide the cores that this process may use; where there are fewer than processes, they share."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [list(range(max(1, available_cores() // count)))] * count
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        return [[cores[number % len(cores)]] for number in range(count)]
+    return [part.tolist() for part in np.array_split(np.array(cores), count)]
+
+
+def _joined(outcomes: list[Outcome], shares: list[np.ndarray], images: int) -> Outcome:
+    """Put what the processes did together as if one had done it."""
+    whole = Outcome(np.zeros((images, 32), np.uint8), workers=0, processes=len(outcomes))
+    for outcome, rows in zip(outcomes, shares, strict=True):
+        whole.digest[rows] = outcome.digest
+        whole.failures.update({int(rows[place]): reason for place, reason in outcome.failures.items()})
+        whole.replaced += [int(rows[place]) for place in outcome.replaced]
+        whole.images += outcome.images
+        whole.animated += outcome.animated
+        whole.enlarged += outcome.enlarged
+        whole.workers += outcome.workers
+        whole.interrupted |= outcome.interrupted
+        whole.seconds = max(whole.seconds, outcome.seconds)
+        for stage, seconds in outcome.stages.items():
+            whole.stages[stage] += seconds
+    return whole
+
+
+class _Crew:
+    """The processes of one run, from their start to their end."""
+
+    def __init__(self, orders: list[Order], on_gpus: bool, hooks: Hooks) -> None:
+        self._orders = orders
+        self._hooks = hooks
+        self._said: queue.Queue[tuple[int, Message | None]] = queue.Queue()
+        gpus = visible_gpus() if on_gpus else []
+        self._processes = [self._start(order, gpus) for order in orders]
+
+    def work(self) -> list[Outcome]:
+        """Wait for all; stop them when asked to, or when one has failed."""
+        outcomes: dict[int, Outcome] = {}
+        left, stopping = len(self._orders), False
+        failure: Exception | None = None
+        try:
+            while left:
+                if not stopping and (failure is not None or self._hooks.stopped()):
+                    stopping = True
+                    self._stop()
+                try:
+                    number, message = self._said.get(timeout=_POLL)
+                except queue.Empty:
+                    continue
+                if message is None:
+                    left -= 1
+                    if number not in outcomes and failure is None:
+                        failure = self._death(number)
+                elif message.outcome is not None:
+                    outcomes[number] = message.outcome
+                elif message.error is not None:
+                    failure = failure or _rebuilt(*message.error)
+                else:
+                    self._pass_on(number, message)
+        finally:
+            self._stop()
+            for process in self._processes:
+                process.wait()
+        if failure is not None:
+            raise failure
+        return [outcomes[number] for number in range(len(self._orders))]
+
+    def _start(self, order: Order, gpus: list[str]) -> subprocess.Popen[bytes]:
+        variables = environment()
+        if gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = gpus[order.number % len(gpus)]
+        # A session of its own: Ctrl-C is for the parent to answer.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", MEMBER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables, start_new_session=True,
+        )  # fmt: skip
+        threading.Thread(target=self._listen, args=(order, process), daemon=True).start()
+        return process
+
+    def _listen(self, order: Order, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(pickle.dumps(order))
+            process.stdin.flush()
+            while True:
+                self._said.put((order.number, pickle.load(process.stdout)))
+        except (EOFError, OSError, pickle.UnpicklingError) as error:  # it has ended, or died within a message
+            logger.debug("process %d says no more: %r", order.number, error)
+        finally:
+            process.wait()
+            self._said.put((order.number, None))
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            if process.stdin is not None and not process.stdin.closed:
+                try:
+                    process.stdin.close()
+                except OSError as error:
+                    logger.debug("a process has gone already: %s", error)
+
+    def _pass_on(self, number: int, message: Message) -> None:
+        self._hooks.progress(message.progress)
+        if message.log is not None:
+            logger.log(message.log[0], "%s", message.log[1])
+        if message.rate is not None and number == 0:
+            rate, done = message.rate
+            self._hooks.on_rate(rate * len(self._orders), done * len(self._orders))
+
+    def _death(self, number: int) -> HeadstartError:
+        status = self._processes[number].returncode
+        why = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return HeadstartError(
+            f"process {number + 1} of {len(self._orders)} ended with {why}; what was embedded is in the cache, run "
+            "again to go on: what it was decoding is then tried apart"
+        )
+
+
+def _rebuilt(kind: str, text: str) -> Exception:
+    """Return the error that a process met."""
+    found = getattr(errors, kind, None)
+    if isinstance(found, type) and issubclass(found, HeadstartError):
+        return found(text)
+    return RuntimeError(f"in a process of this run: {kind}: {text}")

@@ -165,6 +165,7 @@ class _Crew:
         except (EOFError, OSError, pickle.UnpicklingError) as error:  # it has ended, or died within a message
             logger.debug("process %d says no more: %r", order.number, error)
         finally:
+            process.stdout.close()
             process.wait()
             self._said.put((order.number, None))
 

@@ -1,0 +1,156 @@
+"""Several processes share the work of a run: the same rows, and the same manners when things go wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from command_line import BACKBONE, draw, headstart, headstart_json, photos
+
+import headstart as package
+from headstart.cache.info import info
+from headstart.cache.running import announced
+
+__all__ = ["headstart", "headstart_json", "photos"]  # fixtures
+
+SMALL = ("--backbone", BACKBONE, "--resize", "64", "--crop", "64")
+MEMBER = b"headstart.extract.member"
+
+
+def add_pictures(photos: Path, count: int) -> None:
+    for seed in range(100, 100 + count):
+        draw("circle", seed).save(photos / "circle" / f"{seed}.jpg")
+
+
+def start(photos: Path, folder: Path, *options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys; from headstart.cli import main; sys.exit(main())",
+         "extract", str(photos), "--backbone", BACKBONE, "--processes", "2", "--batch-size", "4", *options],
+        cwd=folder, env={**os.environ, "HEADSTART_PART_SECONDS": "0.05"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def members(parent: int) -> list[int]:
+    """Return the processes that work for `parent`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if MEMBER in (folder / "cmdline").read_bytes() and f"PPid:\t{parent}\n" in (folder / "status").read_text():
+                found.append(int(folder.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def wait_for(what, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted((folder / ".headstart").glob("spaces/*/*.h5"))
+
+
+def safe_rows(folder: Path) -> int:
+    return sum(space.rows for space in info(folder / ".headstart").spaces)
+
+
+def ended(process: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True
+
+
+def test_two_processes_give_the_rows_of_one(headstart, headstart_json, photos):
+    add_pictures(photos, 150)
+    (photos / "circle" / "200.jpg").write_bytes((photos / "circle" / "100.jpg").read_bytes())
+    (photos / "stripes" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    two = headstart_json("extract", photos, *SMALL, "--processes", 2, "--cache", "two")
+    one = headstart_json("extract", photos, *SMALL, "--cache", "one")
+    counts = ("images", "embedded", "reused", "failed", "failures", "spaces")
+    assert {name: two[name] for name in counts} == {name: one[name] for name in counts}
+    assert (two["images"], two["embedded"], two["reused"], two["failed"]) == (187, 185, 1, 1)
+    assert two["stages"]["forward"] > 0 and two["bound_by"]
+    rows = [package.extract(photos, BACKBONE, resize=64, crop=64, cache=name).X for name in ("one", "two")]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=0, atol=1e-5 * np.abs(rows[0]).max())
+    again = headstart_json("extract", photos, *SMALL, "--processes", 2, "--cache", "two")
+    assert (again["embedded"], again["device"]) == (0, "none")
+    assert list(announced(Path("two"))) == []
+
+
+def test_small_work_starts_no_process(headstart, photos):
+    _, _, err = headstart("extract", photos, *SMALL, "--processes", 4)
+    assert "processes of" not in err and "36 embedded" in err
+
+
+def test_several_layers_in_several_processes(headstart_json, photos):
+    add_pictures(photos, 40)
+    done = headstart_json("extract", photos, *SMALL, "--processes", 2, "--layer", "_blocks.2", "--layer", "fc.input")
+    assert [(space["dim"], space["embedded"]) for space in done["spaces"]] == [(24, 76), (1280, 76)]
+
+
+def test_ctrl_c_finishes_the_parts_of_all_processes(headstart_json, photos, tmp_path):
+    add_pictures(photos, 400)
+    process = start(photos, tmp_path)
+    wait_for(lambda: len(parts(tmp_path)) > 1)
+    workers = members(process.pid)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and "stopping after the work in hand" in err
+    assert all(ended(worker) for worker in workers)
+    safe = safe_rows(tmp_path)
+    assert 0 < safe < 436 and info(tmp_path / ".headstart").temporary == 0
+    again = headstart_json("extract", photos, "--backbone", BACKBONE)
+    assert (again["embedded"], again["reused"]) == (436 - safe, safe)
+
+
+def test_processes_end_when_their_parent_is_killed(headstart_json, photos, tmp_path):
+    add_pictures(photos, 400)
+    process = start(photos, tmp_path)
+    wait_for(lambda: len(parts(tmp_path)) > 1)
+    workers = members(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    wait_for(lambda: all(ended(worker) for worker in workers), 60)
+    safe = safe_rows(tmp_path)
+    assert 0 < safe < 436
+    again = headstart_json("extract", photos, "--backbone", BACKBONE)
+    assert (again["embedded"], again["reused"]) == (436 - safe, safe)
+
+
+def test_the_death_of_one_is_told_and_loses_nothing_finished(headstart_json, photos, tmp_path):
+    add_pictures(photos, 400)
+    process = start(photos, tmp_path)
+    wait_for(lambda: len(parts(tmp_path)) > 1)
+    os.kill(members(process.pid)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: process ") and "ended with SIGKILL; what was embedded is in the cache" in last
+    assert "Traceback" not in err
+    safe = safe_rows(tmp_path)
+    again = headstart_json("extract", photos, "--backbone", BACKBONE)
+    assert (again["embedded"], again["reused"]) == (436 - safe, safe)
+
+
+def test_an_error_in_a_process_is_the_error_of_the_run(photos, tmp_path):
+    add_pictures(photos, 100)
+    cache = tmp_path / ".headstart"
+    process = start(photos, tmp_path)
+    wait_for(lambda: bool(parts(tmp_path)))
+    for folder in cache.glob("spaces/*"):
+        folder.rename(tmp_path / "gone")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert err.splitlines()[-1].startswith("error: ") and "went away while it was in use: run again" in err
+    assert "Traceback" not in err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -12,50 +11,49 @@ from collections.abc import Callable
 from ..cache.running import running
 from ..cache.store import FeatureStore
 from ..errors import HeadstartError
-from .orders import Message, Order
+from .orders import Message, Order, receive, send
 from .resolve import resolve
 from .runner import Outcome
 from .work import Hooks, embed_work
 
 logger = logging.getLogger("headstart.extract")
 
-Send = Callable[[Message], None]
+Tell = Callable[[Message], None]
 
 
 class _ToParent(logging.Handler):
     """Sends log records to the parent, which shows them."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, tell: Tell) -> None:
         super().__init__()
-        self._send = send
+        self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._send(Message(log=(record.levelno, record.getMessage())))
+        self._tell(Message(log=(record.levelno, record.getMessage())))
 
 
 def main() -> None:
     """Do one share of a run: the order comes on standard input, messages go to standard output."""
-    stream = os.fdopen(os.dup(1), "wb")
+    stream, lock = os.fdopen(os.dup(1), "wb"), threading.Lock()
     os.dup2(2, 1)  # a library that prints must not print between the messages
-    lock = threading.Lock()
 
-    def send(message: Message) -> None:
+    def tell(message: Message) -> None:
         with lock:
-            pickle.dump(message, stream)
-            stream.flush()
+            send(stream, message)
 
-    order: Order = pickle.load(sys.stdin.buffer)
+    order = receive(sys.stdin.buffer)
+    assert isinstance(order, Order)
     logger.setLevel(logging.INFO if order.number == 0 else logging.WARNING)
-    logger.addHandler(_ToParent(send))
+    logger.addHandler(_ToParent(tell))
     logger.propagate = False
     try:
-        send(Message(outcome=_do(order, _stopped_by_end_of(os.dup(0)), send)))
+        tell(Message(outcome=_do(order, _stopped_by_end_of(os.dup(0)), tell)))
     except Exception as error:  # noqa: BLE001  (the parent raises it again)
-        send(Message(error=(type(error).__name__, str(error))))
+        tell(Message(error=(type(error).__name__, str(error))))
         sys.exit(1)
 
 
-def _do(order: Order, stopped: threading.Event, send: Send) -> Outcome:
+def _do(order: Order, stopped: threading.Event, tell: Tell) -> Outcome:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, order.cores)
     else:
@@ -69,8 +67,8 @@ def _do(order: Order, stopped: threading.Event, send: Send) -> Outcome:
         held = {space: store.index(space)[0] for space in spaces}
         hooks = Hooks(
             stopped.is_set,
-            lambda count: send(Message(progress=count)),
-            lambda rate, done: send(Message(rate=(rate, done))),
+            lambda count: tell(Message(progress=count)),
+            lambda rate, done: tell(Message(rate=(rate, done))),
         )
         return embed_work(store, embedders, held, order.work, descriptor, hooks)
 

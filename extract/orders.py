@@ -1,9 +1,15 @@
-"""What a run and the processes that share its work tell each other."""
+"""What a run and the processes that share its work tell each other, and how.
+
+The messages are pickled. They go through pipes between processes of one run and are never at rest, so whoever could
+put another one there could run code here anyway.
+"""
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from .options import RunOptions, SpaceOptions
 from .runner import Outcome
@@ -46,3 +52,30 @@ class Message:
     rate: tuple[float, int] | None = None
     error: tuple[str, str] | None = None
     outcome: Outcome | None = None
+
+
+def send(stream: IO[bytes], message: Order | Message) -> None:
+    """Write one message.
+
+    Raises
+    ------
+    OSError
+        Nobody listens.
+    """
+    pickle.dump(message, stream)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Order | Message:
+    """Wait for the next message.
+
+    Raises
+    ------
+    EOFError
+        There is no further one, or it ends in the middle.
+    """
+    try:
+        message: Order | Message = pickle.load(stream)
+    except pickle.UnpicklingError as error:
+        raise EOFError("a message was cut short") from error
+    return message

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from ..errors import HeadstartError
 from .device import available_cores, visible_gpus
 from .embedder import Embedder
 from .options import RunOptions
-from .orders import Message, Order
+from .orders import Message, Order, receive, send
 from .python import environment
 from .runner import Outcome
 from .work import Hooks, Work
@@ -158,11 +157,10 @@ class _Crew:
     def _listen(self, order: Order, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(pickle.dumps(order))
-            process.stdin.flush()
-            while True:
-                self._said.put((order.number, pickle.load(process.stdout)))
-        except (EOFError, OSError, pickle.UnpicklingError) as error:  # it has ended, or died within a message
+            send(process.stdin, order)
+            while isinstance(message := receive(process.stdout), Message):
+                self._said.put((order.number, message))
+        except (EOFError, OSError) as error:  # it has ended, or died within a message
             logger.debug("process %d says no more: %r", order.number, error)
         finally:
             process.stdout.close()

@@ -25,8 +25,9 @@ COMPILE = ("auto", "always", "never")
 # What compiling is taken for where it was not measured yet: seconds, and how much faster. Measured on 2 cores: 7 s and
 # 1.22 times (mobilenet_v3_small), 13 s and 1.05 times (resnet18); on an H100 4 to 15 s and 1.5 times (resnet18).
 GUESS = {"cpu": (15.0, 1.1), "cuda": (15.0, 1.4)}
-TOLERANCE = {"float32": 1e-4}  # of the largest number of a row
-HALF_TOLERANCE = 3e-2
+# Of the largest number of a row. In half precision any other order of operations moves rows about as far as the
+# precision itself does, which `benchmarks/gpu.py` measures.
+TOLERANCE = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 3e-1}
 WORTH_KEEPING = 1.02
 OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"options": {"freezing": True}},
@@ -111,7 +112,7 @@ class Compiler:
         with embedder.device.autocast(embedder.spaces[0].precision):
             wanted, found = backbone.embed(batch).float(), forward(batch).float()
         difference = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-        if not difference <= TOLERANCE.get(embedder.spaces[0].precision, HALF_TOLERANCE):
+        if not difference <= TOLERANCE[embedder.spaces[0].precision]:
             raise ValueError(f"it moves embeddings by {difference:.1e}")
         return forward
 

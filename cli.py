@@ -11,108 +11,21 @@ if __name__ == "__main__" and not __package__:
         sys.exit(f"error: headstart cannot be imported ({error}); run `make demo` or `pip install -e .` first")
     installed_run()
 
-import functools
 import gc
-import json
-import logging
-import os
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from . import __version__
-from .errors import HeadstartError, UsageError, printable
+from .console import NumberOr, Numbers, common, options, run_command
+from .errors import UsageError
 
-logger = logging.getLogger("headstart")
-Command = TypeVar("Command", bound=Callable[..., Any])
 Data = click.Path(path_type=Path)
-INTERRUPTED = 130
 GC_THRESHOLD = 100_000  # new objects between two looks of the collector; Python's own is 700
 # The options by which a reader of the cache chooses among feature spaces.
 SPACE_FIELDS = ("backbone", "layer", "pool", "resize", "crop", "interpolation", "mean", "std", "store_dtype")
-
-
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Three numbers with commas between them."""
-
-    name = "a,b,c"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Return the numbers as floats."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(float(word) for word in value.split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 3:
-            self.fail(f"{value!r} is not three numbers like .485,.456,.406", param, ctx)
-        return numbers
-
-
-class NumberOr(click.ParamType[int | float | str]):
-    """A number, or one word that stands for something else."""
-
-    def __init__(self, number: type[int] | type[float], word: str) -> None:
-        self.number, self.word = number, word
-        self.name = f"N|{word}"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | str:
-        """Return the number or the word."""
-        if value == self.word:
-            return self.word
-        try:
-            number = self.number(value)
-        except ValueError:
-            number = self.number(0)
-        if not 0 < number < float("inf"):
-            self.fail(f"{value!r} is neither a number above 0 nor {self.word!r}", param, ctx)
-        return number
-
-
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Join option decorators into one, in the order in which `--help` shows them."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--json`, `--quiet` and `--debug`, and print what it returns.
-
-    The command returns an object with `summary()`, the fields of `--json`, and `lines()` for people. Its attribute
-    `on_stdout` says that those lines are the result itself, a table, and not a report on the work done; `status` is an
-    exit status other than 0 for work that was done and found something wrong.
-    """
-
-    @functools.wraps(command)
-    def run(*, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
-        logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
-        result = command(**given)
-        on_stdout = getattr(result, "on_stdout", False)
-        if as_json:
-            click.echo(json.dumps(result.summary(), allow_nan=False))
-        elif on_stdout:
-            for line in result.lines():
-                click.echo(_as_named(line))
-        elif not quiet:
-            for line in result.lines():
-                click.echo(printable(line), err=True)
-        if getattr(result, "status", 0):
-            sys.exit(result.status)
-
-    return options(
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output."),
-        click.option("--quiet", "-q", is_flag=True, help="Only warnings on standard error."),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    )(run)
 
 
 def _cache_folder(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
@@ -453,32 +366,9 @@ def demo(out: Path) -> Any:
     return run(out)
 
 
-def _as_named(line: str) -> str | bytes:
-    """Return a line of a table with names as the file system has them, also where they are no text."""
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(line)
-    return line
-
-
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given; None and the empty tuple mean that one was not."""
     return {name: value for name, value in values.items() if value is not None and value != ()}
-
-
-class _ToStderr(logging.Handler):
-    """Shows log records as lines for people, above a progress bar where there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = printable(record.getMessage())  # names from outside must not steer a terminal
-        if record.levelno >= logging.WARNING:
-            text = f"warning: {text}"
-        bars = sys.modules.get("tqdm")
-        if bars is not None and sys.stderr.isatty():
-            bars.tqdm.write(text, file=sys.stderr)
-        else:
-            click.echo(text, err=True)
 
 
 def run() -> NoReturn:
@@ -502,48 +392,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         The words after the program's name; those of the process where it is None.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    handler = _ToStderr()
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        commands.main(args=words, prog_name="headstart", standalone_mode=False)
-        return 0
-    except BaseException as error:  # noqa: BLE001  (the one place where every error becomes a line and a status)
-        return _report(error, words)
-    finally:
-        logger.removeHandler(handler)
-
-
-def _report(error: BaseException, words: Sequence[str]) -> int:
-    """Turn an error into one line, or an object for `--json`, and the exit status."""
-    if isinstance(error, click.exceptions.Exit | SystemExit):
-        code = getattr(error, "exit_code", getattr(error, "code", 1))
-        return code if isinstance(code, int) else 1
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
-        return 2
-    if isinstance(error, BrokenPipeError):
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # whoever read our output has left: nothing to flush at exit
-        return 1
-    if "--debug" in words and not isinstance(error, click.ClickException):
-        traceback.print_exception(error)
-    kind, message, status = _explain(error)
-    if "--json" in words:
-        click.echo(json.dumps({"error": {"type": kind, "message": message}}))
-    else:
-        click.echo(f"error: {message}" if status != INTERRUPTED else message, err=True)
-    return status
-
-
-def _explain(error: BaseException) -> tuple[str, str, int]:
-    kind = type(error).__name__
-    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
-        return "Interrupted", "interrupted; what was embedded is in the cache, run again to go on", INTERRUPTED
-    if isinstance(error, click.ClickException):
-        hint = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
-        return kind, " ".join(error.format_message().split()) + hint, 2
-    if isinstance(error, HeadstartError):
-        return kind, printable(str(error)), 2 if isinstance(error, UsageError) else 1
-    text = " ".join(str(error).split())
-    return kind, f"internal error: {kind}: {text}; run again with --debug and report what it shows", 1
+    return run_command(commands, sys.argv[1:] if arguments is None else arguments)

@@ -21,7 +21,8 @@ ALLOWED = {
     "extract": {"extract", "cache", "errors", ""},
     "classify": {"classify", "extract", "cache", "errors", ""},
     "demo": {"classify", "extract", "errors"},
-    "cli": {"demo", "classify", "extract", "cache", "errors", ""},
+    "console": {"errors"},
+    "cli": {"console", "demo", "classify", "extract", "cache", "errors", ""},
     "__init__": {"classify", "extract", "errors"},
 }
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "h5py", "PIL"}

@@ -1,0 +1,178 @@
+"""What all commands share on the command line: kinds of options, how results are printed, how errors become lines."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from .errors import HeadstartError, UsageError, printable
+
+logger = logging.getLogger("headstart")
+Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Three numbers with commas between them."""
+
+    name = "a,b,c"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return the numbers as floats."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(word) for word in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3:
+            self.fail(f"{value!r} is not three numbers like .485,.456,.406", param, ctx)
+        return numbers
+
+
+class NumberOr(click.ParamType[int | float | str]):
+    """A number, or one word that stands for something else."""
+
+    def __init__(self, number: type[int] | type[float], word: str) -> None:
+        self.number, self.word = number, word
+        self.name = f"N|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | str:
+        """Return the number or the word."""
+        if value == self.word:
+            return self.word
+        try:
+            number = self.number(value)
+        except ValueError:
+            number = self.number(0)
+        if not 0 < number < float("inf"):
+            self.fail(f"{value!r} is neither a number above 0 nor {self.word!r}", param, ctx)
+        return number
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Join option decorators into one, in the order in which `--help` shows them."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--json`, `--quiet` and `--debug`, and print what it returns.
+
+    The command returns an object with `summary()`, the fields of `--json`, and `lines()` for people. Its attribute
+    `on_stdout` says that those lines are the result itself, a table, and not a report on the work done; `status` is an
+    exit status other than 0 for work that was done and found something wrong.
+    """
+
+    @functools.wraps(command)
+    def run(*, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
+        logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+        result = command(**given)
+        on_stdout = getattr(result, "on_stdout", False)
+        if as_json:
+            click.echo(json.dumps(result.summary(), allow_nan=False))
+        elif on_stdout:
+            for line in result.lines():
+                click.echo(_as_named(line))
+        elif not quiet:
+            for line in result.lines():
+                click.echo(printable(line), err=True)
+        if getattr(result, "status", 0):
+            sys.exit(result.status)
+
+    return options(
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output."),
+        click.option("--quiet", "-q", is_flag=True, help="Only warnings on standard error."),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    )(run)
+
+
+def _as_named(line: str) -> str | bytes:
+    """Return a line of a table with names as the file system has them, also where they are no text."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(line)
+    return line
+
+
+class _ToStderr(logging.Handler):
+    """Shows log records as lines for people, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = printable(record.getMessage())  # names from outside must not steer a terminal
+        if record.levelno >= logging.WARNING:
+            text = f"warning: {text}"
+        bars = sys.modules.get("tqdm")
+        if bars is not None and sys.stderr.isatty():
+            bars.tqdm.write(text, file=sys.stderr)
+        else:
+            click.echo(text, err=True)
+
+
+def run_command(commands: click.Command, words: Sequence[str]) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong words, 130 interrupted.
+
+    Parameters
+    ----------
+    commands : click.Command
+    words : sequence of str
+        What stands behind the program's name.
+    """
+    handler = _ToStderr()
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        commands.main(args=list(words), prog_name="headstart", standalone_mode=False)
+        return 0
+    except BaseException as error:  # noqa: BLE001  (the one place where every error becomes a line and a status)
+        return _report(error, words)
+    finally:
+        logger.removeHandler(handler)
+
+
+def _report(error: BaseException, words: Sequence[str]) -> int:
+    """Turn an error into one line, or an object for `--json`, and the exit status."""
+    if isinstance(error, click.exceptions.Exit | SystemExit):
+        code = getattr(error, "exit_code", getattr(error, "code", 1))
+        return code if isinstance(code, int) else 1
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # whoever read our output has left: nothing to flush at exit
+        return 1
+    if "--debug" in words and not isinstance(error, click.ClickException):
+        traceback.print_exception(error)
+    kind, message, status = _explain(error)
+    if "--json" in words:
+        click.echo(json.dumps({"error": {"type": kind, "message": message}}))
+    else:
+        click.echo(f"error: {message}" if status != INTERRUPTED else message, err=True)
+    return status
+
+
+def _explain(error: BaseException) -> tuple[str, str, int]:
+    kind = type(error).__name__
+    if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
+        return "Interrupted", "interrupted; what was embedded is in the cache, run again to go on", INTERRUPTED
+    if isinstance(error, click.ClickException):
+        hint = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
+        return kind, " ".join(error.format_message().split()) + hint, 2
+    if isinstance(error, HeadstartError):
+        return kind, printable(str(error)), 2 if isinstance(error, UsageError) else 1
+    text = " ".join(str(error).split())
+    return kind, f"internal error: {kind}: {text}; run again with --debug and report what it shows", 1

@@ -93,6 +93,8 @@ def commands(context: click.Context) -> None:
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
 @click.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto",
               help="Compile the network [default: where the images left repay it].")  # fmt: skip
+@click.option("--decoder", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+              help="gpu: an NVIDIA GPU decodes JPEGs too; a feature space of its own.")  # fmt: skip
 @click.option("--processes", type=positive, metavar="N", help="Share the work between N [default: one a GPU].")
 @click.option("--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA.")
 @click.option("--limit", type=positive, metavar="N", help="Take only N images, spread evenly over the listing.")

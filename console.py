@@ -117,7 +117,7 @@ class _ToStderr(logging.Handler):
         if record.levelno >= logging.WARNING:
             text = f"warning: {text}"
         bars = sys.modules.get("tqdm")
-        if bars is not None and sys.stderr.isatty():
+        if bars is not None and sys.stderr is not None and sys.stderr.isatty():
             bars.tqdm.write(text, file=sys.stderr)
         else:
             click.echo(text, err=True)

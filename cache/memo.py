@@ -1,4 +1,7 @@
-"""What a backbone request resolved to, so that a warm command knows its feature space without importing torch."""
+"""What a backbone request resolved to, so that a warm command knows its feature space without importing torch.
+
+What compiling a network cost and gained is kept in the same way.
+"""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def write_error(error: OSError, folder: Path, size: int = 0, safe: int | None = 
     size : int, default 0
         Bytes that were to be written.
     safe : int, optional
-        How many images of the run are in the cache for good.
+        How many images of the run are in the cache for good; None where nobody knows.
     """
     megabytes = max(1, round(size / 1e6))
     code = error.errno

@@ -298,11 +298,16 @@ class FeatureStore:
             left = left[~done]
 
     def writer(
-        self, space: FeatureSpace, on_part: Callable[[int], None] | None = None, expected: int = 0
+        self,
+        space: FeatureSpace,
+        on_part: Callable[[int], None] | None = None,
+        expected: int = 0,
+        *,
+        alone: bool = True,
     ) -> PartWriter:
-        """Return a writer of `expected` rows, if known, in `space`, which `prepare` has been called for."""
+        """Return a writer of rows in `space`, which `prepare` has been called for; see `PartWriter`."""
         self.mark_used(space.id)
-        return PartWriter(self.space_folder(space.id), space, on_part, expected)
+        return PartWriter(self.space_folder(space.id), space, on_part, expected, alone=alone)
 
     def _found(self, index: KeyIndex, keys: Keys, total: int) -> np.ndarray:
         places = index.find(keys)

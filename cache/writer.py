@@ -42,7 +42,9 @@ class PartWriter:
     on_part : callable, optional
         Called with the number of rows that are safe, after each part, by the thread that writes.
     expected : int, default 0
-        About how many rows will come: how much room to ask for when the disk is full.
+        About how many bytes the run that this is part of will write: how much room to ask for when the disk is full.
+    alone : bool, default True
+        Whether the run's rows all come this way, so that those published here are all that is safe.
 
     Attributes
     ----------
@@ -58,8 +60,11 @@ class PartWriter:
         space: FeatureSpace,
         on_part: Callable[[int], None] | None = None,
         expected: int = 0,
+        *,
+        alone: bool = True,
     ) -> None:
         self._expected = expected
+        self._alone = alone
         self._folder = folder
         self._space = space
         self._on_part = on_part
@@ -141,8 +146,9 @@ class PartWriter:
             write_part(self._folder, self._space, keys, rows, {})
         except CacheError as error:
             if isinstance(error.__cause__, OSError):
-                left = max(error.size, (self._expected - self.published) * self._space.row_bytes)
-                raise write_error(error.__cause__, self._folder, left, self.published) from error
+                left = max(error.size, self._expected - self.published * self._space.row_bytes)
+                safe = self.published if self._alone else None
+                raise write_error(error.__cause__, self._folder, left, safe) from error
             raise
         finally:
             self.seconds += time.perf_counter() - begin

@@ -15,7 +15,7 @@ from ..cache.part import Keys
 from ..cache.writer import PartWriter
 from .pace import Pace
 from .plan import NOT_FINITE
-from .reader import Item, Need
+from .reader import Item, Need, Pixels
 
 if TYPE_CHECKING:
     from .embedder import Embedder, Pending
@@ -74,13 +74,13 @@ class Batches:
         self._pace = pace
         self._reject = reject
         self._items: list[Item] = []
-        self._pixels: list[np.ndarray] = []
+        self._pixels: list[Pixels] = []
         self._waiting: deque[tuple[list[Item], Pending]] = deque()
         self._loaded = False
         self.rows = self.count = 0
         self.loading = self.forward = 0.0
 
-    def take(self, item: Item, pixels: np.ndarray) -> None:
+    def take(self, item: Item, pixels: Pixels) -> None:
         """Add an image; send a batch through the network when it is full."""
         if not self._loaded:
             self._load()
@@ -93,10 +93,14 @@ class Batches:
         """Embed what has been gathered, and wait until all rows are safe."""
         if self._items:
             self._send()
-        while self._waiting:
-            self._collect(*self._waiting.popleft())
+        self.collect()
         for writer in self._target.writers:
             writer.flush()
+
+    def collect(self) -> None:
+        """Take in what is under way on the device."""
+        while self._waiting:
+            self._collect(*self._waiting.popleft())
 
     @property
     def writing(self) -> float:

@@ -28,7 +28,14 @@ class Bottleneck:
 
     @classmethod
     def of(
-        cls, stages: dict[str, float], seconds: float, device: str, workers: int, cores: int, processes: int = 1
+        cls,
+        stages: dict[str, float],
+        seconds: float,
+        device: str,
+        workers: int,
+        cores: int,
+        processes: int = 1,
+        writers: int = 1,
     ) -> Bottleneck:
         """Measure a run.
 
@@ -41,9 +48,11 @@ class Bottleneck:
         device : str
         workers, cores : int
         processes : int, default 1
-            How many shared the work, each with a network of its own.
+            How many shared the work, each with networks of its own.
+        writers : int, default 1
+            Threads that wrote, in all of them.
         """
-        threads = {"decode": workers, "forward": processes, "write": processes}
+        threads = {"decode": workers, "forward": processes, "write": writers}
         spent = {**stages, "decode": stages["read"] + stages["decode"]}
         busy = {name: min(1.0, spent[name] / max(seconds, 1e-9) / count) for name, count in threads.items()}
         return cls(busy, device, workers, cores)

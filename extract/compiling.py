@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache.memo import recall, remember
 from ..errors import CacheError, DeviceError
-from .device import available_cores
+from .device import available_cores, threads_of_torch
+from .taps import drift
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headstart.extract")
 
-COMPILE = ("auto", "always", "never")
 # What compiling is taken for where it was not measured yet: seconds, and how much faster. Measured on 2 cores: 7 s and
 # 1.22 times (mobilenet_v3_small), 13 s and 1.05 times (resnet18); on an H100 4 to 15 s and 1.5 times (resnet18).
 GUESS = {"cpu": (15.0, 1.1), "cuda": (15.0, 1.4)}
@@ -33,6 +33,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"options": {"freezing": True}},
     "cuda": {"mode": "reduce-overhead"},  # CUDA graphs
 }
+
+
+class _MovedError(ValueError):
+    """The compiled network does not compute the same."""
 
 
 class Compiler:
@@ -77,6 +81,9 @@ class Compiler:
         embedder, begin = self._embedder, time.perf_counter()
         try:
             embedder.faster = (embedder.batch_size, self._compiled())
+        except _MovedError as error:
+            self._give_up(str(error), error)
+            self._remember(0.0)
         # What torch's compiler and the C++ compiler that it calls may raise is in no list; the network still runs.
         except Exception as error:  # noqa: BLE001
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", error)
@@ -109,18 +116,19 @@ class Compiler:
 
         noise = torch.randint(0, 256, (size, side, side, 3), generator=torch.Generator().manual_seed(0))
         batch = noise.to(torch.uint8).to(backbone.device)
-        with embedder.device.autocast(embedder.spaces[0].precision):
-            wanted, found = backbone.embed(batch).float(), forward(batch).float()
-        difference = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-        if not difference <= TOLERANCE[embedder.spaces[0].precision]:
-            raise ValueError(f"it moves embeddings by {difference:.1e}")
+        # With the threads that batches get: for another number of them torch compiles again.
+        with embedder.device.autocast(embedder.spaces[0].precision), threads_of_torch(embedder.threads):
+            moved = drift(
+                backbone.embed(batch).float(), forward(batch).float(), [output.dim for output in backbone.outputs]
+            )
+        if moved > TOLERANCE[embedder.spaces[0].precision]:
+            raise _MovedError(f"it moves embeddings by {moved:.1e}")
         return forward
 
     def _give_up(self, why: str, error: Exception) -> None:
         if self._embedder.run.compile == "always":
             raise DeviceError(f"{self._embedder.name} cannot be compiled ({why}); pass --compile never") from error
         logger.info("%s is not compiled: %s", self._embedder.name, why)
-        self._remember(0.0)
 
     def _key(self) -> dict[str, Any]:
         import torch

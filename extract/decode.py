@@ -314,6 +314,11 @@ def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:
 # Orientation
 
 
+def jpeg_orientation(data: bytes) -> int:
+    """Return the EXIF orientation of a JPEG, 1 to 8; 1 is upright."""
+    return _orientation(_jpeg_exif(data))
+
+
 def _upright(pixels: Pixels, exif: bytes) -> Pixels:
     turn = _orientation(exif)
     if turn >= 5:

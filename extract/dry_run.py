@@ -36,6 +36,8 @@ class DryRun:
         Without those of backbones whose weights, which are part of a space, are not on this machine.
     absent : list of str
         Those backbones.
+    an_image : int
+        Rows that an image has, in all spaces.
     images, reused, failed : int
         Images listed, rows served from the cache, and images left out because they failed before and have not changed.
     new, changed, unread, again : int
@@ -53,6 +55,7 @@ class DryRun:
     backbone: str
     spaces: list[FeatureSpace]
     absent: list[str]
+    an_image: int
     images: int
     reused: int
     failed: int
@@ -67,6 +70,11 @@ class DryRun:
     def to_read(self) -> int:
         """Images that would be read and hashed; they are embedded only where the cache lacks their bytes."""
         return self.new + self.changed + self.unread + self.again
+
+    @property
+    def _rows(self) -> str:
+        """What is counted, where it is not images."""
+        return " rows" if self.an_image > 1 else ""
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``extract --dry-run --json``."""
@@ -85,12 +93,12 @@ class DryRun:
     def lines(self) -> list[str]:
         """Return the same for people."""
         lines = [
-            f"dry run, nothing was written: {self.images} images, {self.reused} in the cache, "
+            f"dry run, nothing was written: {self.images} images, {self.reused}{self._rows} in the cache, "
             f"{self.failed} failed before"
         ]
         if self.missing:
-            where = "these feature spaces" if len(self.spaces) > 1 else "this feature space"
-            lines.append(f"{self.missing} would be embedded: the cache {self.cache} lacks them in {where}")
+            where = "these feature spaces" if self.an_image > 1 else "this feature space"
+            lines.append(f"{self.missing}{self._rows} would be embedded: the cache {self.cache} lacks them in {where}")
             lines += [f"  {miss.line()}" for miss in self.misses]
         if self.to_read:
             reasons = [
@@ -134,7 +142,7 @@ def dry_run(
     )  # fmt: skip
     absent = [name for name, group in found.items() if not group]
     held = [KeyIndex([head.keys for head in store.survey(space.id)[0]]) for space in spaces]
-    held += [KeyIndex([])] * len(absent)
+    held += [KeyIndex([])] * sum(len(group) for group in asked if group[0].backbone in absent)
     todo = to_look_at(listing, held)
     known = todo[listing.known[todo]]
     lacking = [listing.digest[known][index.find(Keys.plain(listing.digest[known])) < 0] for index in held]
@@ -147,6 +155,7 @@ def dry_run(
         backbone=asked[0][0].backbone,
         spaces=spaces,
         absent=absent,
+        an_image=len(held),
         images=len(listing),
         reused=len(held) * (usable - unread) - missing,
         failed=len(listing.failures),
@@ -163,7 +172,7 @@ def dry_run(
 def _spaces(store: FeatureStore, asked: Sequence[SpaceOptions], run_options: RunOptions) -> list[FeatureSpace]:
     known = [recalled(options, store.root) for options in asked]
     if all(known):
-        return [space for space in known if space is not None]
+        return list({space.id: space for space in known if space is not None}.values())
     if asked[0].weights == "default" and not find(asked[0].backbone).weights_here():
         return []
     return list(resolve(asked, run_options, store.root, write=False).spaces)

@@ -48,7 +48,7 @@ def embed_listing(
     base : bytes
         The folder that its paths are relative to.
     stopped : callable
-        Asked between batches.
+        Asked before each image.
     record : callable
         Given the result while the run is still announced in the cache: its rows are spared by a prune until then.
 

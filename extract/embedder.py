@@ -17,6 +17,7 @@ from .memory import available_memory, bytes_an_image, fitting_batch
 from .network import ready
 from .options import RunOptions, SpaceOptions
 from .preprocess import Preprocess
+from .reader import Pixels
 from .transfer import Transfer, transfer_to
 
 if TYPE_CHECKING:
@@ -72,11 +73,6 @@ class Embedder:
         return self.spaces[0].backbone
 
     @property
-    def dim(self) -> int:
-        """Width of the rows of all spaces together."""
-        return sum(space.dim for space in self.spaces)
-
-    @property
     def backbone(self) -> Backbone:
         """The loaded network, on its device; loading takes seconds, the first time.
 
@@ -108,6 +104,14 @@ class Embedder:
         """
         _ = self.backbone, self.batch_size
 
+    def unload(self) -> None:
+        """Let go of the network, and of what it takes of the device's memory."""
+        self._backbone = self.faster = self._transfer = None
+        if self._device is not None and self._device.kind == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
     @property
     def device(self) -> Device:
         """Where the forward pass runs."""
@@ -136,6 +140,7 @@ class Embedder:
         available = available_memory()
         if available is None:
             return wanted
+        available //= self.run.processes or 1
         try:
             with self.device.autocast(self.spaces[0].precision):
                 an_image = bytes_an_image(self.backbone)
@@ -152,7 +157,7 @@ class Embedder:
             )  # fmt: skip
         return size
 
-    def embed(self, pixels: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    def embed(self, pixels: Sequence[Pixels] | np.ndarray) -> np.ndarray:
         """Compute rows.
 
         Parameters
@@ -173,7 +178,7 @@ class Embedder:
         """
         return self.begin(pixels).rows()
 
-    def begin(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Pending:
+    def begin(self, pixels: Sequence[Pixels] | np.ndarray) -> Pending:
         """Start to compute rows, as `embed`; a GPU goes on with it while the caller does other work."""
         began = time.perf_counter()
         done: list[Tensor] = []
@@ -188,7 +193,8 @@ class Embedder:
                     raise
                 self._halve(len(batch), error)
                 size = self.batch_size
-        return Pending(done, self.spaces[0].dtype, self._mover.finished(began))
+        elapsed = self._mover.finished(began)
+        return Pending([self._mover.fetch(rows) for rows in done], self.spaces[0].dtype, elapsed)
 
     def columns(self, rows: np.ndarray) -> list[np.ndarray]:
         """Take rows of all spaces, (n, D), apart into the rows of each."""
@@ -211,7 +217,7 @@ class Embedder:
         self._batch_size = tried // 2
         logger.warning("out of memory on %s: going on with batches of %d", where, self._batch_size)
 
-    def _forward(self, pixels: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+    def _forward(self, pixels: Sequence[Pixels] | np.ndarray) -> Tensor:
         count = len(pixels)
         padding = self.batch_size - count if self.run.batch_size and count < self.batch_size else 0
         batch = self._mover.to_device(pixels, padding)
@@ -225,14 +231,14 @@ class Embedder:
 class Pending:
     """Rows that are being computed."""
 
-    batches: list[Tensor]
+    batches: list[Callable[[], Tensor]]
     dtype: str
     elapsed: Callable[[], float]
 
     def rows(self) -> np.ndarray:
         """Wait for the rows; (n, D) of the spaces' dtype."""
         with np.errstate(over="ignore"):  # the caller looks for infinities, row by row
-            parts = [batch.cpu().numpy().astype(self.dtype) for batch in self.batches]
+            parts = [fetched().numpy().astype(self.dtype) for fetched in self.batches]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def seconds(self) -> float:

@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .taps import drift
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -47,10 +49,10 @@ def fold_batch_norms(backbone: Backbone) -> int:
         pairs = _pairs(backbone, noise)
     undo = [_fold(backbone.module, convolution, norm) for convolution, norm in pairs]
     with torch.inference_mode():
-        difference = (backbone.tap(noise) - before).abs().max() / before.abs().max().clamp(min=1e-12)
-    if bool(difference <= TOLERANCE):
+        moved = drift(before, backbone.tap(noise), [output.dim for output in backbone.outputs])
+    if moved <= TOLERANCE:
         return len(pairs)
-    logger.debug("batch norms of %s are not folded: that moved embeddings by %g", backbone.name, float(difference))
+    logger.debug("batch norms of %s are not folded: that moved embeddings by %g", backbone.name, moved)
     for step in undo:
         step.back()
     return 0
@@ -60,14 +62,14 @@ def fold_batch_norms(backbone: Backbone) -> int:
 class _Trace:
     """What a forward pass showed: outputs of convolutions, which fed which norm, and how often each was called."""
 
-    outputs: dict[int, tuple[nn.Module, Tensor, int]] = field(default_factory=dict)
+    outputs: dict[int, tuple[nn.Module, Tensor]] = field(default_factory=dict)
     pairs: list[tuple[nn.Module, nn.Module]] = field(default_factory=list)
     calls: Counter[nn.Module] = field(default_factory=Counter)
 
     def convolved(self, module: nn.Module, _: Any, output: Tensor) -> None:
         self.calls[module] += 1
         # The tensor is kept, so that no other can have its id.
-        self.outputs[id(output)] = (module, output, output._version if not output.is_inference() else 0)
+        self.outputs[id(output)] = (module, output)
 
     def normed(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.calls[module] += 1

@@ -177,7 +177,7 @@ def extract(
     limit : int, optional
         Take only this many images, evenly spread over the listing.
     stopped : callable, optional
-        Asked between batches; when it says True the part in progress is finished and the run ends.
+        Asked before each image; when it says True the part in progress is finished and the run ends.
     **options
         Fields of `SpaceOptions` (weights, pool, resize, crop, interpolation, mean, std, precision, store_dtype, seed)
         and `RunOptions` (device, batch_size, workers, max_pixels, processes, compile).
@@ -315,14 +315,16 @@ def _bottleneck(outcome: Outcome, embedder: Embedder) -> Bottleneck | None:
     if not outcome.images:
         return None
     return Bottleneck.of(
-        outcome.stages, outcome.seconds, embedder.device.kind, outcome.workers, available_cores(), outcome.processes
-    )
+        outcome.stages, outcome.seconds, embedder.device.kind, outcome.workers, available_cores(),
+        outcome.processes, outcome.writers,
+    )  # fmt: skip
 
 
 def _note_oddities(outcome: Outcome, embedders: Sequence[Embedder]) -> None:
     if outcome.enlarged:
-        crop = max(embedder.preprocess.crop for embedder in embedders)
-        logger.info("%d images are smaller than the crop of %s and were enlarged to fit", outcome.enlarged, crop)
+        crops = sorted({embedder.preprocess.crop for embedder in embedders})
+        sizes = " or ".join(str(crop) for crop in crops)
+        logger.info("%d images are smaller than the crop of %s and were enlarged to fit", outcome.enlarged, sizes)
     if outcome.animated:
         logger.info("%d images are animated: the first frame was taken", outcome.animated)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from types import FrameType
 
 from ..cache.running import running
 from ..cache.store import FeatureStore
-from ..errors import HeadstartError
+from .embedder import Embedder
 from .orders import Message, Order, receive, send
-from .resolve import resolve
 from .runner import Outcome
 from .work import Hooks, embed_work
 
@@ -37,20 +39,35 @@ def main() -> None:
     stream, lock = os.fdopen(os.dup(1), "wb"), threading.Lock()
     os.dup2(2, 1)  # a library that prints must not print between the messages
 
+    stopped = threading.Event()
+
     def tell(message: Message) -> None:
         with lock:
-            send(stream, message)
+            try:
+                send(stream, message)
+            except BrokenPipeError:  # the parent has died: finish the part in hand
+                stopped.set()
 
-    order = receive(sys.stdin.buffer)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        order = receive(sys.stdin.buffer)
+    except EOFError:  # stopped before it began
+        return
     assert isinstance(order, Order)
     logger.setLevel(logging.INFO if order.number == 0 else logging.WARNING)
     logger.addHandler(_ToParent(tell))
     logger.propagate = False
+    _set_at_end_of(os.dup(0), stopped)
     try:
-        tell(Message(outcome=_do(order, _stopped_by_end_of(os.dup(0)), tell)))
+        tell(Message(outcome=_do(order, stopped, tell)))
     except Exception as error:  # noqa: BLE001  (the parent raises it again)
-        tell(Message(error=(type(error).__name__, str(error))))
+        tell(Message(error=(type(error).__name__, str(error)), trace=traceback.format_exc()))
         sys.exit(1)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End at once, but as any program ends: what was announced in the cache is taken back."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _do(order: Order, stopped: threading.Event, tell: Tell) -> Outcome:
@@ -60,11 +77,8 @@ def _do(order: Order, stopped: threading.Event, tell: Tell) -> Outcome:
         os.environ["OMP_NUM_THREADS"] = str(len(order.cores))
     store = FeatureStore(order.cache)
     with running(store.root) as descriptor:
-        embedders = [resolve(group, order.run, store.root) for group in order.asked]
-        spaces = [space.id for embedder in embedders for space in embedder.spaces]
-        if spaces != order.spaces:
-            raise HeadstartError("the weights changed while the run began; run again")
-        held = {space: store.index(space)[0] for space in spaces}
+        embedders = [Embedder(spaces, asked, order.run) for spaces, asked in order.networks]
+        held = {space.id: store.index(space.id)[0] for spaces, _ in order.networks for space in spaces}
         hooks = Hooks(
             stopped.is_set,
             lambda count: tell(Message(progress=count)),
@@ -73,16 +87,14 @@ def _do(order: Order, stopped: threading.Event, tell: Tell) -> Outcome:
         return embed_work(store, embedders, held, order.work, descriptor, hooks)
 
 
-def _stopped_by_end_of(descriptor: int) -> threading.Event:
-    """Return what is set when nothing more can come: the parent has closed its end, or has died."""
-    stopped = threading.Event()
+def _set_at_end_of(descriptor: int, stopped: threading.Event) -> None:
+    """Set an event when nothing more can come: the parent has closed its end, or has died."""
 
     def wait() -> None:
         os.read(descriptor, 1)  # of no Python object, whose lock this thread would hold when the process ends
         stopped.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    return stopped
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cache.space import FeatureSpace
+from ..errors import UsageError
 from .decode import DEFAULT_MAX_PIXELS
 
 DEFAULT_BACKBONE = "resnet18"
@@ -32,6 +33,9 @@ class SpaceOptions:
     precision : str, default "auto"
     store_dtype : str, default "float32"
         "float32" or "float16".
+    decoder : {"cpu", "gpu", "either"}, default "cpu"
+        "gpu": JPEGs are decoded by an NVIDIA GPU too, which makes a feature space of its own; "either": for such a
+        space, with a GPU or without.
     seed : int, default 0
         For random weights.
     """
@@ -47,7 +51,12 @@ class SpaceOptions:
     std: tuple[float, float, float] | None = None
     precision: str = "auto"
     store_dtype: str = "float32"
+    decoder: str = "cpu"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.decoder not in ("cpu", "gpu", "either"):
+            raise UsageError(f"decoder must be cpu, gpu or either; got {self.decoder!r}")
 
     def overrides(self) -> dict[str, Any]:
         """Return the preprocessing that was asked for, without what was left to the weights."""
@@ -75,20 +84,21 @@ class SpaceOptions:
             std=tuple(preprocess["std"]),
             precision=space.precision,
             store_dtype=space.dtype,
+            decoder="either" if space.fast_path else "cpu",
             seed=request.get("seed", 0),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How an extraction goes about its work; nothing here changes an embedding.
+    """How an extraction goes about its work; nothing here changes an embedding by more than its last bits.
 
     Attributes
     ----------
     device : str, default "auto"
     batch_size : int, optional
-        Images a forward pass; the device decides where it is None. When given, the last batch is padded to it, so
-        that every row is computed by the same kernels.
+        Images a forward pass; found out where it is None. When given, the last batch is padded to it and nothing is
+        changed on the way, so that every row is computed by the same kernels.
     workers : int, optional
         Threads that read and decode, of all processes together; one a core where it is None.
     max_pixels : int, default 89,478,485
@@ -96,7 +106,8 @@ class RunOptions:
     processes : int, optional
         How many share the work; one a GPU where it is None, else 1.
     compile : {"auto", "always", "never"}, default "auto"
-        Whether the network is compiled; "auto" where the images left repay the seconds that it takes.
+        Whether the network is compiled; "auto" where the images left repay the seconds that it takes, and not where a
+        batch size was given.
     """
 
     device: str = "auto"
@@ -105,3 +116,7 @@ class RunOptions:
     max_pixels: int = DEFAULT_MAX_PIXELS
     processes: int | None = None
     compile: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.compile not in ("auto", "always", "never"):
+            raise UsageError(f"compile must be auto, always or never; got {self.compile!r}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ..cache.space import FeatureSpace
 from .options import RunOptions, SpaceOptions
 from .runner import Outcome
 from .work import Work
@@ -18,12 +19,11 @@ from .work import Work
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the parent tells a process: its number, its share, and the cores that it may use."""
+    """What the parent tells a process: its number, the spaces of each network, its share, and the cores it may use."""
 
     number: int
     cache: Path
-    asked: list[list[SpaceOptions]]
-    spaces: list[str]
+    networks: list[tuple[list[FeatureSpace], list[SpaceOptions]]]
     run: RunOptions
     work: Work
     cores: list[int]
@@ -43,6 +43,8 @@ class Message:
         Images a second, and images so far.
     error : tuple of (str, str), optional
         Class and text of what ended it.
+    trace : str
+        Where that was.
     outcome : Outcome, optional
         What it did; the last message.
     """
@@ -51,6 +53,7 @@ class Message:
     progress: int = 0
     rate: tuple[float, int] | None = None
     error: tuple[str, str] | None = None
+    trace: str = ""
     outcome: Outcome | None = None
 
 

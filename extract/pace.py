@@ -49,7 +49,8 @@ def forward_threads(cores: int, forward: float, decode: float) -> int:
 class Pace:
     """Sets up an embedder for speed while it works.
 
-    Where a batch size was given, neither that nor the threads are changed, so that rows stay the same bit for bit.
+    Where a batch size was given, nothing is tried and nothing changed, so that rows stay the same bit for bit; with
+    ``--compile always`` neither, for the network is compiled for one size.
 
     Parameters
     ----------
@@ -79,8 +80,12 @@ class Pace:
 
     def begin(self) -> None:
         """Prepare for the first batch, with the network loaded."""
+        if self._embedder.faster is not None:  # an earlier run of this process has settled it
+            return
+        self._embedder.threads = None
         if self._embedder.run.compile == "always":
             self._compiler.compile()
+            return
         self._steps = self._tried()
         next(self._steps)
 
@@ -93,16 +98,19 @@ class Pace:
             except StopIteration:
                 self._steps = None
         self._since_shared += images
-        if self._forward and self._since_shared >= SHARED_ANEW:
+        # A compiled network keeps its threads: for another number of them torch would compile it again.
+        if self._forward and self._embedder.faster is None and self._since_shared >= SHARED_ANEW:
             self._share_cores()
 
     def _tried(self) -> Steps:
         yield  # the first batch warms up
         rate = yield from self._rate()
-        if self._embedder.device.kind == "cpu" and not self._embedder.run.batch_size:
+        if self._embedder.run.batch_size:
+            return
+        if self._embedder.device.kind == "cpu":
             self._forward = _threads() / rate
             self._share_cores()
-        if not self._embedder.run.batch_size and self._left > WORTH_TRYING * self._embedder.batch_size:
+        if self._left > WORTH_TRYING * self._embedder.batch_size:
             rate = yield from self._best_size(rate)
         if self._embedder.run.compile == "auto" and self._compiler.repays(self._left, rate):
             self._compiler.compile()
@@ -140,8 +148,9 @@ class Pace:
 
     def _share_cores(self) -> None:
         """Divide the cores between the network and the decoders by what both take; pictures come in all sizes."""
-        work, images = (now - before for now, before in zip(self._decoding(), self._decoded, strict=True))
-        self._decoded, self._since_shared = self._decoding(), 0
+        decoded = self._decoding()
+        work, images = (now - before for now, before in zip(decoded, self._decoded, strict=True))
+        self._decoded, self._since_shared = decoded, 0
         if images:
             threads, before = _threads(), self._embedder.threads
             self._embedder.threads = forward_threads(threads, self._forward, work / images)

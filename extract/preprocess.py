@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 # Longer than this times its height (or the reverse), an image is cut to its centre before it is resized: a strip of
 # one pixel by a million would otherwise become gigabytes on the way to the crop.
-_MAX_ASPECT = 64
+MAX_ASPECT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,31 +135,53 @@ def to_input(pixels: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray
     writable = np.require(_trim(pixels), requirements=["C", "W"])
     # A batch of one with its channels last in memory, the layout of torch's fast uint8 kernels. Its first stride counts
     # here, though one image has no use for it, so the axis is torch's and not numpy's, which would have stride 0.
-    image = torch.from_numpy(writable).unsqueeze(0).permute(0, 3, 1, 2)
+    images, enlarged = to_inputs(torch.from_numpy(writable).unsqueeze(0), preprocess)
+    return np.ascontiguousarray(images[0].numpy()), enlarged
+
+
+def to_inputs(images: torch.Tensor, preprocess: Preprocess) -> tuple[torch.Tensor, bool]:
+    """Resize and crop images of one size, on the device where they are.
+
+    Parameters
+    ----------
+    images : Tensor, (n, H, W, 3) uint8
+        Decoded, red first.
+    preprocess : Preprocess
+
+    Returns
+    -------
+    images : Tensor, (n, crop, crop, 3) uint8
+        A view of those that were resized.
+    enlarged : bool
+        As `to_input`.
+    """
+    images = images.permute(0, 3, 1, 2)
     if preprocess.resize is not None:
-        image = _resize(image, preprocess.resize, preprocess)
-    enlarged = min(image.shape[-2:]) < preprocess.crop
+        images = _resize(images, preprocess.resize, preprocess)
+    enlarged = min(images.shape[-2:]) < preprocess.crop
     if enlarged:
-        image = _resize(image, preprocess.crop, preprocess)
-    image = _center_crop(image, preprocess.crop)
-    return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()), enlarged
+        images = _resize(images, preprocess.crop, preprocess)
+    return _center_crop(images, preprocess.crop).permute(0, 2, 3, 1), enlarged
 
 
-def _resize(image: torch.Tensor, size: int | tuple[int, int], preprocess: Preprocess) -> torch.Tensor:
+def _resize(images: torch.Tensor, size: int | tuple[int, int], preprocess: Preprocess) -> torch.Tensor:
+    import torch
     from torch.nn.functional import interpolate
 
-    before = (image.shape[-2], image.shape[-1])
+    before = (images.shape[-2], images.shape[-1])
     after = size if isinstance(size, tuple) else _scaled(before, size)
     if after == before:
-        return image
+        return images
     smooth = preprocess.interpolation in ("bilinear", "bicubic")
-    return interpolate(
-        image,
+    on_cpu = images.device.type == "cpu"
+    resized = interpolate(
+        images if on_cpu or not smooth else images.float(),  # torch resizes bytes smoothly on a CPU alone
         size=list(after),
         mode=preprocess.interpolation,
         align_corners=False if smooth else None,
         antialias=preprocess.antialias and smooth,
     )
+    return resized if resized.dtype == torch.uint8 else resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _scaled(shape: tuple[int, int], short: int) -> tuple[int, int]:
@@ -168,15 +190,15 @@ def _scaled(shape: tuple[int, int], short: int) -> tuple[int, int]:
     return (int(short * high / wide), short) if wide <= high else (short, int(short * wide / high))
 
 
-def _center_crop(image: torch.Tensor, side: int) -> torch.Tensor:
+def _center_crop(images: torch.Tensor, side: int) -> torch.Tensor:
     # Half pixels are rounded to the even neighbour, as torchvision does.
-    top, left = (round((length - side) / 2.0) for length in image.shape[-2:])
-    return image[..., top : top + side, left : left + side]
+    top, left = (round((length - side) / 2.0) for length in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]
 
 
 def _trim(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     high, wide = pixels.shape[:2]
-    limit = _MAX_ASPECT * min(high, wide)
+    limit = MAX_ASPECT * min(high, wide)
     if max(high, wide) <= limit:
         return pixels
     top, left = max(0, high - limit) // 2, max(0, wide - limit) // 2

@@ -27,7 +27,7 @@ def progress_bar(total: int, what: str, unit: str = "img") -> Iterator[Callable[
         To be told the number of steps since the last call.
     """
     quiet = not logging.getLogger("headstart").isEnabledFor(logging.INFO)
-    if quiet or not total or not sys.stderr.isatty():
+    if quiet or not total or sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return
     from tqdm import tqdm

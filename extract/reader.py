@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -23,6 +25,13 @@ from .files import EMPTY_FILE, Stat, read_with_stat
 from .preprocess import Preprocess, to_input
 from .suspects import Watch
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .gpu_decode import GpuDecoder, Inputs
+
+Pixels: TypeAlias = "np.ndarray | Tensor"  # (S, S, 3) uint8; a tensor on the device where the GPU decoded it
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -34,7 +43,7 @@ class Item:
 
     index: int
     digest: bytes = b""
-    pixels: tuple[np.ndarray | None, ...] = ()
+    pixels: tuple[Pixels | None, ...] = ()
     reason: str = ""
     replaced: bool = False
     animated: bool = False
@@ -75,6 +84,10 @@ class Reader:
         Decodes the images, so that one which ends the process is passed by next time.
     stat : ndarray of shape (N, 4), dtype int64, optional
         What the files were when they were listed.
+    gpu : GpuDecoder, optional
+        Takes as many pictures as it has room for.
+    workers : int, optional
+        How many pictures are decoded at once beside those; any number where it is None.
     """
 
     def __init__(
@@ -84,12 +97,18 @@ class Reader:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         watch: Watch | None = None,
         stat: np.ndarray | None = None,
+        gpu: GpuDecoder | None = None,
+        workers: int | None = None,
     ) -> None:
         self._base = base
         self._needs = needs
         self._max_pixels = max_pixels
         self._watch = watch
         self._stat = stat
+        self._gpu = gpu
+        self._cores: contextlib.AbstractContextManager[Any] = (
+            threading.BoundedSemaphore(workers) if gpu and workers else contextlib.nullcontext()
+        )
         self._lock = threading.Lock()
         self.seconds = {"read": 0.0, "decode": 0.0}
         self._work = 0.0
@@ -113,18 +132,38 @@ class Reader:
         wanted = [need.preprocess if need.lacks(digest) else None for need in self._needs]
         if not any(wanted):
             return Item(number, digest, replaced=replaced)
+        made = self._on_gpu(digest, data, {preprocess for preprocess in wanted if preprocess})
+        if made is not None:
+            pixels, enlarged = _chosen(made, wanted)
+            return Item(number, digest, pixels, replaced=replaced, enlarged=enlarged)
+        with self._cores:
+            return self._on_cpu(Item(number, digest, replaced=replaced), data, wanted, work)
+
+    def _on_gpu(self, digest: bytes, data: bytes, wanted: set[Preprocess]) -> Inputs | None:
+        """Have a picture decoded by the GPU, if it takes it."""
+        if self._gpu is None or (self._watch and self._watch.suspects(digest)):
+            return None
+        with self._watch.noting(digest) if self._watch else contextlib.nullcontext():
+            answer = self._gpu.offer(data, wanted)
+            return None if answer is None else answer.result()
+
+    def _on_cpu(self, item: Item, data: bytes, wanted: Sequence[Preprocess | None], work: float) -> Item:
+        """Decode and resize a picture in this thread, whose processor time was `work` before it read it."""
+        begin = time.perf_counter()
         try:
-            decoded = self._decode(digest, data)
+            decoded = self._decode(item.digest, data)
         except DecodeError as error:
-            return Item(number, digest, reason=str(error), replaced=replaced)
+            return replace(item, reason=str(error))
         finally:
             self._count("decode", begin)
+        spent = time.thread_time() - work
         import torch  # noqa: F401  (takes seconds the first time, which are not those of this stage)
 
-        begin = time.perf_counter()
-        pixels, enlarged = _inputs(decoded, wanted)
+        begin, work = time.perf_counter(), time.thread_time() - spent
+        made = {preprocess: to_input(decoded.pixels, preprocess) for preprocess in set(wanted) if preprocess}
+        pixels, enlarged = _chosen(made, wanted)
         self._count("decode", begin, time.thread_time() - work)
-        return Item(number, digest, pixels, replaced=replaced, animated=decoded.animated, enlarged=enlarged)
+        return replace(item, pixels=pixels, animated=decoded.animated, enlarged=enlarged)
 
     def _is_another(self, number: int, found: Stat) -> bool:
         """Tell whether a name led to another file than when it was listed: a folder may have been swapped since."""
@@ -147,9 +186,10 @@ class Reader:
         return now
 
 
-def _inputs(decoded: Decoded, wanted: Sequence[Preprocess | None]) -> tuple[tuple[np.ndarray | None, ...], bool]:
-    """Make the input of each network, once for those that want the same; say whether an image was enlarged for any."""
-    made = {preprocess: to_input(decoded.pixels, preprocess) for preprocess in set(wanted) if preprocess is not None}
+def _chosen(
+    made: Mapping[Preprocess, tuple[Pixels, bool]], wanted: Sequence[Preprocess | None]
+) -> tuple[tuple[Pixels | None, ...], bool]:
+    """Return the input of each network, and whether the image was enlarged for any."""
     pixels = tuple(None if preprocess is None else made[preprocess][0] for preprocess in wanted)
     return pixels, any(enlarged for _, enlarged in made.values())
 

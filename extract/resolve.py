@@ -18,6 +18,7 @@ from .backbone import request_key
 from .decode import DECODER_RULES
 from .device import choose_device, resolve_precision
 from .embedder import Embedder
+from .gpu_decode import FAST_PATH
 from .network import facts, ready, request_of
 from .options import RunOptions, SpaceOptions
 
@@ -56,10 +57,9 @@ def resolve(asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, writ
         if write:
             _remember(cache, keys, backbone)
     spaces = [_space(options, known or {}) for options, known in zip(asked, found, strict=True)]
-    first = {space.id: place for place, space in reversed(list(enumerate(spaces)))}
-    if len(first) < len(spaces):  # two names of one layer
-        kept = sorted(first.values())
-        return resolve([asked[place] for place in kept], run, cache, write=write)
+    kept = {space.id: place for place, space in reversed(list(enumerate(spaces)))}
+    if len(kept) < len(spaces):  # two names of one layer
+        return resolve([asked[place] for place in sorted(kept.values())], run, cache, write=write)
     return Embedder(spaces, asked, run, backbone, partial(_remember, cache, keys))
 
 
@@ -91,7 +91,10 @@ def _key(options: SpaceOptions) -> dict[str, Any]:
 
 def _space(options: SpaceOptions, known: dict[str, Any]) -> FeatureSpace:
     precision, dtype = resolve_precision(options.precision), options.store_dtype
-    return FeatureSpace(backbone=options.backbone, **known, decoder=DECODER_RULES, precision=precision, dtype=dtype)
+    fast_path = "" if options.decoder == "cpu" else FAST_PATH
+    return FeatureSpace(
+        backbone=options.backbone, **known, decoder=DECODER_RULES, precision=precision, fast_path=fast_path, dtype=dtype
+    )
 
 
 def _remember(cache: Path, keys: list[dict[str, Any]], backbone: Backbone) -> None:

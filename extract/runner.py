@@ -1,12 +1,13 @@
 """The loop that joins reader, networks and writers, timing each stage.
 
 Threads read, hash and decode ahead of the networks, and others write parts behind them; the queues between are bounded,
-so memory does not depend on the number of images, and results are taken in the order of the listing, so what lies on
-disk does not depend on timing.
+so memory does not depend on the number of images, and results are taken in the order of the listing, so the order of
+rows on disk does not depend on timing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,14 @@ import numpy as np
 from .batches import Batches, Target
 from .device import available_cores
 from .explain import Miss
+from .gpu_decode import BATCH, gpu_decoder
 from .options import RunOptions
 from .pace import QUIET_IMAGES, Pace
 from .reader import Ahead, Item, Reader
 from .suspects import Watch
 
 STAGES = ("list", "read", "decode", "forward", "write")
-ESTIMATE_AFTER = 3  # timed batches; the first one warms up and does not count
+ESTIMATE_OVER = 64  # images, after the quiet ones at the start
 
 
 @dataclass(slots=True)
@@ -46,14 +48,16 @@ class Outcome:
         Busy seconds of each stage, summed over threads.
     seconds : float
         Wall time from the moment when the first network was ready, without the time that others took to load.
-    workers, processes : int
-        Threads that read and decoded, and processes that shared the work.
+    workers, writers, processes : int
+        Threads that read and decoded, threads that wrote, and processes that shared the work.
     interrupted : bool
         The run was asked to stop before it was through.
     replaced : list of int
         Images of which another file was read than had been listed.
     misses : list of Miss
         Why images were embedded although another space holds them.
+    tried : dict of bytes to str
+        Suspects that were tried apart, and how they crashed; empty where they did not. By their digests.
     """
 
     digest: np.ndarray
@@ -65,10 +69,12 @@ class Outcome:
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     seconds: float = 0.0
     workers: int = 1
+    writers: int = 1
     processes: int = 1
     interrupted: bool = False
     replaced: list[int] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
+    tried: dict[bytes, str] = field(default_factory=dict)
 
 
 def run(
@@ -106,29 +112,38 @@ def run(
     watch : Watch, optional
         Decodes the images, so that one which ends the process is passed by next time.
     stopped : callable
-        Asked between batches; the run ends when it says True.
+        Asked before each image; when it says True the run ends, with what is under way on the device.
     progress : callable
         Told the number of images that went through since the last call.
     on_rate : callable
-        Told once, after a few timed batches, how many images a second go through, and how many have.
+        Told once, after a while, how many images a second go through, and how many have.
 
     Returns
     -------
     Outcome
         Without `embedded` and `misses`.
     """
-    outcome = Outcome(np.zeros((len(names), 32), np.uint8), workers=options.workers or available_cores())
-    reader = Reader(base, [target.need for target in targets], options.max_pixels, watch, stat)
-    flow = _Flow(outcome, reader, targets, todo.size, cache, on_rate)
-    with ThreadPoolExecutor(outcome.workers, thread_name_prefix="decode") as pool:
-        items = Ahead(pool, reader, names, todo, outcome.workers, QUIET_IMAGES)
+    workers = options.workers or available_cores()
+    outcome = Outcome(np.zeros((len(names), 32), np.uint8), workers=workers)
+    outcome.writers = sum(len(target.writers) for target in targets)
+    with contextlib.ExitStack() as stack:
+        gpu = gpu_decoder(targets[0].embedder, options.max_pixels)
+        if gpu is not None:
+            stack.enter_context(gpu)
+        # Threads that wait for the GPU take no core.
+        pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
+        needs = [target.need for target in targets]
+        reader = Reader(base, needs, options.max_pixels, watch, stat, gpu, workers)
+        flow = _Flow(outcome, reader, targets, todo.size, cache, on_rate)
+        items = Ahead(pool, reader, names, todo, workers + (BATCH if gpu else 0), QUIET_IMAGES)
         try:
             for item in items:
-                flow.take(item)
-                progress(1)
                 outcome.interrupted = stopped()
                 if outcome.interrupted:
+                    flow.collect()
                     break
+                flow.take(item)
+                progress(1)
             else:
                 flow.finish()
         finally:
@@ -187,6 +202,11 @@ class _Flow:
         for batches in self._batches:
             batches.finish()
 
+    def collect(self) -> None:
+        """Take in what is under way, and no more."""
+        for batches in self._batches:
+            batches.collect()
+
     def account(self) -> None:
         """Add up what each stage took."""
         stages, batches = self._outcome.stages, self._batches
@@ -209,15 +229,15 @@ class _Flow:
         self._estimate()
 
     def _estimate(self) -> None:
-        """Tell the rate of the whole run once the first network has had its first few batches."""
-        count = self._batches[0].count
-        if self._on_rate is None or count == 0:
+        """Tell the rate of the whole run once decoding and networks have run beside each other for a while."""
+        done = self._outcome.images
+        if self._on_rate is None or done < QUIET_IMAGES or not any(one.count for one in self._batches):
             return
-        if self._timed_from[1] == 0:  # the first batch warms up
-            self._timed_from = (time.perf_counter(), self._outcome.images)
-        elif count > ESTIMATE_AFTER:
-            since, before = self._timed_from
-            self._on_rate((self._outcome.images - before) / (time.perf_counter() - since), self._outcome.images)
+        since, before = self._timed_from
+        if not before:
+            self._timed_from = (time.perf_counter(), done)
+        elif done >= before + ESTIMATE_OVER:
+            self._on_rate((done - before) / (time.perf_counter() - since), done)
             self._on_rate = None
 
     def _decoding(self) -> tuple[float, int]:

@@ -6,6 +6,7 @@ the cache by itself. It ends when its standard input ends: when the parent has b
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -27,6 +28,7 @@ from .options import RunOptions
 from .orders import Message, Order, receive, send
 from .python import environment
 from .runner import Outcome
+from .suspects import forget
 from .work import Hooks, Work
 
 logger = logging.getLogger("headstart.extract")
@@ -56,16 +58,18 @@ def embed_in_processes(
     """
     shares = np.array_split(work.todo, count)
     cores = _split_cores(count)
-    run = replace(embedders[0].run, workers=_share_of(embedders[0].run.workers, count), processes=1)
-    spaces = [space.id for embedder in embedders for space in embedder.spaces]
-    asked = [list(embedder.asked) for embedder in embedders]
+    on_gpus = embedders[0].device.kind == "cuda"
+    networks = [(list(embedder.spaces), list(embedder.asked)) for embedder in embedders]
+    run = replace(embedders[0].run, workers=_share_of(embedders[0].run.workers, count), processes=count)
     orders = [
-        Order(number, store.root, asked, spaces, run, work.share(number, count), cores[number])
-        for number in range(count)
+        Order(number, store.root, networks, run, work.share(number, count), cores[number]) for number in range(count)
     ]
+    for embedder in embedders:  # which may have been loaded to find out its spaces
+        embedder.unload()
     logger.info("embedding in %d processes of %d images each", count, len(shares[0]))
-    outcomes = _Crew(orders, embedders[0].device.kind == "cuda", hooks).work()
-    return _joined(outcomes, shares, len(work.names))
+    whole = _joined(_Crew(orders, on_gpus, hooks).work(), shares, len(work.names))
+    forget(store.root, whole.tried)
+    return whole
 
 
 def _share_of(workers: int | None, count: int) -> int | None:
@@ -82,10 +86,13 @@ def _split_cores(count: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(np.array(cores), count)]
 
 
-def _joined(outcomes: list[Outcome], shares: list[np.ndarray], images: int) -> Outcome:
+def _joined(outcomes: list[Outcome | None], shares: list[np.ndarray], images: int) -> Outcome:
     """Put what the processes did together as if one had done it."""
-    whole = Outcome(np.zeros((images, 32), np.uint8), workers=0, processes=len(outcomes))
+    whole = Outcome(np.zeros((images, 32), np.uint8), workers=0, writers=0, processes=len(outcomes))
     for outcome, rows in zip(outcomes, shares, strict=True):
+        if outcome is None:  # it was stopped before it began
+            whole.interrupted = True
+            continue
         whole.digest[rows] = outcome.digest
         whole.failures.update({int(rows[place]): reason for place, reason in outcome.failures.items()})
         whole.replaced += [int(rows[place]) for place in outcome.replaced]
@@ -93,7 +100,9 @@ def _joined(outcomes: list[Outcome], shares: list[np.ndarray], images: int) -> O
         whole.animated += outcome.animated
         whole.enlarged += outcome.enlarged
         whole.workers += outcome.workers
+        whole.writers += outcome.writers
         whole.interrupted |= outcome.interrupted
+        whole.tried.update(outcome.tried)
         whole.seconds = max(whole.seconds, outcome.seconds)
         for stage, seconds in outcome.stages.items():
             whole.stages[stage] += seconds
@@ -106,59 +115,79 @@ class _Crew:
     def __init__(self, orders: list[Order], on_gpus: bool, hooks: Hooks) -> None:
         self._orders = orders
         self._hooks = hooks
+        self._gpus = visible_gpus() if on_gpus else []
         self._said: queue.Queue[tuple[int, Message | None]] = queue.Queue()
-        gpus = visible_gpus() if on_gpus else []
-        self._processes = [self._start(order, gpus) for order in orders]
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._at_work: list[threading.Event] = []
+        self._outcomes: dict[int, Outcome] = {}
+        self._failure: Exception | None = None
+        self._stopping = False
 
-    def work(self) -> list[Outcome]:
+    def work(self) -> list[Outcome | None]:
         """Wait for all; stop them when asked to, or when one has failed."""
-        outcomes: dict[int, Outcome] = {}
-        left, stopping = len(self._orders), False
-        failure: Exception | None = None
         try:
+            for order in self._orders:
+                if not self._hooks.stopped():
+                    self._start(order)
+            left = len(self._processes)
             while left:
-                if not stopping and (failure is not None or self._hooks.stopped()):
-                    stopping = True
+                if not self._stopping and (self._failure is not None or self._hooks.stopped()):
                     self._stop()
-                try:
-                    number, message = self._said.get(timeout=_POLL)
-                except queue.Empty:
-                    continue
-                if message is None:
-                    left -= 1
-                    if number not in outcomes and failure is None:
-                        failure = self._death(number)
-                elif message.outcome is not None:
-                    outcomes[number] = message.outcome
-                elif message.error is not None:
-                    failure = failure or _rebuilt(*message.error)
-                else:
-                    self._pass_on(number, message)
+                with contextlib.suppress(queue.Empty):
+                    left -= self._ends(*self._said.get(timeout=_POLL))
+        except BaseException:  # Ctrl-C for the second time, say: nobody finishes anything
+            for process in self._processes:
+                process.terminate()
+            raise
         finally:
             self._stop()
             for process in self._processes:
                 process.wait()
-        if failure is not None:
-            raise failure
-        return [outcomes[number] for number in range(len(self._orders))]
+        if self._failure is not None:
+            raise self._failure
+        return [self._outcomes.get(number) for number in range(len(self._orders))]
 
-    def _start(self, order: Order, gpus: list[str]) -> subprocess.Popen[bytes]:
+    def _ends(self, number: int, message: Message | None) -> bool:
+        """Take in what a process said; True when that was its end."""
+        if message is None:
+            if number not in self._outcomes and self._failure is None and not self._stopping:
+                self._failure = self._death(number)
+            return True
+        if message.outcome is not None:
+            self._outcomes[number] = message.outcome
+        elif message.error is not None:
+            logger.debug("process %d of %d failed:\n%s", number + 1, len(self._orders), message.trace)
+            self._failure = self._failure or _rebuilt(*message.error)
+        else:
+            self._pass_on(number, message)
+        return False
+
+    def _start(self, order: Order) -> None:
         variables = environment()
-        if gpus:
-            variables["CUDA_VISIBLE_DEVICES"] = gpus[order.number % len(gpus)]
-        # A session of its own: Ctrl-C is for the parent to answer.
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", MEMBER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables, start_new_session=True,
-        )  # fmt: skip
-        threading.Thread(target=self._listen, args=(order, process), daemon=True).start()
-        return process
+        if self._gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = self._gpus[order.number % len(self._gpus)]
+        try:
+            # A session of its own: Ctrl-C is for the parent to answer.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", MEMBER],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise HeadstartError(
+                f"process {order.number + 1} of {len(self._orders)} could not be started ({error.strerror}); pass "
+                "--processes with a smaller number"
+            ) from error
+        self._processes.append(process)
+        self._at_work.append(threading.Event())
+        threading.Thread(target=self._listen, args=(order, process, self._at_work[-1]), daemon=True).start()
 
-    def _listen(self, order: Order, process: subprocess.Popen[bytes]) -> None:
+    def _listen(self, order: Order, process: subprocess.Popen[bytes], at_work: threading.Event) -> None:
         assert process.stdin is not None and process.stdout is not None
         try:
             send(process.stdin, order)
             while isinstance(message := receive(process.stdout), Message):
+                if message.progress:
+                    at_work.set()
                 self._said.put((order.number, message))
         except (EOFError, OSError) as error:  # it has ended, or died within a message
             logger.debug("process %d says no more: %r", order.number, error)
@@ -168,12 +197,14 @@ class _Crew:
             self._said.put((order.number, None))
 
     def _stop(self) -> None:
-        for process in self._processes:
-            if process.stdin is not None and not process.stdin.closed:
-                try:
+        """Ask all to finish what they have in hand; who has not come to a picture yet has nothing to finish."""
+        self._stopping = True
+        for process, at_work in zip(self._processes, self._at_work, strict=True):
+            if not at_work.is_set():
+                process.terminate()
+            elif process.stdin is not None and not process.stdin.closed:
+                with contextlib.suppress(OSError):  # it has gone already
                     process.stdin.close()
-                except OSError as error:
-                    logger.debug("a process has gone already: %s", error)
 
     def _pass_on(self, number: int, message: Message) -> None:
         self._hooks.progress(message.progress)

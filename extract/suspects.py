@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,10 +74,13 @@ class Watch:
         The cache's folder, which is there.
     descriptor : int or None
         The file of this run, as `headstart.cache.running.running` gives it; None for none.
+    alone : bool, default True
+        Whether all of the run's pictures come this way. If not, the files of dead runs stay until `forget`.
     """
 
-    def __init__(self, cache: Path, descriptor: int | None) -> None:
+    def __init__(self, cache: Path, descriptor: int | None, *, alone: bool = True) -> None:
         self._cache = cache
+        self._alone = alone
         self._dead: list[_DeadRun] = []
         self._suspects: frozenset[bytes] = frozenset()
         self._met: set[bytes] = set()
@@ -98,8 +101,8 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._notes.close()
-        if kind is None:
-            self._forget()
+        if kind is None and self._alone:
+            _forget(self._dead, self.tried)
 
     def decode(self, digest: bytes, data: bytes, max_pixels: int) -> Decoded:
         """Decode one picture; any number of threads may call this at once.
@@ -124,6 +127,19 @@ class Watch:
             return self._try(digest, data, max_pixels)
         with self._notes.noting(digest):
             return decode(data, max_pixels=max_pixels)
+
+    def suspects(self, digest: bytes) -> bool:
+        """Tell whether a picture may have ended a run: nobody but `decode` should touch it."""
+        return digest in self._suspects
+
+    def noting(self, digest: bytes) -> contextlib.AbstractContextManager[None]:
+        """Note that the calling thread waits for somebody else to decode a picture while the block lasts."""
+        return self._notes.noting(digest)
+
+    @property
+    def tried(self) -> dict[bytes, str]:
+        """Suspects that were met, and how they crashed; empty where they did not."""
+        return {digest: self._crashes.get(digest, "") for digest in self._met}
 
     def stop(self) -> None:
         """Wait for no suspect any longer: nobody will ask for what is being decoded now."""
@@ -197,13 +213,25 @@ class Watch:
         if self._stopped.is_set():
             raise _CrashError("not tried again, for the run was stopped")
 
-    def _forget(self) -> None:
-        """Remove the files of dead runs that have nothing more to say."""
-        for run in self._dead:
-            if run.digests & self._crashes.keys():
-                continue
-            if run.digests <= self._met or time.time() - run.died > FORGOTTEN_AFTER:
-                discard(run.path)
+
+def forget(cache: Path, tried: Mapping[bytes, str]) -> None:
+    """Remove the files of dead runs that have nothing more to say, once several processes have tried their suspects.
+
+    Parameters
+    ----------
+    cache : Path
+    tried : mapping of bytes to str
+        As `Watch.tried`, of all of them.
+    """
+    _forget(_dead_runs(cache), tried)
+
+
+def _forget(dead: list[_DeadRun], tried: Mapping[bytes, str]) -> None:
+    for run in dead:
+        if any(tried.get(digest) for digest in run.digests):
+            continue
+        if run.digests <= tried.keys() or time.time() - run.died > FORGOTTEN_AFTER:
+            discard(run.path)
 
 
 def _reason(status: int) -> str:

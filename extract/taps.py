@@ -7,6 +7,7 @@ taken in one pass, which ends at the last of them, so later layers cost nothing.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,7 @@ class Tap:
         self.points = tuple(points)
         self._name = name
         self._values: dict[int, Any] = {}
+        self.outputs: tuple[Output, ...] = ()
         self._handles = [self._hook(place, point) for place, point in enumerate(self.points)]
         try:
             self.outputs = self._measure(pool, size)
@@ -121,9 +123,8 @@ class Tap:
         """Return (N, D) float32 for normalised `images`."""
         import torch
 
-        values = self._run(images)
-        rows = [_pooled(values[i].float(), output.pool, output.axes) for i, output in enumerate(self.outputs)]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+        rows = self._run(images)
+        return rows[0] if len(self.outputs) == 1 else torch.cat([rows[i] for i in range(len(self.outputs))], dim=1)
 
     def release(self) -> nn.Module:
         """Take the hooks out and return the network, whole again; the tap is of no use afterwards."""
@@ -141,10 +142,17 @@ class Tap:
         return module.register_forward_hook(lambda _module, _args, output: self._take(place, output))
 
     def _take(self, place: int, value: Any) -> None:
-        if place not in self._values:
+        if place in self._values:
+            return
+        if not self.outputs:  # they are being measured: shapes are wanted alone
             self._values[place] = value
-            if len(self._values) == len(self.points):
-                raise _Reached
+        else:
+            # At once, and by a copy: the next layer may work in the same memory (ReLU does, often, and residual sums).
+            output = self.outputs[place]
+            row = _pooled(value.float(), output.pool, output.axes)
+            self._values[place] = row.clone() if output.pool in ("token", "none") else row
+        if len(self._values) == len(self.points):
+            raise _Reached
 
     def _measure(self, pool: str | None, size: int) -> tuple[Output, ...]:
         import torch
@@ -180,6 +188,27 @@ class Tap:
             return values
         missed = next(point for place, point in enumerate(self.points) if place not in self._values)
         raise BackboneError(f"{self._name} never calls {missed.module} by itself; choose the layer around it")
+
+
+def drift(before: Tensor, after: Tensor, widths: Sequence[int]) -> float:
+    """Return how far rows moved: the largest difference over the row's largest number, each layer by itself.
+
+    Parameters
+    ----------
+    before, after : Tensor, (N, D)
+        Vectors of several layers side by side.
+    widths : sequence of int
+        Width of each.
+    """
+    moved = 0.0
+    ends = list(itertools.accumulate(widths))
+    for start, end in zip([0, *ends], ends, strict=False):
+        old, new = before[:, start:end], after[:, start:end]
+        share = (new - old).abs().amax(1) / old.abs().amax(1).clamp(min=1e-12)
+        moved = max(moved, float(share.max()))
+        if not bool(share.isfinite().all()):
+            return float("inf")
+    return moved
 
 
 def find_classifier(network: nn.Module, name: str) -> str:

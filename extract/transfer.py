@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .device import Device
+from .reader import Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +21,11 @@ BUFFERS = 2  # one is filled while the other is copied
 class Transfer(Protocol):
     """Puts images together into a batch on a device."""
 
-    def to_device(self, images: Sequence[np.ndarray] | np.ndarray, padding: int = 0) -> Tensor:
+    def to_device(self, images: Sequence[Pixels] | np.ndarray, padding: int = 0) -> Tensor:
         """Return n images, each (S, S, 3) uint8, and `padding` copies of the last one: (n + padding, S, S, 3)."""
+
+    def fetch(self, rows: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy rows back; return what waits for them."""
 
     def finished(self, began: float) -> Callable[[], float]:
         """Note that a batch begun at `began` (`time.perf_counter`) has been handed over; return what tells its time."""
@@ -38,17 +42,22 @@ class Plain:
     def __init__(self, device: Device) -> None:
         self._device = device
 
-    def to_device(self, images: Sequence[np.ndarray] | np.ndarray, padding: int = 0) -> Tensor:
+    def to_device(self, images: Sequence[Pixels] | np.ndarray, padding: int = 0) -> Tensor:
         """Return a batch; see `Transfer`."""
         import torch
 
-        batch = torch.from_numpy(_padded(images, padding))
+        here = [torch.from_numpy(image) if isinstance(image, np.ndarray) else image for image in images]
+        batch = torch.stack([*here, *here[-1:] * padding])
         return batch if self._device.kind == "cpu" else batch.to(self._device.kind)
 
+    def fetch(self, rows: Tensor) -> Callable[[], Tensor]:
+        """Return what copies rows; see `Transfer`."""
+        return rows.cpu
+
     def finished(self, began: float) -> Callable[[], float]:
-        """Return the wall time since `began`: on a CPU the work is done by now."""
+        """Return the wall time since `began`: on a CPU the work is done by now, elsewhere when rows were copied."""
         seconds = time.perf_counter() - began
-        return lambda: seconds
+        return lambda: seconds if self._device.kind == "cpu" else time.perf_counter() - began
 
 
 class Pinned:
@@ -64,12 +73,32 @@ class Pinned:
         self._copied: list[Any] = [self._cuda.Event() for _ in range(BUFFERS)]
         self._begun: list[Any] = []
 
-    def to_device(self, images: Sequence[np.ndarray] | np.ndarray, padding: int = 0) -> Tensor:
+    def to_device(self, images: Sequence[Pixels] | np.ndarray, padding: int = 0) -> Tensor:
         """Return a batch that later work on the current stream finds complete; see `Transfer`."""
+        import torch
+
+        host = [place for place, image in enumerate(images) if isinstance(image, np.ndarray)]
+        copied = self._copy([images[place] for place in host], padding if len(host) == len(images) else 0)
+        begun = self._cuda.Event(enable_timing=True)
+        begun.record()
+        self._begun.append(begun)
+        if len(host) == len(images):
+            return copied
+        rows: list[Any] = list(images)
+        for place, row in zip(host, copied, strict=True):
+            rows[place] = row
+        return torch.stack([*rows, *rows[-1:] * padding])
+
+    def _copy(self, images: list[Any], padding: int) -> Tensor:
+        """Copy images of the host to the GPU; later work on the current stream finds them complete."""
+        import torch
+
+        if not images:
+            return torch.empty(0)
         place = next(self._turn)
         self._copied[place].synchronize()  # the buffer's last copy must be through before it is filled again
         buffer = self._buffer(place, len(images) + padding, images[0].shape)
-        np.stack(list(images), out=buffer[: len(images)].numpy())
+        np.stack(images, out=buffer[: len(images)].numpy())
         buffer[len(images) :] = buffer[len(images) - 1]
         current = self._cuda.current_stream()
         with self._cuda.stream(self._stream):
@@ -77,10 +106,22 @@ class Pinned:
             self._copied[place].record()
         current.wait_stream(self._stream)
         batch.record_stream(current)
-        begun = self._cuda.Event(enable_timing=True)
-        begun.record()
-        self._begun.append(begun)
         return batch
+
+    def fetch(self, rows: Tensor) -> Callable[[], Tensor]:
+        """Copy rows behind the pass that computes them; to wait for them is not to wait for a later pass."""
+        import torch
+
+        host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        host.copy_(rows, non_blocking=True)
+        done = self._cuda.Event()
+        done.record()
+
+        def wait() -> Tensor:
+            done.synchronize()
+            return host
+
+        return wait
 
     def finished(self, began: float) -> Callable[[], float]:
         """Return what tells, once the rows were copied back, how long the GPU was busy, in seconds."""
@@ -97,8 +138,3 @@ class Pinned:
             buffer = torch.empty((count, *shape), dtype=torch.uint8, pin_memory=True)
             self._buffers[place] = buffer
         return buffer[:count]
-
-
-def _padded(images: Sequence[np.ndarray] | np.ndarray, padding: int) -> np.ndarray:
-    batch = images if isinstance(images, np.ndarray) else np.stack(images)
-    return np.concatenate([batch, np.repeat(batch[-1:], padding, axis=0)]) if padding else batch

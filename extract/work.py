@@ -30,17 +30,20 @@ class Work:
         Which of them to look at, in this order.
     base : bytes
         Folder of the names.
+    shares : int, default 1
+        How many shares of this size the run was divided into.
     """
 
     names: list[bytes]
     stat: np.ndarray
     todo: np.ndarray
     base: bytes
+    shares: int = 1
 
     def share(self, number: int, count: int) -> Work:
         """Return one of `count` shares of what is to do, about equal, with no more than its own names."""
         mine = np.array_split(self.todo, count)[number]
-        return Work([self.names[row] for row in mine.tolist()], self.stat[mine], np.arange(len(mine)), self.base)
+        return Work([self.names[row] for row in mine.tolist()], self.stat[mine], np.arange(len(mine)), self.base, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +82,25 @@ def embed_work(
     Outcome
         Without `embedded` and `misses`.
     """
-    expected = len(work.todo)
+    spaces = [space for embedder in embedders for space in embedder.spaces]
+    expected = len(work.todo) * work.shares * sum(space.row_bytes for space in spaces)
+    alone = work.shares == len(spaces) == 1
     with contextlib.ExitStack() as stack:
         targets = [
             Target(
                 embedder,
                 tuple(held[space.id] for space in embedder.spaces),
-                tuple(stack.enter_context(store.writer(space, expected=expected)) for space in embedder.spaces),
+                tuple(
+                    stack.enter_context(store.writer(space, expected=expected, alone=alone))
+                    for space in embedder.spaces
+                ),
             )
             for embedder in embedders
         ]
-        watch = stack.enter_context(Watch(store.root, descriptor))
-        return run(
+        watch = stack.enter_context(Watch(store.root, descriptor, alone=work.shares == 1))
+        outcome = run(
             work.names, work.stat, work.todo, work.base, targets, embedders[0].run, store.root,
             watch=watch, stopped=hooks.stopped, progress=hooks.progress, on_rate=hooks.on_rate,
         )  # fmt: skip
+        outcome.tried = watch.tried
+        return outcome

@@ -1,5 +1,6 @@
 """Several processes share the work of a run: the same rows, and the same manners when things go wrong."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -8,11 +9,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command_line import BACKBONE, draw, headstart, headstart_json, photos
 
 import headstart as package
 from headstart.cache.info import info
 from headstart.cache.running import announced
+from headstart.extract.embedder import Embedder
+from headstart.extract.options import RunOptions, SpaceOptions
+from headstart.extract.scale import _split_cores, processes_for
+from support import make_space
 
 __all__ = ["headstart", "headstart_json", "photos"]  # fixtures
 
@@ -122,6 +128,7 @@ def test_processes_end_when_their_parent_is_killed(headstart_json, photos, tmp_p
     process.kill()
     process.wait()
     wait_for(lambda: all(ended(worker) for worker in workers), 60)
+    assert "Traceback" not in process.stderr.read()
     safe = safe_rows(tmp_path)
     assert 0 < safe < 436
     again = headstart_json("extract", photos, "--backbone", BACKBONE)
@@ -154,3 +161,85 @@ def test_an_error_in_a_process_is_the_error_of_the_run(photos, tmp_path):
     assert process.returncode == 1, err
     assert err.splitlines()[-1].startswith("error: ") and "went away while it was in use: run again" in err
     assert "Traceback" not in err
+
+
+def test_ctrl_c_before_anything_was_computed_starts_nothing_more(photos, tmp_path):
+    add_pictures(photos, 400)
+    process = start(photos, tmp_path)
+    wait_for(lambda: bool(members(process.pid)))
+    workers = members(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("interrupted; ") and "Traceback" not in err
+    assert all(ended(worker) for worker in workers)
+    assert list(announced(tmp_path / ".headstart")) == []
+
+
+def test_ctrl_c_twice_stops_all_processes_at_once(headstart_json, photos, tmp_path):
+    add_pictures(photos, 400)
+    process = start(photos, tmp_path, "--resize", "640", "--crop", "640")
+    wait_for(lambda: len(parts(tmp_path)) > 1)
+    workers = members(process.pid)
+    process.send_signal(signal.SIGINT)
+    for line in process.stderr:
+        if "press Ctrl-C again" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and all(ended(worker) for worker in workers)
+    assert info(tmp_path / ".headstart").temporary == 0
+
+
+def test_the_file_of_a_dead_run_goes_when_its_suspects_were_tried_in_different_processes(headstart_json, photos):
+    add_pictures(photos, 150)
+    names = sorted(photos.glob("*/*.jpg"))
+    suspects = [hashlib.sha256(names[place].read_bytes()).digest() for place in (0, -1)]
+    folder = Path(".headstart/running")
+    folder.mkdir(parents=True)
+    (folder / "dead.run").write_bytes(b"".join(suspects))
+    done = headstart_json("extract", photos, *SMALL, "--processes", 2)
+    assert (done["embedded"], done["failed"]) == (186, 0)
+    assert list(folder.glob("*.run")) == []
+
+
+def test_a_full_disk_in_one_of_several_processes_claims_no_count(photos, tmp_path):
+    add_pictures(photos, 400)
+    program = "import sys; from headstart.cli import main; sys.exit(main())"
+    # Members are Pythons of their own: the disk is full for them by way of a site customisation.
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "write, left = os.write, [40_000]\n"
+        "def limited(descriptor, data):\n"
+        "    left[0] -= len(data)\n"
+        "    if left[0] < 0: raise OSError(28, 'No space left on device')\n"
+        "    return write(descriptor, data)\n"
+        "if 'headstart.extract.member' in ' '.join(sys.orig_argv): os.write = limited\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "extract", str(photos), *SMALL, "--processes", "2", "--batch-size", "4"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(site), "HEADSTART_PART_SECONDS": "0.01"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "disk full writing" in last and "images are safe" not in last and "free ~2 MB and run again" in last
+    assert done.stderr.count("disk full") == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "images", "count"), [(None, 1000, 1), (3, 1000, 3), (3, 100, 2), (8, 64, 1), (1, 10**6, 1)]
+)
+def test_how_many_processes(wanted, images, count):
+    space = make_space()
+    embedder = Embedder([space], [SpaceOptions()], RunOptions(device="cpu", processes=wanted))
+    assert processes_for(embedder.run, [embedder], images) == count
+
+
+def test_cores_are_divided_between_processes(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 6, 8}, raising=False)
+    assert _split_cores(2) == [[0, 2, 4], [6, 8]]
+    assert _split_cores(7) == [[0], [2], [4], [6], [8], [0], [2]]

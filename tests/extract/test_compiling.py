@@ -12,10 +12,11 @@ from command_line import BACKBONE, headstart, headstart_json, photos
 from networks import picture
 
 from headstart.cache.memo import check
-from headstart.errors import DeviceError
+from headstart.errors import DeviceError, UsageError
 from headstart.extract.compiling import TOLERANCE, Compiler
 from headstart.extract.embedder import Embedder
 from headstart.extract.options import RunOptions, SpaceOptions
+from headstart.extract.pace import Pace
 from headstart.extract.resolve import resolve
 
 __all__ = ["headstart", "headstart_json", "photos"]  # fixtures
@@ -77,6 +78,47 @@ def test_always_compiles_from_the_command_line(headstart_json, photos):
     assert headstart_json("cache", "verify", "--cache", "fast", "--sample", 10)["max_difference"] <= 1e-4
 
 
+@needs_compiler
+def test_a_compiled_network_is_compiled_once_whatever_pictures_come(tmp_path):
+    """Torch compiles again for another number of threads, so the network keeps those that it was compiled with."""
+    found = embedder(tmp_path, "squeezenet1_1", resize=64, crop=64)
+    object.__setattr__(found, "run", RunOptions(device="cpu"))
+    found.resize_batch(4)
+    work = [0.0, 0]
+    pace = Pace(found, 100, lambda: (work[0], work[1]), tmp_path)
+    pace.begin()
+    pixels = picture(64, 4).numpy()
+    found.threads = torch.get_num_threads()
+    Compiler(found, tmp_path).compile()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    pace._forward = 1e-3
+    for cost in (1e-4, 1e-1, 1e-4):
+        for _ in range(40):
+            work[0], work[1] = work[0] + 4 * cost, work[1] + 4
+            found.embed(pixels)
+            pace.took(4, 4e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    assert found.threads == torch.get_num_threads()
+
+
+def test_an_embedder_that_is_used_again_stays_as_it_was_settled(tmp_path, small):
+    small.faster, small.threads = (4, torch.nn.Identity()), 1
+    pace = Pace(small, 10_000, lambda: (0.0, 0), tmp_path)
+    pace.begin()
+    assert pace.settled
+    for _ in range(50):
+        pace.took(4, 0.1)
+    assert small.faster is not None and small.threads == 1
+    assert not [path for path in tmp_path.glob("backbones/*.json") if "compiled" in check(path)["request"]]
+
+
+def test_words_that_mean_nothing_are_refused():
+    with pytest.raises(UsageError, match="compile must be auto, always or never; got 'alway'"):
+        RunOptions(compile="alway")
+    with pytest.raises(UsageError, match="decoder must be cpu, gpu or either; got 'tpu'"):
+        SpaceOptions(decoder="tpu")
+
+
 # The decision
 
 
@@ -134,7 +176,7 @@ def test_where_nothing_can_be_compiled_a_run_goes_on(tmp_path, small, monkeypatc
         f"{BACKBONE} is not compiled: RuntimeError: Failed to find C compiler. Please specify via CC environment "
         "variable."
     )
-    assert not Compiler(small, tmp_path).repays(10_000_000, 100.0), "it is remembered"
+    assert Compiler(small, tmp_path).repays(10_000_000, 100.0), "a compiler may be installed tomorrow"
     with pytest.raises(DeviceError, match=rf"^{BACKBONE} cannot be compiled \(.*\); pass --compile never$"):
         Compiler(embedder(tmp_path, compile="always", resize=64, crop=64), tmp_path).compile()
 
@@ -144,7 +186,8 @@ def test_rows_that_would_move_are_not_computed_so(tmp_path, small, monkeypatch, 
     monkeypatch.setattr(torch, "compile", lambda tap, **_: lambda images: tap(images) * 1.001)
     Compiler(small, tmp_path).compile()
     assert small.faster is None
-    assert "is not compiled: ValueError: it moves embeddings by 1.0e-03" in caplog.records[-1].getMessage()
+    assert "is not compiled: it moves embeddings by 1.0e-03" in caplog.records[-1].getMessage()
+    assert not Compiler(small, tmp_path).repays(10_000_000, 100.0), "it is remembered"
 
 
 def test_a_batch_of_another_size_goes_the_plain_way(small, monkeypatch):

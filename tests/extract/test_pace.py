@@ -36,7 +36,7 @@ class Network:
         self.device = Device(kind, "test")
         self.run = RunOptions(compile="never", **run)
         self.batch_size = self.run.batch_size or self.device.batch_size
-        self.threads = None
+        self.threads = self.faster = None
         self.spaces = [make_space()]
 
     def resize_batch(self, wanted: int) -> int:

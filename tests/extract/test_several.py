@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from command_line import BACKBONE, headstart, headstart_json, photos
+from networks import picture
+from networks import random as random_network
 from PIL import Image
 
 import headstart as package
 from headstart.errors import UsageError
 from headstart.extract import reader
 from headstart.extract.backbone import Backbone
+from headstart.extract.job import plan_extract
+from headstart.extract.taps import drift
 
 __all__ = ["headstart", "headstart_json", "photos"]  # fixtures
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,6 +60,34 @@ def test_layers_in_one_pass_give_the_rows_of_each_alone(headstart, photos, passe
         wanted = alone(photos, layer=layer).X
         np.testing.assert_allclose(rows, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
     assert np.array_equal(done.X, rows_of(done)[0])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers"),
+    [
+        ("resnet18", ["bn1", "layer2.0.bn2", "layer4.1.relu.input", "layer4.1.bn2", "fc.input"]),
+        ("mobilenet_v3_small", ["features.0.1", "features.4", "classifier.input"]),
+        ("densenet121", ["features.norm5", "features", "classifier.input"]),
+        ("vgg11", ["classifier.0", "classifier.3", "classifier.input"]),
+    ],
+)
+@pytest.mark.parametrize("pool", [None, "none"])
+def test_a_layer_is_taken_before_the_next_one_works_in_its_memory(backbone, layers, pool):
+    """ReLU and residual sums write where their input stood."""
+    batch = picture(64, 2)
+    together = random_network(backbone, layers[0], pool, crop=64, more_layers=layers[1:])
+    widths = [output.dim for output in together.outputs]
+    for layer, rows in zip(layers, together.embed(batch).split(widths, 1), strict=True):
+        wanted = random_network(backbone, layer, pool, crop=64).embed(batch)
+        torch.testing.assert_close(rows, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+
+
+def test_drift_is_that_of_the_worst_layer():
+    before = torch.tensor([[1.0, 2.0, 1000.0], [1.0, 4.0, 1000.0]])
+    after = torch.tensor([[1.0, 2.2, 1000.0], [1.0, 4.0, 1001.0]])
+    assert drift(before, after, [2, 1]) == pytest.approx(0.1)
+    assert drift(before, before, [2, 1]) == 0
+    assert drift(before, before * float("nan"), [2, 1]) == float("inf")
 
 
 def test_one_backbone_after_the_other_is_decoded_once(headstart, headstart_json, photos, decoded):
@@ -129,7 +162,26 @@ def test_a_dry_run_of_several(headstart, headstart_json, photos, monkeypatch):
     assert (done["reused"], done["missing"], done["to_read"]) == (36, 36, 0)
 
 
-def test_the_same_layer_under_two_names_counts_once(headstart_json, photos):
+def test_two_names_of_one_layer_count_once(headstart, photos):
+    for _ in range(2):
+        done = package.extract(photos, BACKBONE, layer=[None, "fc.input"], resize=64, crop=64)
+        assert len(done.summary()["spaces"]) == 1 and done.embedded + done.reused == 36
+    assert plan_extract(photos, BACKBONE, layer=[None, "fc.input"], resize=64, crop=64).missing == 0
+
+
+def test_a_dry_run_counts_every_layer_of_weights_that_are_not_here(
+    headstart, headstart_json, photos, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("headstart.cache.listing.RACY_NS", 0)
+    headstart("extract", photos, *SMALL, "--backbone", BACKBONE)
+    words = ("extract", photos, "--backbone", "resnet18", "--layer", "layer3", "--layer", "layer4", "--dry-run")
+    done = headstart_json(*words)
+    assert (done["missing"], done["reused"], done["spaces"]) == (72, 0, [])
+    assert "72 rows would be embedded" in headstart(*words)[2]
+
+
+def test_the_same_layer_twice_counts_once(headstart_json, photos):
     done = headstart_json(
         "extract", photos, *SMALL, "--backbone", OTHER, "--weights", "none", "--layer", "classifier.input",
         "--layer", "classifier.input", "--backbone", OTHER,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache.memo import recall, remember
 from ..errors import CacheError, DeviceError
-from .device import available_cores, threads_of_torch
+from .device import available_cores, use_threads
 from .taps import drift
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ class Compiler:
         noise = torch.randint(0, 256, (size, side, side, 3), generator=torch.Generator().manual_seed(0))
         batch = noise.to(torch.uint8).to(backbone.device)
         # With the threads that batches get: for another number of them torch compiles again.
-        with embedder.device.autocast(embedder.spaces[0].precision), threads_of_torch(embedder.threads):
+        if embedder.threads is not None:
+            use_threads(embedder.threads)
+        with embedder.device.autocast(embedder.spaces[0].precision):
             moved = drift(
                 backbone.embed(batch).float(), forward(batch).float(), [output.dim for output in backbone.outputs]
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,20 +128,16 @@ def keep_freed_memory() -> None:
     library.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
-@contextlib.contextmanager
-def threads_of_torch(count: int | None) -> Iterator[None]:
-    """Let torch compute with `count` threads while the block lasts; None changes nothing."""
-    if count is None:
-        yield
-        return
+def use_threads(count: int) -> None:
+    """Let torch compute with `count` threads from now on, where the caller's thread asks it to.
+
+    Not for each pass anew: while the number changes back and forth, the threads are ended and begun again, and what
+    lies between two passes waits for them.
+    """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

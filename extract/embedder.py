@@ -12,7 +12,7 @@ import numpy as np
 
 from ..cache.space import FeatureSpace
 from ..errors import BackboneError, DeviceError
-from .device import Device, choose_device, is_out_of_memory, threads_of_torch
+from .device import Device, choose_device, is_out_of_memory, use_threads
 from .memory import available_memory, bytes_an_image, fitting_batch
 from .network import ready
 from .options import RunOptions, SpaceOptions
@@ -60,7 +60,8 @@ class Embedder:
         self.run = run
         self.preprocess = Preprocess.from_dict(self.spaces[0].preprocess)
         self.faster: tuple[int, Forward] | None = None  # a batch size, and the forward pass for it
-        self.threads: int | None = None  # that a forward pass uses; None: as torch has it
+        self.threads: int | None = None  # that the network uses; None: as torch has it
+        self.most_threads = 1  # that torch had when the network was loaded
         self._backbone = backbone
         self._on_change = on_change
         self._device: Device | None = None
@@ -102,7 +103,15 @@ class Embedder:
         BackboneError
             As `backbone`.
         """
+        import torch
+
         _ = self.backbone, self.batch_size
+        self.most_threads = torch.get_num_threads()
+
+    def rest(self) -> None:
+        """Give torch back the threads that it had, when a run is over."""
+        if self.threads is not None:
+            use_threads(self.most_threads)
 
     def unload(self) -> None:
         """Let go of the network, and of what it takes of the device's memory."""
@@ -220,8 +229,10 @@ class Embedder:
     def _forward(self, pixels: Sequence[Pixels] | np.ndarray) -> Tensor:
         count = len(pixels)
         padding = self.batch_size - count if self.run.batch_size and count < self.batch_size else 0
+        if self.threads is not None:
+            use_threads(self.threads)
         batch = self._mover.to_device(pixels, padding)
-        with self.device.autocast(self.spaces[0].precision), threads_of_torch(self.threads):
+        with self.device.autocast(self.spaces[0].precision):
             if self.faster is not None and self.faster[0] == len(batch):
                 return self.faster[1](batch)[:count].float()
             return self.backbone.embed(batch)[:count].float()

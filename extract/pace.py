@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ logger = logging.getLogger("headstart.extract")
 TIMED_IMAGES = 48  # for one rate, at least; and at least two batches
 TIMED_BATCHES = 2
 QUIET_IMAGES = 64  # at the start, during which nothing should be decoded beside the network: the first batch and a rate
+QUIET_SECONDS = 0.3  # that this may cost where the network was there at once
 SHARED_ANEW = 128  # images after which the cores are divided anew
 WORTH_TRYING = 50  # batches that must be left for other sizes to be tried
 GAIN = 1.05  # a larger batch takes more memory: it has to be worth it
@@ -61,14 +63,25 @@ class Pace:
         Tells the seconds of one core that reading and decoding have taken so far, and of how many images.
     cache : Path
         Where figures are remembered.
+    wait : callable
+        Waits until what was read ahead is decoded, but no longer than as many seconds.
     """
 
-    def __init__(self, embedder: Embedder, images: int, decoding: Callable[[], tuple[float, int]], cache: Path) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        images: int,
+        decoding: Callable[[], tuple[float, int]],
+        cache: Path,
+        wait: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._wait = wait
         self._embedder = embedder
         self._left = images
         self._decoding = decoding
         self._decoded = (0.0, 0)
         self._forward = 0.0  # seconds of one core that an image takes in the network, with nothing beside it
+        self._quickest = math.inf  # seconds an image, of all batches that were timed: the others were disturbed
         self._since_shared = 0
         self._compiler = Compiler(embedder, cache)
         self._steps: Steps | None = None
@@ -86,6 +99,8 @@ class Pace:
         if self._embedder.run.compile == "always":
             self._compiler.compile()
             return
+        if self._embedder.device.kind == "cpu" and not self._embedder.run.batch_size:
+            self._wait(QUIET_SECONDS)  # in vain where the network took its time to load
         self._steps = self._tried()
         next(self._steps)
 
@@ -99,7 +114,7 @@ class Pace:
                 self._steps = None
         self._since_shared += images
         # A compiled network keeps its threads: for another number of them torch would compile it again.
-        if self._forward and self._embedder.faster is None and self._since_shared >= SHARED_ANEW:
+        if self.settled and self._forward and self._embedder.faster is None and self._since_shared >= SHARED_ANEW:
             self._share_cores()
 
     def _tried(self) -> Steps:
@@ -108,7 +123,7 @@ class Pace:
         if self._embedder.run.batch_size:
             return
         if self._embedder.device.kind == "cpu":
-            self._forward = _threads() / rate
+            self._forward = self._threads * self._quickest
             self._share_cores()
         if self._left > WORTH_TRYING * self._embedder.batch_size:
             rate = yield from self._best_size(rate)
@@ -124,6 +139,7 @@ class Pace:
             count, spent = yield
             if count >= self._embedder.batch_size:
                 images, seconds, batches = images + count, seconds + spent, batches + 1
+                self._quickest = min(self._quickest, spent / count)
         return images / max(seconds, 1e-9)
 
     def _best_size(self, rate: float) -> Generator[None, tuple[int, float], float]:
@@ -152,14 +168,12 @@ class Pace:
         work, images = (now - before for now, before in zip(decoded, self._decoded, strict=True))
         self._decoded, self._since_shared = decoded, 0
         if images:
-            threads, before = _threads(), self._embedder.threads
+            threads, before = self._threads, self._embedder.threads
             self._embedder.threads = forward_threads(threads, self._forward, work / images)
             if self._embedder.threads != (before or threads):
                 logger.debug("the network gets %d of %d threads, decoding the others", self._embedder.threads, threads)
 
-
-def _threads() -> int:
-    """Return how many threads a forward pass may have at most."""
-    import torch
-
-    return min(available_cores(), torch.get_num_threads())
+    @property
+    def _threads(self) -> int:
+        """How many threads the network may have at most."""
+        return min(available_cores(), self._embedder.most_threads)

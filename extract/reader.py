@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -233,6 +233,10 @@ class Ahead:
             if taken >= self._quiet or not self._waiting:
                 self._refill()
             yield item
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all that is read ahead has been read, but not for longer than `seconds`."""
+        wait(self._waiting, seconds)
 
     def _refill(self) -> None:
         missing = self._ahead - len(self._waiting)

@@ -134,8 +134,8 @@ def run(
         pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
         needs = [target.need for target in targets]
         reader = Reader(base, needs, options.max_pixels, watch, stat, gpu, workers)
-        flow = _Flow(outcome, reader, targets, todo.size, cache, on_rate)
         items = Ahead(pool, reader, names, todo, workers + (BATCH if gpu else 0), QUIET_IMAGES)
+        flow = _Flow(outcome, reader, targets, todo.size, cache, on_rate, items.wait)
         try:
             for item in items:
                 outcome.interrupted = stopped()
@@ -151,6 +151,8 @@ def run(
             if watch:
                 watch.stop()
             flow.account()
+            for target in targets:
+                target.embedder.rest()
     return outcome
 
 
@@ -165,12 +167,14 @@ class _Flow:
         images: int,
         cache: Path,
         on_rate: Callable[[float, int], None],
+        wait: Callable[[float], None],
     ) -> None:
         self._outcome = outcome
         self._reader = reader
         self._on_rate: Callable[[float, int], None] | None = on_rate
         self._batches = [
-            Batches(target, Pace(target.embedder, images, self._decoding, cache), self._reject) for target in targets
+            Batches(target, Pace(target.embedder, images, self._decoding, cache, wait), self._reject)
+            for target in targets
         ]
         self._begun: float | None = None
         self._loaded_first = 0.0

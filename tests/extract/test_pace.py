@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from headstart.extract.device import Device
 from headstart.extract.options import RunOptions
@@ -37,6 +36,7 @@ class Network:
         self.run = RunOptions(compile="never", **run)
         self.batch_size = self.run.batch_size or self.device.batch_size
         self.threads = self.faster = None
+        self.most_threads = 2
         self.spaces = [make_space()]
 
     def resize_batch(self, wanted: int) -> int:
@@ -99,16 +99,17 @@ def test_a_batch_size_that_was_given_fixes_how_rows_are_computed(tmp_path):
 
 def test_cores_are_divided_anew_when_pictures_change(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("headstart.extract.pace.available_cores", lambda: 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     caplog.set_level(logging.DEBUG, "headstart")
     network, seen = Network(lambda size: 400.0), []  # 10 ms of one core
+    network.most_threads = 4
     work = [0.0, 0]
     pace = Pace(network, 4000, lambda: (work[0], work[1]), tmp_path)
     pace.begin()
     for batch in range(250):
         cost = 0.1e-3 if batch < 100 else 30e-3
-        work[0], work[1] = work[0] + 16 * cost, work[1] + 16
-        pace.took(16, 16 / 400)
+        count = network.batch_size
+        work[0], work[1] = work[0] + count * cost, work[1] + count
+        pace.took(count, count / 400)
         seen.append(network.threads)
     assert seen[50] == 4 and seen[-1] == 1
     assert [record.message for record in caplog.records if "of 4 threads" in record.message][-1].startswith(

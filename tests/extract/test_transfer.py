@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.extract.device import Device, exact_float32, threads_of_torch
+from headstart.extract.device import Device, exact_float32
 from headstart.extract.embedder import Embedder
 from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.transfer import BUFFERS, Pinned, Plain
@@ -130,14 +130,22 @@ def test_the_time_of_a_batch_is_that_between_its_own_events(pinned):
 # The device
 
 
-def test_threads_of_torch_are_put_back_whatever_happens():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), threads_of_torch(1):
+def test_threads_of_torch_are_put_back_when_a_run_is_over(lite):
+    space = make_space(dim=1280, preprocess=lite.preprocess.as_dict())
+    embedder, before = Embedder([space], [SpaceOptions()], RunOptions(device="cpu"), lite), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        embedder.load()
+        embedder.embed(np.zeros((1, 224, 224, 3), np.uint8))
+        embedder.rest()
+        assert torch.get_num_threads() == 2
+        embedder.threads = 1
+        embedder.embed(np.zeros((1, 224, 224, 3), np.uint8))
         assert torch.get_num_threads() == 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
-    with threads_of_torch(None):
-        assert torch.get_num_threads() == before
+        embedder.rest()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_float32_is_not_tf32(monkeypatch):

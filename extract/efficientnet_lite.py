@@ -100,10 +100,10 @@ def _network_class() -> Any:
             self.fc = nn.Linear(_HEAD_CHANNELS, _CLASSES)
 
         def forward(self, images: Tensor) -> Any:
-            x = relu6(self._bn0(_same(self._conv_stem, images)))
+            x = relu6(self._bn0(_same(self._conv_stem, images)), inplace=True)
             for block in self._blocks:
                 x = block(x)
-            x = relu6(self._bn1(self._conv_head(x)))
+            x = relu6(self._bn1(self._conv_head(x)), inplace=True)
             return self.fc(self._avg_pooling(x).flatten(1))
 
     return EfficientNetLite
@@ -131,8 +131,8 @@ def _block_class() -> Any:
             self._bn2 = _norm(out)
 
         def forward(self, x: Tensor) -> Any:
-            y = relu6(self._bn0(self._expand_conv(x))) if self._widens else x
-            y = relu6(self._bn1(_same(self._depthwise_conv, y)))
+            y = relu6(self._bn0(self._expand_conv(x)), inplace=True) if self._widens else x
+            y = relu6(self._bn1(_same(self._depthwise_conv, y)), inplace=True)
             y = self._bn2(self._project_conv(y))
             return x + y if self._residual else y
 

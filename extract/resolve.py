@@ -116,7 +116,7 @@ def _jsonable(overrides: dict[str, Any]) -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of what decides on values, kept beside a feature space without being part of it."""
-    names = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy")
+    names = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "nvidia-nvimgcodec-cu13")
     versions = {}
     for name in names:
         try:

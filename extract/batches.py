@@ -15,7 +15,8 @@ from ..cache.part import Keys
 from ..cache.writer import PartWriter
 from .pace import Pace
 from .plan import NOT_FINITE
-from .reader import Item, Need, Pixels
+from .preprocess import Pixels
+from .reader import Item, Need
 
 if TYPE_CHECKING:
     from .embedder import Embedder, Pending

@@ -16,8 +16,7 @@ from .device import Device, choose_device, is_out_of_memory, use_threads
 from .memory import available_memory, bytes_an_image, fitting_batch
 from .network import ready
 from .options import RunOptions, SpaceOptions
-from .preprocess import Preprocess
-from .reader import Pixels
+from .preprocess import Pixels, Preprocess
 from .transfer import Transfer, transfer_to
 
 if TYPE_CHECKING:

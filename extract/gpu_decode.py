@@ -36,8 +36,6 @@ from .preprocess import MAX_ASPECT, Preprocess, to_inputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .embedder import Embedder
-
 logger = logging.getLogger("headstart.extract")
 
 FAST_PATH = "nvimagecodec"
@@ -165,8 +163,8 @@ class GpuDecoder:
         return answers
 
 
-def gpu_decoder(embedder: Embedder, max_pixels: int) -> GpuDecoder | None:
-    """Return a decoder for the pictures of `embedder`, where its spaces allow it.
+def gpu_decoder(wanted: str, device: Device, max_pixels: int) -> GpuDecoder | None:
+    """Return a decoder for pictures that are decoded as `wanted`: by the "gpu", or by "either".
 
     Where rows are added to such spaces on a machine that has none, a laptop say, the processor decodes all: that it had
     a part is in their name already.
@@ -176,10 +174,6 @@ def gpu_decoder(embedder: Embedder, max_pixels: int) -> GpuDecoder | None:
     DeviceError, MissingExtraError
         It was asked for, and there is no NVIDIA GPU, or nvImageCodec is not installed or does not work.
     """
-    wanted = embedder.asked[0].decoder
-    if wanted == "cpu":
-        return None
-    device = embedder.device
     try:
         if device.kind != "cuda":
             raise DeviceError(f"--decoder gpu needs an NVIDIA GPU, and this runs on {device.kind}; pass --decoder cpu")

@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from ..errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+# The input of one network for one image, (S, S, 3) uint8: a tensor on the device where a GPU decoded it.
+Pixels: TypeAlias = "NDArray[np.uint8] | torch.Tensor"
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 # Longer than this times its height (or the reverse), an image is cut to its centre before it is resized: a strip of

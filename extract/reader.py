@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,15 +22,11 @@ from ..cache.part import Keys
 from ..errors import DecodeError
 from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
 from .files import EMPTY_FILE, Stat, read_with_stat
-from .preprocess import Preprocess, to_input
+from .preprocess import Pixels, Preprocess, to_input
 from .suspects import Watch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .gpu_decode import GpuDecoder, Inputs
-
-Pixels: TypeAlias = "np.ndarray | Tensor"  # (S, S, 3) uint8; a tensor on the device where the GPU decoded it
 
 
 @dataclass(frozen=True, slots=True)

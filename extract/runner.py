@@ -127,7 +127,9 @@ def run(
     outcome = Outcome(np.zeros((len(names), 32), np.uint8), workers=workers)
     outcome.writers = sum(len(target.writers) for target in targets)
     with contextlib.ExitStack() as stack:
-        gpu = gpu_decoder(targets[0].embedder, options.max_pixels)
+        embedder, gpu = targets[0].embedder, None
+        if embedder.asked[0].decoder != "cpu":
+            gpu = gpu_decoder(embedder.asked[0].decoder, embedder.device, options.max_pixels)
         if gpu is not None:
             stack.enter_context(gpu)
         # Threads that wait for the GPU take no core.

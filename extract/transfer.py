@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .device import Device
-from .reader import Pixels
+from .preprocess import Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor

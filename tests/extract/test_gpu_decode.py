@@ -17,7 +17,6 @@ from headstart.errors import DeviceError
 from headstart.extract import gpu_decode
 from headstart.extract.decode import DEFAULT_MAX_PIXELS, decode
 from headstart.extract.device import Device, visible_gpus
-from headstart.extract.embedder import Embedder
 from headstart.extract.gpu_decode import FAST_PATH, GpuDecoder, gpu_decoder
 from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.preprocess import Preprocess, to_input
@@ -173,11 +172,10 @@ def test_asked_for_without_a_gpu_it_is_an_error(headstart, photos):
 
 def test_rows_of_such_a_space_can_be_made_without_one():
     space = make_space(fast_path=FAST_PATH, preprocess=SMALL.as_dict())
-    either = Embedder([space], [SpaceOptions.for_space(space, {})], RunOptions(device="cpu"))
-    assert gpu_decoder(either, DEFAULT_MAX_PIXELS) is None
-    asked = Embedder([space], [SpaceOptions(decoder="gpu")], RunOptions(device="cpu"))
+    assert SpaceOptions.for_space(space, {}).decoder == "either"
+    assert gpu_decoder("either", CPU, DEFAULT_MAX_PIXELS) is None
     with pytest.raises(DeviceError, match="needs an NVIDIA GPU"):
-        gpu_decoder(asked, DEFAULT_MAX_PIXELS)
+        gpu_decoder("gpu", CPU, DEFAULT_MAX_PIXELS)
 
 
 # Which GPUs

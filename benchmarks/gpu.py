@@ -42,7 +42,7 @@ from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.preprocess import Preprocess
 from headstart.extract.reader import Reader
 from headstart.extract.resolve import resolve
-from headstart.extract.runner import run
+from headstart.extract.runner import Work, run
 
 BACKBONES = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_small")
 REAL = "efficientnet_lite0"  # the one whose weights are always there
@@ -113,7 +113,8 @@ def extraction_rate(folder: Path, names: list[bytes], found: Embedder, cache: Pa
     store.prepare(space)
     with store.writer(space) as writer:
         target, every = Target(found, (KeyIndex([]),), (writer,)), np.arange(len(names))
-        outcome = run(names, np.zeros((len(names), 4)), every, os.fsencode(folder), [target], found.run, cache)
+        work = Work(names, np.zeros((len(names), 4)), every, os.fsencode(folder))
+        outcome = run(work, [target], found.run, cache)
     return outcome.images / outcome.seconds
 
 

@@ -23,7 +23,7 @@ from headstart.extract.batches import Target
 from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.reader import Reader
 from headstart.extract.resolve import resolve
-from headstart.extract.runner import run
+from headstart.extract.runner import Work, run
 
 PICTURES = 2000
 MEMORY = (1_000, 20_000)
@@ -77,7 +77,7 @@ def rates(folder: Path, names: list[bytes], backbone: str) -> None:
     with store.writer(embedder.spaces[0]) as writer:
         target = Target(embedder, nothing, (writer,))
         every = np.arange(len(names))
-        outcome = run(names, np.zeros((len(names), 4)), every, base, [target], embedder.run, cache)
+        outcome = run(Work(names, np.zeros((len(names), 4)), every, base), [target], embedder.run, cache)
     both = outcome.images / outcome.seconds
     shared = 1 / (1 / decode + 1 / forward)
     print(

@@ -19,9 +19,9 @@ from .explain import explain_misses, joined, warn_of_versions
 from .plan import to_look_at
 from .progress import progress_bar
 from .resolve import library_versions
-from .runner import Outcome
+from .runner import Hooks, Outcome, Work
 from .scale import embed_in_processes, processes_for
-from .work import Hooks, Work, embed_work
+from .work import embed_work
 
 logger = logging.getLogger("headstart.extract")
 

@@ -15,8 +15,8 @@ from ..cache.running import running
 from ..cache.store import FeatureStore
 from .embedder import Embedder
 from .orders import Message, Order, receive, send
-from .runner import Outcome
-from .work import Hooks, embed_work
+from .runner import Hooks, Outcome
+from .work import embed_work
 
 logger = logging.getLogger("headstart.extract")
 

@@ -13,8 +13,7 @@ from typing import IO
 
 from ..cache.space import FeatureSpace
 from .options import RunOptions, SpaceOptions
-from .runner import Outcome
-from .work import Work
+from .runner import Outcome, Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,23 +77,11 @@ class Outcome:
     tried: dict[bytes, str] = field(default_factory=dict)
 
 
-def run(
-    names: list[bytes],
-    stat: np.ndarray,
-    todo: np.ndarray,
-    base: bytes,
-    targets: Sequence[Target],
-    options: RunOptions,
-    cache: Path,
-    *,
-    watch: Watch | None = None,
-    stopped: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] = lambda _: None,
-    on_rate: Callable[[float, int], None] = lambda _rate, _done: None,
-) -> Outcome:
-    """Embed what the cache lacks.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Images to look at.
 
-    Parameters
+    Attributes
     ----------
     names : list of bytes, N
         Paths relative to `base`, or absolute.
@@ -103,6 +91,54 @@ def run(
         Which of them to look at, in this order.
     base : bytes
         Folder of the names.
+    shares : int, default 1
+        How many shares of this size the run was divided into.
+    """
+
+    names: list[bytes]
+    stat: np.ndarray
+    todo: np.ndarray
+    base: bytes
+    shares: int = 1
+
+    def share(self, number: int, count: int) -> Work:
+        """Return one of `count` shares of what is to do, about equal, with no more than its own names."""
+        mine = np.array_split(self.todo, count)[number]
+        return Work([self.names[row] for row in mine.tolist()], self.stat[mine], np.arange(len(mine)), self.base, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """How a run is told to stop, and tells how it goes.
+
+    Attributes
+    ----------
+    stopped : callable
+        Asked before each image; when it says True the run ends, with what is under way on the device.
+    progress : callable
+        Told the number of images that went through since the last call.
+    on_rate : callable
+        Told once, after a while, how many images a second go through, and how many have.
+    """
+
+    stopped: Callable[[], bool] = lambda: False
+    progress: Callable[[int], None] = lambda _: None
+    on_rate: Callable[[float, int], None] = lambda _rate, _done: None
+
+
+def run(
+    work: Work,
+    targets: Sequence[Target],
+    options: RunOptions,
+    cache: Path,
+    watch: Watch | None = None,
+    hooks: Hooks | None = None,
+) -> Outcome:
+    """Embed what the cache lacks.
+
+    Parameters
+    ----------
+    work : Work
     targets : sequence of Target
         The networks; each image is decoded once for all of them. What all of their spaces hold is read and hashed, not
         decoded.
@@ -111,20 +147,16 @@ def run(
         Where figures about speed are remembered.
     watch : Watch, optional
         Decodes the images, so that one which ends the process is passed by next time.
-    stopped : callable
-        Asked before each image; when it says True the run ends, with what is under way on the device.
-    progress : callable
-        Told the number of images that went through since the last call.
-    on_rate : callable
-        Told once, after a while, how many images a second go through, and how many have.
+    hooks : Hooks, optional
 
     Returns
     -------
     Outcome
-        Without `embedded` and `misses`.
+        Without `embedded`, `misses` and `tried`.
     """
+    hooks = hooks or Hooks()
     workers = options.workers or available_cores()
-    outcome = Outcome(np.zeros((len(names), 32), np.uint8), workers=workers)
+    outcome = Outcome(np.zeros((len(work.names), 32), np.uint8), workers=workers)
     outcome.writers = sum(len(target.writers) for target in targets)
     with contextlib.ExitStack() as stack:
         embedder, gpu = targets[0].embedder, None
@@ -135,17 +167,17 @@ def run(
         # Threads that wait for the GPU take no core.
         pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
         needs = [target.need for target in targets]
-        reader = Reader(base, needs, options.max_pixels, watch, stat, gpu, workers)
-        items = Ahead(pool, reader, names, todo, workers + (BATCH if gpu else 0), QUIET_IMAGES)
-        flow = _Flow(outcome, reader, targets, todo.size, cache, on_rate, items.wait)
+        reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers)
+        items = Ahead(pool, reader, work.names, work.todo, workers + (BATCH if gpu else 0), QUIET_IMAGES)
+        flow = _Flow(outcome, reader, targets, work.todo.size, cache, hooks.on_rate, items.wait)
         try:
             for item in items:
-                outcome.interrupted = stopped()
+                outcome.interrupted = hooks.stopped()
                 if outcome.interrupted:
                     flow.collect()
                     break
                 flow.take(item)
-                progress(1)
+                hooks.progress(1)
             else:
                 flow.finish()
         finally:

@@ -27,9 +27,8 @@ from .embedder import Embedder
 from .options import RunOptions
 from .orders import Message, Order, receive, send
 from .python import environment
-from .runner import Outcome
+from .runner import Hooks, Outcome, Work
 from .suspects import forget
-from .work import Hooks, Work
 
 logger = logging.getLogger("headstart.extract")
 

@@ -1,58 +1,16 @@
-"""What one process has to do: some images, the networks that they go through, and the cache that the rows go to."""
+"""What one process does: images of a run through the networks, and the rows into the cache."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Sequence
 
 from ..cache.index import KeyIndex
 from ..cache.store import FeatureStore
 from .batches import Target
 from .embedder import Embedder
-from .runner import Outcome, run
+from .runner import Hooks, Outcome, Work, run
 from .suspects import Watch
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Images to look at.
-
-    Attributes
-    ----------
-    names : list of bytes, N
-        Paths relative to `base`, or absolute.
-    stat : ndarray of shape (N, 4), dtype int64
-        What the files were when they were listed.
-    todo : ndarray of shape (n,), dtype int64
-        Which of them to look at, in this order.
-    base : bytes
-        Folder of the names.
-    shares : int, default 1
-        How many shares of this size the run was divided into.
-    """
-
-    names: list[bytes]
-    stat: np.ndarray
-    todo: np.ndarray
-    base: bytes
-    shares: int = 1
-
-    def share(self, number: int, count: int) -> Work:
-        """Return one of `count` shares of what is to do, about equal, with no more than its own names."""
-        mine = np.array_split(self.todo, count)[number]
-        return Work([self.names[row] for row in mine.tolist()], self.stat[mine], np.arange(len(mine)), self.base, count)
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """How a run is told to stop, and tells how it goes; see `headstart.extract.runner.run`."""
-
-    stopped: Callable[[], bool] = lambda: False
-    progress: Callable[[int], None] = lambda _: None
-    on_rate: Callable[[float, int], None] = lambda _rate, _done: None
 
 
 def embed_work(
@@ -98,9 +56,6 @@ def embed_work(
             for embedder in embedders
         ]
         watch = stack.enter_context(Watch(store.root, descriptor, alone=work.shares == 1))
-        outcome = run(
-            work.names, work.stat, work.todo, work.base, targets, embedders[0].run, store.root,
-            watch=watch, stopped=hooks.stopped, progress=hooks.progress, on_rate=hooks.on_rate,
-        )  # fmt: skip
+        outcome = run(work, targets, embedders[0].run, store.root, watch, hooks)
         outcome.tried = watch.tried
         return outcome

@@ -57,7 +57,7 @@ space_options = options(
 )
 device_options = options(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
-    click.option("--batch-size", type=positive, metavar="N", help="Images a forward pass [default: by device]."),
+    click.option("--batch-size", type=positive, metavar="N", help="Images a forward pass [default: found out]."),
     click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
     click.option("--max-pixels", type=positive, metavar="N", help="Larger images are failures [default: 89478485]."),
 )

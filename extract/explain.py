@@ -81,7 +81,7 @@ def describe_difference(there: FeatureSpace, wanted: FeatureSpace) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "none"
     if isinstance(value, list):
         return ",".join(f"{number:g}" for number in value)

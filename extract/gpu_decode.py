@@ -175,14 +175,25 @@ def gpu_decoder(wanted: str, device: Device, max_pixels: int) -> GpuDecoder | No
         It was asked for, and there is no NVIDIA GPU, or nvImageCodec is not installed or does not work.
     """
     try:
-        if device.kind != "cuda":
-            raise DeviceError(f"--decoder gpu needs an NVIDIA GPU, and this runs on {device.kind}; pass --decoder cpu")
+        require_gpu(device)
         return GpuDecoder(device, max_pixels)
     except (DeviceError, MissingExtraError) as error:
         if wanted == "gpu":
             raise
         logger.info("pictures are decoded by the processor: %s", error)
         return None
+
+
+def require_gpu(device: Device) -> None:
+    """Check that a device can decode.
+
+    Raises
+    ------
+    DeviceError
+        It is no NVIDIA GPU.
+    """
+    if device.kind != "cuda":
+        raise DeviceError(f"--decoder gpu needs an NVIDIA GPU, and this runs on {device.kind}; pass --decoder cpu")
 
 
 def _library(device: Device) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ from .embedder import Embedder, describe
 from .explain import Miss
 from .features import Features, dataset_folder, describe_space
 from .images import ImageList, count_table, list_images
-from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions
+from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions, check_limit
 from .plan import base_folder, failure_rules, limited, recall_listing
 from .resolve import resolve
 from .runner import STAGES, Outcome
@@ -179,8 +179,8 @@ def extract(
     stopped : callable, optional
         Asked before each image; when it says True the part in progress is finished and the run ends.
     **options
-        Fields of `SpaceOptions` (weights, pool, resize, crop, interpolation, mean, std, precision, store_dtype, seed)
-        and `RunOptions` (device, batch_size, workers, max_pixels, processes, compile).
+        Fields of `SpaceOptions` (weights, pool, resize, crop, interpolation, mean, std, precision, store_dtype,
+        decoder, seed) and `RunOptions` (device, batch_size, workers, max_pixels, processes, compile).
 
     Returns
     -------
@@ -196,6 +196,7 @@ def extract(
     """
     begin, scanned_ns = time.perf_counter(), time.time_ns()
     asked, run_options = _options(backbone, layer, options)
+    check_limit(limit)
     store = FeatureStore(cache_dir(cache))
     images = limited(list_images(Path(data), layout=layout), limit)
     listed = time.perf_counter() - begin
@@ -240,6 +241,7 @@ def plan_extract(
         As `extract` would.
     """
     asked, run_options = _options(backbone, layer, options)
+    check_limit(limit)
     images = limited(list_images(Path(data), layout=layout), limit)
     _describe(images)
     store = FeatureStore(cache_dir(cache))

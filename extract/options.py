@@ -55,8 +55,10 @@ class SpaceOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.decoder not in ("cpu", "gpu", "either"):
-            raise UsageError(f"decoder must be cpu, gpu or either; got {self.decoder!r}")
+        _check_word("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        _check_word("store_dtype", self.store_dtype, ("float32", "float16"))
+        _check_word("decoder", self.decoder, ("cpu", "gpu", "either"))
+        _check_number("seed", self.seed, 0)
 
     def overrides(self) -> dict[str, Any]:
         """Return the preprocessing that was asked for, without what was left to the weights."""
@@ -118,5 +120,28 @@ class RunOptions:
     compile: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.compile not in ("auto", "always", "never"):
-            raise UsageError(f"compile must be auto, always or never; got {self.compile!r}")
+        _check_word("device", self.device, ("auto", "cpu", "cuda", "mps"))
+        _check_word("compile", self.compile, ("auto", "always", "never"))
+        for name in ("batch_size", "workers", "processes", "max_pixels"):
+            _check_number(name, getattr(self, name), 1)
+
+
+def check_limit(limit: int | None) -> None:
+    """Check how many images at most are to be taken; None for all.
+
+    Raises
+    ------
+    UsageError
+        Not a whole number above 0.
+    """
+    _check_number("limit", limit, 1)
+
+
+def _check_word(name: str, value: object, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise UsageError(f"{name} must be one of {', '.join(words)}; got {value!r}")
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise UsageError(f"{name} must be a whole number, {least} or more; got {value!r}")

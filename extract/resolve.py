@@ -18,7 +18,7 @@ from .backbone import request_key
 from .decode import DECODER_RULES
 from .device import choose_device, resolve_precision
 from .embedder import Embedder
-from .gpu_decode import FAST_PATH
+from .gpu_decode import FAST_PATH, require_gpu
 from .network import facts, ready, request_of
 from .options import RunOptions, SpaceOptions
 
@@ -52,7 +52,10 @@ def resolve(asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, writ
     keys = [_key(options) for options in asked]
     found, backbone = [recall(cache, key) for key in keys], None
     if any(known is None for known in found):
-        backbone = ready(asked, choose_device(run.device))
+        device = choose_device(run.device)
+        if asked[0].decoder == "gpu":
+            require_gpu(device)
+        backbone = ready(asked, device)
         found = list(facts(backbone))
         if write:
             _remember(cache, keys, backbone)

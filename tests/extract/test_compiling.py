@@ -113,10 +113,8 @@ def test_an_embedder_that_is_used_again_stays_as_it_was_settled(tmp_path, small)
 
 
 def test_words_that_mean_nothing_are_refused():
-    with pytest.raises(UsageError, match="compile must be auto, always or never; got 'alway'"):
+    with pytest.raises(UsageError, match="compile must be one of auto, always, never; got 'alway'"):
         RunOptions(compile="alway")
-    with pytest.raises(UsageError, match="decoder must be cpu, gpu or either; got 'tpu'"):
-        SpaceOptions(decoder="tpu")
 
 
 # The decision

@@ -26,12 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pipeline import photographs
+from pipeline import extraction_rate, photographs
 from sklearn.linear_model import LogisticRegression
 
 import headstart
 from headstart.cache.index import KeyIndex
-from headstart.cache.store import FeatureStore
 from headstart.extract.batches import Target
 from headstart.extract.compiling import Compiler
 from headstart.extract.decode import DEFAULT_MAX_PIXELS
@@ -42,7 +41,6 @@ from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.preprocess import Preprocess
 from headstart.extract.reader import Reader
 from headstart.extract.resolve import resolve
-from headstart.extract.runner import Work, run
 
 BACKBONES = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_small")
 REAL = "efficientnet_lite0"  # the one whose weights are always there
@@ -106,16 +104,6 @@ def forward_rate(found: Embedder) -> float:
             rows.float().cpu()  # waits for all of them
             count += 4 * size
     return count / (time.perf_counter() - begin)
-
-
-def extraction_rate(folder: Path, names: list[bytes], found: Embedder, cache: Path) -> float:
-    store, space = FeatureStore(cache), found.spaces[0]
-    store.prepare(space)
-    with store.writer(space) as writer:
-        target, every = Target(found, (KeyIndex([]),), (writer,)), np.arange(len(names))
-        work = Work(names, np.zeros((len(names), 4)), every, os.fsencode(folder))
-        outcome = run(work, [target], found.run, cache)
-    return outcome.images / outcome.seconds
 
 
 def speed(backbone: str, folder: Path, names: list[bytes], *, compiled: bool) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from headstart.cache.index import KeyIndex
 from headstart.cache.store import FeatureStore
 from headstart.extract.batches import Target
+from headstart.extract.embedder import Embedder
 from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.reader import Reader
 from headstart.extract.resolve import resolve
@@ -50,9 +51,18 @@ def photographs(folder: Path, samples: Path, count: int) -> list[bytes]:
     return names
 
 
+def extraction_rate(folder: Path, names: list[bytes], embedder: Embedder, cache: Path) -> float:
+    """Return the images a second of the loop of `extract`, into a cache that holds none of them."""
+    store, space = FeatureStore(cache), embedder.spaces[0]
+    store.prepare(space)
+    with store.writer(space) as writer:
+        work = Work(names, np.zeros((len(names), 4)), np.arange(len(names)), os.fsencode(folder))
+        outcome = run(work, [Target(embedder, (KeyIndex([]),), (writer,))], embedder.run, cache)
+    return outcome.images / outcome.seconds
+
+
 def rates(folder: Path, names: list[bytes], backbone: str) -> None:
     cache = Path(tempfile.mkdtemp(dir=folder.parent))
-    store = FeatureStore(cache)
     weights = "default" if backbone.startswith("efficientnet_lite") else "none"
     embedder = resolve([SpaceOptions(backbone=backbone, weights=weights)], RunOptions(), cache)
     embedder.load()
@@ -73,12 +83,7 @@ def rates(folder: Path, names: list[bytes], backbone: str) -> None:
         embedder.embed(batch)
     forward = len(names) / (time.perf_counter() - begin)
     del batches
-    store.prepare(embedder.spaces[0])
-    with store.writer(embedder.spaces[0]) as writer:
-        target = Target(embedder, nothing, (writer,))
-        every = np.arange(len(names))
-        outcome = run(Work(names, np.zeros((len(names), 4)), every, base), [target], embedder.run, cache)
-    both = outcome.images / outcome.seconds
+    both = extraction_rate(folder, names, embedder, cache)
     shared = 1 / (1 / decode + 1 / forward)
     print(
         f"{backbone:<20} decode {decode:6.0f} images/s, forward {forward:6.0f}, extraction {both:6.0f}: "

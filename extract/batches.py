@@ -61,8 +61,6 @@ class Batches:
 
     Attributes
     ----------
-    rows : int
-        Images that went through the network.
     count : int
         Batches.
     loading, forward : float
@@ -78,7 +76,7 @@ class Batches:
         self._pixels: list[Pixels] = []
         self._waiting: deque[tuple[list[Item], Pending]] = deque()
         self._loaded = False
-        self.rows = self.count = 0
+        self.count = 0
         self.loading = self.forward = 0.0
 
     def take(self, item: Item, pixels: Pixels) -> None:
@@ -127,7 +125,6 @@ class Batches:
         self._write(items, self._embedder.columns(rows))
         seconds = pending.seconds()
         self.forward += seconds
-        self.rows += len(items)
         self.count += 1
         self._pace.took(len(items), seconds)
 
@@ -137,6 +134,7 @@ class Batches:
         for place in np.flatnonzero(~good):
             self._reject(items[place], f"{NOT_FINITE}{hint}")
         digests = np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32)
+        keys = Keys.plain(digests)
         for rows, held, writer in zip(columns, self._target.held, self._target.writers, strict=True):
-            wanted = good & (held.find(Keys.plain(digests)) < 0)
+            wanted = good & (held.find(keys) < 0)
             writer.add(digests[wanted], rows[wanted])

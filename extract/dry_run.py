@@ -16,8 +16,8 @@ from ..cache.listing import Listing
 from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
-from .embedder import describe
 from .explain import Miss, misses
+from .features import spaces_as_json
 from .images import ImageList
 from .options import RunOptions, SpaceOptions
 from .plan import failure_rules, recall_listing, to_look_at
@@ -84,7 +84,7 @@ class DryRun:
             "backbone": self.backbone,
             "cache": self.cache,
             "space": self.spaces[0].id if self.spaces else None,
-            "spaces": describe(self.spaces),
+            "spaces": spaces_as_json(self.spaces),
             **{name: getattr(self, name) for name in counts},
             "to_read": self.to_read,
             "misses": [asdict(miss) for miss in self.misses],

@@ -69,8 +69,9 @@ def embed_listing(
         if not todo.size:
             record(listing)
             return listing, Outcome(np.zeros((0, 32), np.uint8), embedded=dict.fromkeys(held, 0))
+        versions = library_versions()
         for space in spaces:
-            store.prepare(space, library_versions())
+            store.prepare(space, versions)
         unknown = todo[~listing.known[todo]]
         known = np.setdiff1d(todo, unknown)
         explained = [explain_misses(store, space, _lacking(listing, known, held[space.id]), held) for space in spaces]

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class Embedder:
         self._on_change = on_change
         self._device: Device | None = None
         self._batch_size: int | None = None
+        self._an_image: int | None = None  # bytes that one takes in a batch
         self._transfer: Transfer | None = None
 
     @property
@@ -150,12 +151,14 @@ class Embedder:
             return wanted
         available //= self.run.processes or 1
         try:
-            with self.device.autocast(self.spaces[0].precision):
-                an_image = bytes_an_image(self.backbone)
+            if self._an_image is None:  # a pass of its own, which other sizes need not repeat
+                with self.device.autocast(self.spaces[0].precision):
+                    self._an_image = bytes_an_image(self.backbone)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return 1  # if that is too much again, `embed` says so
+        an_image = self._an_image
         size = fitting_batch(wanted, an_image, available)
         if size < wanted and not quiet:
             logger.log(
@@ -254,11 +257,3 @@ class Pending:
     def seconds(self) -> float:
         """Return how long the device was busy with them; to be asked when `rows` has returned."""
         return self.elapsed()
-
-
-def describe(spaces: Sequence[FeatureSpace]) -> list[dict[str, Any]]:
-    """Return what tells spaces of one run apart, as JSON has it."""
-    return [
-        {"backbone": space.backbone, "layer": space.layer, "pool": space.pool, "dim": space.dim, "space": space.id}
-        for space in spaces
-    ]

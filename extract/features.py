@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -149,3 +150,11 @@ def describe_space(space: FeatureSpace) -> str:
     """Return a few words that tell a space from its neighbours."""
     crop, resize = space.preprocess.get("crop"), space.preprocess.get("resize")
     return f"{space.backbone}, layer {space.layer}, {space.dim} wide, resize {resize}, crop {crop}, {space.precision}"
+
+
+def spaces_as_json(spaces: Iterable[FeatureSpace]) -> list[dict[str, Any]]:
+    """Return what tells spaces of one run apart, as JSON has it."""
+    return [
+        {"backbone": space.backbone, "layer": space.layer, "pool": space.pool, "dim": space.dim, "space": space.id}
+        for space in spaces
+    ]

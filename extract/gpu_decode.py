@@ -18,7 +18,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import Future
@@ -65,11 +64,6 @@ class GpuDecoder:
     max_pixels : int
         Larger pictures are not taken.
 
-    Attributes
-    ----------
-    seconds : float
-        Time that it was busy.
-
     Raises
     ------
     MissingExtraError
@@ -84,7 +78,6 @@ class GpuDecoder:
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(2 * BATCH)
         self._thread = threading.Thread(target=self._work, name="gpu-decode", daemon=True)
-        self.seconds = 0.0
 
     def __enter__(self) -> GpuDecoder:
         self._thread.start()
@@ -125,9 +118,7 @@ class GpuDecoder:
                     batch.append(self._requests.get_nowait())
             requests = [request for request in batch if request is not None]
             ended = len(requests) < len(batch)
-            begin = time.perf_counter()
             self._answer(requests)
-            self.seconds += time.perf_counter() - begin
 
     def _answer(self, requests: list[_Request]) -> None:
         try:

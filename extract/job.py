@@ -20,9 +20,9 @@ from .bottleneck import Bottleneck
 from .device import available_cores
 from .dry_run import DryRun, dry_run
 from .embed import embed_listing
-from .embedder import Embedder, describe
+from .embedder import Embedder
 from .explain import Miss
-from .features import Features, dataset_folder, describe_space
+from .features import Features, dataset_folder, describe_space, spaces_as_json
 from .images import ImageList, count_table, list_images
 from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions, check_limit
 from .plan import base_folder, failure_rules, limited, recall_listing
@@ -107,7 +107,7 @@ class Extraction(Features):
             "backbone": self.space.backbone,
             "dim": self.space.dim,
             "space": self.space.id,
-            "spaces": [{**space, **count} for space, count in zip(describe(self.spaces), counts, strict=True)],
+            "spaces": [{**space, **count} for space, count in zip(spaces_as_json(self.spaces), counts, strict=True)],
             "cache": str(self.store.root),
             "device": self.device,
             "seconds": round(self.seconds, 3),

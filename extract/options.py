@@ -8,6 +8,7 @@ from typing import Any
 from ..cache.space import FeatureSpace
 from ..errors import UsageError
 from .decode import DEFAULT_MAX_PIXELS
+from .device import DEVICES, PRECISIONS
 
 DEFAULT_BACKBONE = "resnet18"
 
@@ -55,7 +56,7 @@ class SpaceOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_word("precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        _check_word("precision", self.precision, PRECISIONS)
         _check_word("store_dtype", self.store_dtype, ("float32", "float16"))
         _check_word("decoder", self.decoder, ("cpu", "gpu", "either"))
         _check_number("seed", self.seed, 0)
@@ -120,7 +121,7 @@ class RunOptions:
     compile: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_word("device", self.device, ("auto", "cpu", "cuda", "mps"))
+        _check_word("device", self.device, DEVICES)
         _check_word("compile", self.compile, ("auto", "always", "never"))
         for name in ("batch_size", "workers", "processes", "max_pixels"):
             _check_number(name, getattr(self, name), 1)

@@ -101,9 +101,8 @@ class Work:
     base: bytes
     shares: int = 1
 
-    def share(self, number: int, count: int) -> Work:
-        """Return one of `count` shares of what is to do, about equal, with no more than its own names."""
-        mine = np.array_split(self.todo, count)[number]
+    def share(self, mine: np.ndarray, count: int) -> Work:
+        """Return one of `count` shares, the rows `mine` of what is to do, with no more than their own names."""
         return Work([self.names[row] for row in mine.tolist()], self.stat[mine], np.arange(len(mine)), self.base, count)
 
 

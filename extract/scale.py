@@ -61,7 +61,8 @@ def embed_in_processes(
     networks = [(list(embedder.spaces), list(embedder.asked)) for embedder in embedders]
     run = replace(embedders[0].run, workers=_share_of(embedders[0].run.workers, count), processes=count)
     orders = [
-        Order(number, store.root, networks, run, work.share(number, count), cores[number]) for number in range(count)
+        Order(number, store.root, networks, run, work.share(mine, count), cores[number])
+        for number, mine in enumerate(shares)
     ]
     for embedder in embedders:  # which may have been loaded to find out its spaces
         embedder.unload()

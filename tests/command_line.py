@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headstart.cache.info import info
 from headstart.cli import main
 
 BACKBONE = "efficientnet_lite0"
@@ -76,3 +77,19 @@ def in_own_process(
     environment = {**os.environ, **(environment or {})}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     return done, set(done.stderr.rstrip("\n").split("\n")[-1].split())
+
+
+def add_pictures(photos: Path, count: int) -> None:
+    """Draw more circles into a folder of `photos`."""
+    for seed in range(100, 100 + count):
+        draw("circle", seed).save(photos / "circle" / f"{seed}.jpg")
+
+
+def parts(folder: Path) -> list[Path]:
+    """Return the parts in the cache of a working directory."""
+    return sorted((folder / ".headstart").glob("spaces/*/*.h5"))
+
+
+def safe_rows(folder: Path) -> int:
+    """Count the rows in the cache of a working directory."""
+    return sum(space.rows for space in info(folder / ".headstart").spaces)

@@ -7,24 +7,11 @@ import sys
 import time
 
 import pytest
-from command_line import BACKBONE, draw
+from command_line import BACKBONE, add_pictures, parts, safe_rows
 
 from headstart.cache.info import info
 
 INTERRUPTED = "interrupted; what was embedded is in the cache, run again to go on"
-
-
-def parts(folder):
-    return sorted((folder / ".headstart").glob("spaces/*/*.h5"))
-
-
-def safe_rows(folder):
-    return sum(space.rows for space in info(folder / ".headstart").spaces)
-
-
-def add_pictures(photos, count):
-    for seed in range(100, 100 + count):
-        draw("circle", seed).save(photos / "circle" / f"{seed}.jpg")
 
 
 def start_extract(photos, folder, *options, part_seconds="0.2"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import BACKBONE, draw, headstart, headstart_json, photos
+from command_line import BACKBONE, add_pictures, headstart, headstart_json, parts, photos, safe_rows
 
 import headstart as package
 from headstart.cache.info import info
@@ -26,11 +26,6 @@ SMALL = ("--backbone", BACKBONE, "--resize", "64", "--crop", "64")
 MEMBER = b"headstart.extract.member"
 
 
-def add_pictures(photos: Path, count: int) -> None:
-    for seed in range(100, 100 + count):
-        draw("circle", seed).save(photos / "circle" / f"{seed}.jpg")
-
-
 def start(photos: Path, folder: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", "import sys; from headstart.cli import main; sys.exit(main())",
@@ -38,6 +33,16 @@ def start(photos: Path, folder: Path, *options: str) -> subprocess.Popen:
         cwd=folder, env={**os.environ, "HEADSTART_PART_SECONDS": "0.05"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def start_to_work(photos: Path, folder: Path, *options: str) -> tuple[subprocess.Popen, list[int]]:
+    """Start a long run of two processes and wait until parts are on the disk; return it and the processes."""
+    add_pictures(photos, 400)
+    process = start(photos, folder, *options)
+    wait_for(lambda: len(parts(folder)) > 1)
+    workers = members(process.pid)
+    assert len(workers) == 2
+    return process, workers
 
 
 def members(parent: int) -> list[int]:
@@ -57,14 +62,6 @@ def wait_for(what, seconds: float = 120) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def parts(folder: Path) -> list[Path]:
-    return sorted((folder / ".headstart").glob("spaces/*/*.h5"))
-
-
-def safe_rows(folder: Path) -> int:
-    return sum(space.rows for space in info(folder / ".headstart").spaces)
 
 
 def ended(process: int) -> bool:
@@ -103,11 +100,7 @@ def test_several_layers_in_several_processes(headstart_json, photos):
 
 
 def test_ctrl_c_finishes_the_parts_of_all_processes(headstart_json, photos, tmp_path):
-    add_pictures(photos, 400)
-    process = start(photos, tmp_path)
-    wait_for(lambda: len(parts(tmp_path)) > 1)
-    workers = members(process.pid)
-    assert len(workers) == 2
+    process, workers = start_to_work(photos, tmp_path)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -120,11 +113,7 @@ def test_ctrl_c_finishes_the_parts_of_all_processes(headstart_json, photos, tmp_
 
 
 def test_processes_end_when_their_parent_is_killed(headstart_json, photos, tmp_path):
-    add_pictures(photos, 400)
-    process = start(photos, tmp_path)
-    wait_for(lambda: len(parts(tmp_path)) > 1)
-    workers = members(process.pid)
-    assert len(workers) == 2
+    process, workers = start_to_work(photos, tmp_path)
     process.kill()
     process.wait()
     wait_for(lambda: all(ended(worker) for worker in workers), 60)
@@ -136,10 +125,8 @@ def test_processes_end_when_their_parent_is_killed(headstart_json, photos, tmp_p
 
 
 def test_the_death_of_one_is_told_and_loses_nothing_finished(headstart_json, photos, tmp_path):
-    add_pictures(photos, 400)
-    process = start(photos, tmp_path)
-    wait_for(lambda: len(parts(tmp_path)) > 1)
-    os.kill(members(process.pid)[0], signal.SIGKILL)
+    process, workers = start_to_work(photos, tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     last = err.splitlines()[-1]
@@ -177,10 +164,7 @@ def test_ctrl_c_before_anything_was_computed_starts_nothing_more(photos, tmp_pat
 
 
 def test_ctrl_c_twice_stops_all_processes_at_once(headstart_json, photos, tmp_path):
-    add_pictures(photos, 400)
-    process = start(photos, tmp_path, "--resize", "640", "--crop", "640")
-    wait_for(lambda: len(parts(tmp_path)) > 1)
-    workers = members(process.pid)
+    process, workers = start_to_work(photos, tmp_path, "--resize", "640", "--crop", "640")
     process.send_signal(signal.SIGINT)
     for line in process.stderr:
         if "press Ctrl-C again" in line:

@@ -1,4 +1,4 @@
-"""What all heads share: settings, checks, standardisation, cross-validation, prediction."""
+"""What all heads share: settings, checks, preparation, cross-validation, prediction."""
 
 from __future__ import annotations
 
@@ -11,16 +11,27 @@ import numpy as np
 from ..errors import TrainingError
 from .metrics import log_loss
 from .network import Network, softmax
+from .preparation import Preparation, fit_preparation
 from .splits import check_trainable, stratified_folds
 
 
 class Head:
     """A classifier on embeddings; the base of all heads.
 
-    A constructor stores its arguments and nothing else; `fit` sets what ends in an underscore.
+    A constructor stores its arguments and nothing else; `fit` sets what ends in an underscore. Every head takes
+
+    l2_norm : bool, default False
+        Divide each embedding (each block of it, where several are joined) by its length first.
+    pca : int or float, optional
+        Keep so many principal components, or as many as explain this share of the variance.
+    cv : int, default 5
+        Folds.
+    random_state : int, default 0
 
     Attributes
     ----------
+    preparation_ : Preparation
+        What was learnt of the training embeddings without their labels.
     network_ : Network
         What was fitted.
     classes_ : tuple of str
@@ -33,8 +44,11 @@ class Head:
     """
 
     kind: ClassVar[str]
+    l2_norm: bool
+    pca: float | None
     cv: int
     random_state: int
+    preparation_: Preparation
     network_: Network
     classes_: tuple[str, ...]
     cv_: dict[str, Any]
@@ -47,6 +61,7 @@ class Head:
         y: np.ndarray,
         class_names: Sequence[str] | None = None,
         groups: np.ndarray | None = None,
+        blocks: Sequence[int] = (),
     ) -> Self:
         """Fit the head.
 
@@ -60,6 +75,8 @@ class Head:
             K names; numbers where it is None.
         groups : ndarray of shape (n,), dtype int, optional
             Rows of one group share a fold.
+        blocks : sequence of int, optional
+            Widths of the embeddings that were joined, D together.
 
         Raises
         ------
@@ -78,10 +95,13 @@ class Head:
         check_trainable(y, self.classes_, self.cv, groups)
         self.notes_ = []
         folds = stratified_folds(y, self.cv, random_state=self.random_state, groups=groups)
-        self._fit(np.asarray(X, np.float32), np.asarray(y, np.int64), folds)
+        X = np.asarray(X, np.float32)
+        self.preparation_ = fit_preparation(X, l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
+        self._fit(self.preparation_.apply(X), np.asarray(y, np.int64), folds)
         return self
 
-    def _fit(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
+    def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
+        """Set `network_`, and `cv_` by `_score_folds`, from prepared embeddings (n, r) float32."""
         raise NotImplementedError
 
     def _score_folds(self, y: np.ndarray, folds: np.ndarray, logits: np.ndarray) -> None:

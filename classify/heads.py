@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import TrainingError, UsageError
 from .head import Head
 from .logistic import LogisticHead
-from .network import Network, standardisation
+from .network import Network, forward
 from .splits import stratified_folds
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ _DEV_FOLDS = 5  # one in five training rows watches for overfitting
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    network: Network
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
     history: list[dict[str, float]]
 
 
@@ -46,8 +47,8 @@ class LinearHead(Head):
     patience : int, default 20
         Epochs without a lower loss on the watching rows after which training ends; the best epoch is kept.
     batch_size : int, default 64
-    cv : int, default 5
-        Folds.
+    l2_norm, pca, cv
+        As in `Head`.
     random_state : int, default 0
         For the folds, the initial weights, the batches and dropout.
 
@@ -69,6 +70,8 @@ class LinearHead(Head):
         epochs: int = 200,
         patience: int = 20,
         batch_size: int = 64,
+        l2_norm: bool = False,
+        pca: float | None = None,
         cv: int = 5,
         random_state: int = 0,
     ) -> None:
@@ -77,33 +80,36 @@ class LinearHead(Head):
         self.epochs = epochs
         self.patience = patience
         self.batch_size = batch_size
+        self.l2_norm = l2_norm
+        self.pca = pca
         self.cv = cv
         self.random_state = random_state
 
-    def _fit(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
+    def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         logits = np.empty((len(y), len(self.classes_)))
         for fold in range(self.cv):
             inside = folds != fold
-            logits[~inside] = self._train(X[inside], y[inside]).network.logits(X[~inside])
+            trained = self._train(Z[inside], y[inside])
+            logits[~inside] = forward(Z[~inside], trained.weights, trained.biases)
         self._score_folds(y, folds, logits)
-        trained = self._train(X, y)
-        self.network_, self.history_ = trained.network, trained.history
+        trained = self._train(Z, y)
+        self.network_ = Network(self.preparation_, trained.weights, trained.biases)
+        self.history_ = trained.history
 
-    def _train(self, X: np.ndarray, y: np.ndarray) -> _Trained:
+    def _train(self, Z: np.ndarray, y: np.ndarray) -> _Trained:
         """Train on four fifths of the rows, and keep the epoch that the last fifth likes best."""
         import torch
 
-        mean, scale = standardisation(X)
         watching = _watching(y, self.random_state)
         # The caller's random numbers are left as they were; dropout draws from torch's own generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
-            inputs, labels = torch.from_numpy((X - mean) / scale), torch.from_numpy(y)
+            inputs, labels = torch.from_numpy(Z), torch.from_numpy(y)
             seen, dev = torch.from_numpy(~watching), torch.from_numpy(watching if watching.any() else ~watching)
             module, history = self._epochs(inputs[seen], labels[seen], inputs[dev], labels[dev])
         linear = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
         weights = tuple(layer.weight.detach().numpy() for layer in linear)
-        return _Trained(Network(mean, scale, weights, tuple(layer.bias.detach().numpy() for layer in linear)), history)
+        return _Trained(weights, tuple(layer.bias.detach().numpy() for layer in linear), history)
 
     def _module(self, n_features: int, n_classes: int) -> torch.nn.Sequential:
         from torch import nn
@@ -167,7 +173,7 @@ class MLPHead(LinearHead):
         Widths of the hidden layers.
     dropout : float, default 0.5
         Share of hidden units that are dropped in training.
-    lr, weight_decay, epochs, patience, batch_size, cv, random_state
+    lr, weight_decay, epochs, patience, batch_size, l2_norm, pca, cv, random_state
         As in `LinearHead`.
     """
 
@@ -183,6 +189,8 @@ class MLPHead(LinearHead):
         epochs: int = 200,
         patience: int = 20,
         batch_size: int = 64,
+        l2_norm: bool = False,
+        pca: float | None = None,
         cv: int = 5,
         random_state: int = 0,
     ) -> None:
@@ -192,6 +200,8 @@ class MLPHead(LinearHead):
             epochs=epochs,
             patience=patience,
             batch_size=batch_size,
+            l2_norm=l2_norm,
+            pca=pca,
             cv=cv,
             random_state=random_state,
         )

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..extract.device import available_cores
 from .head import Head
 from .metrics import log_loss
-from .network import Network, softmax, standardisation
+from .network import Network, forward, softmax
 
 # The data of a fit up to this size (in numbers) is taken to float64, where L-BFGS needs fewer steps; beyond it the
 # copy would cost more than it saves.
@@ -54,6 +54,8 @@ class LogisticHead(Head):
         *,
         C: float | str = "auto",
         Cs: int = 11,
+        l2_norm: bool = False,
+        pca: float | None = None,
         cv: int = 5,
         class_weight: str = "none",
         max_iter: int = 1000,
@@ -61,6 +63,8 @@ class LogisticHead(Head):
     ) -> None:
         self.C = C
         self.Cs = Cs
+        self.l2_norm = l2_norm
+        self.pca = pca
         self.cv = cv
         self.class_weight = class_weight
         self.max_iter = max_iter
@@ -83,7 +87,8 @@ class LogisticHead(Head):
         self.C_ = float(candidates[best])
         self._score_folds(y, folds, held_out[best])
         self.cv_ |= {"Cs": candidates, "log_losses": losses}
-        self.network_ = self._path(X, y, [self.C_])[0]
+        coef, intercept = self._path(X, y, [self.C_])[0]
+        self.network_ = Network(self.preparation_, (coef,), (intercept,))
         self._set_coefficients()
         if self.C_ in self._stopped_early:
             self.notes_.append(
@@ -101,8 +106,8 @@ class LogisticHead(Head):
 
         def one(fold: int) -> None:
             inside = folds != fold
-            for number, network in enumerate(self._path(X[inside], y[inside], candidates)):
-                held_out[number, ~inside] = network.logits(X[~inside])
+            for number, (coef, intercept) in enumerate(self._path(X[inside], y[inside], candidates)):
+                held_out[number, ~inside] = forward(X[~inside], (coef,), (intercept,))
 
         # A fold a core, each with one thread of its own: threads that share such small products mostly wait.
         with threadpool_limits(1):
@@ -116,24 +121,21 @@ class LogisticHead(Head):
             raise UsageError(f"--C must be 'auto' or a number above 0, and is {self.C!r}")
         return [float(self.C)]
 
-    def _path(self, X: np.ndarray, y: np.ndarray, candidates: list[float]) -> list[Network]:
+    def _path(self, X: np.ndarray, y: np.ndarray, candidates: list[float]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Fit every C from the smallest up, each from the coefficients of the one before."""
         from sklearn.linear_model import LogisticRegression
 
-        mean, scale = standardisation(X)
-        Z, back = _rotated((X - mean) / scale)
+        Z, back = _rotated(X)
         weight = None if self.class_weight == "none" else self.class_weight
         model = LogisticRegression(tol=_TOLERANCE, max_iter=self.max_iter, warm_start=True, class_weight=weight)
-        networks = []
+        fits = []
         for C in candidates:
             model.set_params(C=C)
             model.fit(Z, y)
             if model.n_iter_.max() >= self.max_iter:
                 self._stopped_early.add(C)
-            networks.append(
-                _network(mean, scale, model.coef_ @ back.T if back is not None else model.coef_, model.intercept_)
-            )
-        return networks
+            fits.append(_both_rows(model.coef_ @ back.T if back is not None else model.coef_, model.intercept_))
+        return fits
 
     def _set_coefficients(self) -> None:
         weight, bias = self.network_.weights[0], self.network_.biases[0]
@@ -166,7 +168,7 @@ def _rotated(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return (left * singular).astype(dtype), right.T
 
 
-def _network(mean: np.ndarray, scale: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> Network:
+def _both_rows(coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(coef) == 1:  # scikit-learn keeps one row for two classes: half of it, with either sign, says the same
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    return Network(mean, scale, (coef.astype(np.float32),), (intercept.astype(np.float32),))
+    return coef.astype(np.float32), intercept.astype(np.float32)

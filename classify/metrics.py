@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .network import standardisation
+from .preparation import standardisation
 
 ECE_BINS = 15  # as in Guo et al. 2017
 

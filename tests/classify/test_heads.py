@@ -3,7 +3,8 @@ import pytest
 
 from headstart.classify.heads import make_head
 from headstart.classify.logistic import LogisticHead
-from headstart.classify.network import Network, standardisation
+from headstart.classify.network import Network
+from headstart.classify.preparation import standardisation
 from headstart.errors import TrainingError, UsageError
 
 KINDS = {"logistic": {}, "linear": {"epochs": 40, "lr": 0.03}, "mlp": {"epochs": 40, "lr": 0.03, "hidden": (16,)}}

@@ -8,6 +8,7 @@ import pytest
 
 from headstart.classify.model import SavedModel, check_target, load_model, save_model
 from headstart.classify.network import Network
+from headstart.classify.preparation import Preparation
 from headstart.errors import ModelError
 from support import make_space
 
@@ -17,7 +18,8 @@ CLASSES = ("ants", 'b"<img src=x onerror=alert(1)>', "\udcff\n")
 def make_model(shift=0.0, classes=CLASSES):
     rng = np.random.default_rng(0)
     weight = (rng.standard_normal((len(classes), 8)) + shift).astype(np.float32)
-    network = Network(np.zeros(8, np.float32), np.ones(8, np.float32), (weight,), (np.zeros(len(classes), np.float32),))
+    preparation = Preparation(np.zeros(8, np.float32), np.ones(8, np.float32), np.zeros(0, np.int64))
+    network = Network(preparation, (weight,), (np.zeros(len(classes), np.float32),))
     return SavedModel(
         kind="logistic",
         classes=classes,

@@ -1,26 +1,20 @@
-"""Logistic regression on standardised embeddings, C chosen by cross-validation on the training rows."""
+"""Logistic regression on prepared embeddings, C chosen by cross-validation on the training rows."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import UsageError
-from ..extract.device import available_cores
 from .head import Head
 from .metrics import log_loss
-from .network import Network, forward, softmax
-
-# The data of a fit up to this size (in numbers) is taken to float64, where L-BFGS needs fewer steps; beyond it the
-# copy would cost more than it saves.
-_DOUBLE_UP_TO = 20_000_000
-_TOLERANCE = 1e-5
+from .network import Network, softmax
+from .search import Search, both_rows, class_task, default_Cs, rotated, search
 
 
 class LogisticHead(Head):
-    """L2-penalised multinomial logistic regression by scikit-learn.
+    """L2-penalised multinomial logistic regression.
 
     Parameters
     ----------
@@ -29,22 +23,25 @@ class LogisticHead(Head):
         cross-validated log loss; of equal ones the smaller, which is the simpler model.
     Cs : int, default 11
         How many values "auto" tries, from 1e-4 to 1e2 in equal ratios.
-    cv : int, default 5
-        Folds.
+    l2_norm, pca, cv
+        As in `Head`.
     class_weight : {"none", "balanced"}, default "none"
-    max_iter : int, default 1000
-        Steps of L-BFGS at most, for each value of C.
+        Whether rows count alike, or classes.
+    tol : float, default 1e-6
+        By how large a share an objective may be above its minimum.
+    max_iter : int, default 500
+        Steps at most, for each value of C.
     random_state : int, default 0
         For the folds.
 
     Attributes
     ----------
     C_ : float
-    coef_ : ndarray of shape (K, D), or (1, D) for two classes, dtype float32
+    coef_ : ndarray of shape (K, r), or (1, r) for two classes, dtype float32
     intercept_ : ndarray of shape (K,), or (1,) for two classes, dtype float32
-        Both for standardised features.
+        Both for prepared features.
     cv_ : dict
-        Also ``Cs`` and ``log_losses``, the mean held-out log loss of each.
+        Also ``Cs`` and ``log_losses``, the mean held-out log loss of each, and ``log_loss_std`` over folds.
     """
 
     kind: ClassVar[str] = "logistic"
@@ -58,7 +55,8 @@ class LogisticHead(Head):
         pca: float | None = None,
         cv: int = 5,
         class_weight: str = "none",
-        max_iter: int = 1000,
+        tol: float = 1e-6,
+        max_iter: int = 500,
         random_state: int = 0,
     ) -> None:
         self.C = C
@@ -67,108 +65,49 @@ class LogisticHead(Head):
         self.pca = pca
         self.cv = cv
         self.class_weight = class_weight
+        self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
 
-    def _fit(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
-        from sklearn.exceptions import ConvergenceWarning
-
-        # Told in notes_ where it concerns the result. The filter is the whole process's, so no thread may set its own.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._search(X, y, folds)
-
-    def _search(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
+    def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         candidates = self._candidates()
-        self._stopped_early: set[float] = set()
-        held_out = self._held_out(X, y, folds, candidates)
-        losses = [log_loss(y, softmax(logits)) for logits in held_out]
-        best = int(np.argmin(losses))
-        self.C_ = float(candidates[best])
-        self._score_folds(y, folds, held_out[best])
-        self.cv_ |= {"Cs": candidates, "log_losses": losses}
-        coef, intercept = self._path(X, y, [self.C_])[0]
-        self.network_ = Network(self.preparation_, (coef,), (intercept,))
-        self._set_coefficients()
-        if self.C_ in self._stopped_early:
-            self.notes_.append(
-                f"the solver stopped at {self.max_iter} steps before it had converged at C = {self.C_:.3g}"
-            )
-        if len(candidates) > 1 and best in (0, len(candidates) - 1):
-            self.notes_.append(f"the best C, {self.C_:.3g}, lies at the end of what was tried")
+        turned, back = rotated(Z)
+        task = class_task(turned, y, folds, len(self.classes_), balanced=self.class_weight == "balanced")
 
-    def _held_out(self, X: np.ndarray, y: np.ndarray, folds: np.ndarray, candidates: list[float]) -> np.ndarray:
-        """Return the logits (Cs, n, K) of every row by the fits that did not see it."""
-        from joblib import Parallel, delayed
-        from threadpoolctl import threadpool_limits
+        def score(logits: np.ndarray, _: np.ndarray) -> np.ndarray:
+            proba = softmax(both_rows(logits, 1))
+            return np.array([-log_loss(y[folds == fold], proba[folds == fold]) for fold in range(self.cv)])
 
-        held_out = np.empty((len(candidates), len(y), len(self.classes_)))
-
-        def one(fold: int) -> None:
-            inside = folds != fold
-            for number, (coef, intercept) in enumerate(self._path(X[inside], y[inside], candidates)):
-                held_out[number, ~inside] = forward(X[~inside], (coef,), (intercept,))
-
-        # A fold a core, each with one thread of its own: threads that share such small products mostly wait.
-        with threadpool_limits(1):
-            Parallel(n_jobs=min(self.cv, available_cores()), prefer="threads")(delayed(one)(f) for f in range(self.cv))
-        return held_out
+        found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter)
+        self.C_ = found.C
+        self._score_folds(y, folds, both_rows(found.logits, 1))
+        losses, spread = -found.scores.mean(axis=1), found.scores.std(axis=1)
+        self.cv_ |= {"Cs": candidates, "log_losses": losses.tolist(), "log_loss_std": spread.tolist()}
+        self._keep(found.fit.W[0], back)
+        self._note(found, candidates)
 
     def _candidates(self) -> list[float]:
         if self.C == "auto":
-            return [float(C) for C in np.logspace(-4, 2, self.Cs)]
+            return [float(C) for C in default_Cs(self.Cs)]
         if not isinstance(self.C, int | float) or not 0 < self.C < float("inf"):
             raise UsageError(f"--C must be 'auto' or a number above 0, and is {self.C!r}")
         return [float(self.C)]
 
-    def _path(self, X: np.ndarray, y: np.ndarray, candidates: list[float]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Fit every C from the smallest up, each from the coefficients of the one before."""
-        from sklearn.linear_model import LogisticRegression
+    def _keep(self, W: np.ndarray, back: np.ndarray | None) -> None:
+        coef, intercept = W[:, :-1], W[:, -1]
+        coef = coef if back is None else coef @ back.T
+        self.coef_, self.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
+        both = both_rows(coef, 0).astype(np.float32), both_rows(intercept, 0).astype(np.float32)
+        self.network_ = Network(self.preparation_, (both[0],), (both[1],))
 
-        Z, back = _rotated(X)
-        weight = None if self.class_weight == "none" else self.class_weight
-        model = LogisticRegression(tol=_TOLERANCE, max_iter=self.max_iter, warm_start=True, class_weight=weight)
-        fits = []
-        for C in candidates:
-            model.set_params(C=C)
-            model.fit(Z, y)
-            if model.n_iter_.max() >= self.max_iter:
-                self._stopped_early.add(C)
-            fits.append(_both_rows(model.coef_ @ back.T if back is not None else model.coef_, model.intercept_))
-        return fits
-
-    def _set_coefficients(self) -> None:
-        weight, bias = self.network_.weights[0], self.network_.biases[0]
-        binary = len(bias) == 2
-        self.coef_ = weight[1:] - weight[:1] if binary else weight
-        self.intercept_ = bias[1:] - bias[:1] if binary else bias
+    def _note(self, found: Search, candidates: list[float]) -> None:
+        if not found.converged:
+            self.notes_.append(
+                f"the solver stopped at {self.max_iter} steps before it had converged at C = {self.C_:.3g}"
+            )
+        if len(candidates) > 1 and self.C_ in (candidates[0], candidates[-1]):
+            self.notes_.append(f"the best C, {self.C_:.3g}, lies at the end of what was tried")
 
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit."""
         return {**super().facts(), "C": self.C_}
-
-
-def _rotated(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Turn features into as few as there are rows, without loss.
-
-    The minimum of a loss of ``Z w`` with an L2 penalty on ``w`` lies in the row space of Z (the representer theorem;
-    Hastie and Tibshirani 2004, "Efficient quadratic regularization for expression arrays"). With fewer rows than
-    features the problem in the coordinates of the right singular vectors is the same one, and smaller.
-
-    Returns
-    -------
-    rotated : ndarray of shape (n, min(n, D)), float64 where it is small enough
-    back : ndarray of shape (D, n) or None
-        Takes coefficients back to the features; None where nothing was turned.
-    """
-    dtype = np.float64 if min(Z.shape) * len(Z) <= _DOUBLE_UP_TO else np.float32
-    if len(Z) >= Z.shape[1]:
-        return Z.astype(dtype), None
-    left, singular, right = np.linalg.svd(Z.astype(np.float64), full_matrices=False)
-    return (left * singular).astype(dtype), right.T
-
-
-def _both_rows(coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if len(coef) == 1:  # scikit-learn keeps one row for two classes: half of it, with either sign, says the same
-        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    return coef.astype(np.float32), intercept.astype(np.float32)

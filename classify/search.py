@@ -1,0 +1,156 @@
+"""The search over C: all folds along the path, the best C, and the fit to all rows that starts from its folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import TrainingError
+from .passes import InMemory, Passes, Task
+from .path import WHOLE_CURVATURE_UP_TO, Solution, solve_path
+
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Turns held-out logits (n, K) and coefficients (P, K, D + 1) into how good each fold is, (P,); more is better."""
+
+# Features up to this many numbers are taken in float64: the copy is small, and so is the fit.
+_DOUBLE_UP_TO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search over C found.
+
+    Attributes
+    ----------
+    C : float
+        The best.
+    scores : ndarray of shape (n_Cs, P), dtype float64
+        How good each C was on each fold.
+    logits : ndarray of shape (n, K), dtype float64
+        Of each row by the fit that did not train on it, at the best C.
+    fit : Solution
+        The fit to all rows at the best C.
+    steps : ndarray of shape (n_Cs,), dtype int64
+        Of the slowest fold at each C.
+    passes : int
+        How often the rows were gone through.
+    converged : bool
+        The fits at the best C reached the tolerance.
+    """
+
+    C: float
+    scores: np.ndarray
+    logits: np.ndarray
+    fit: Solution
+    steps: np.ndarray
+    passes: int
+    converged: bool
+
+
+def default_Cs(count: int) -> np.ndarray:  # noqa: N802  (C is the field's name)
+    """Return so many inverse penalties from 1e-4 to 1e2 in equal ratios, ascending."""
+    return np.logspace(-4, 2, count)
+
+
+def search(
+    task: Task, Cs: Sequence[float], score: Score, *, tol: float = 1e-6, max_iter: int = 500, device: str = "auto"
+) -> Search:
+    """Fit all folds at each C, choose the best by its mean score, and fit all rows with it.
+
+    Parameters
+    ----------
+    task : Task
+        With a fold for each fit.
+    Cs : sequence of float
+        Ascending; of equally good ones the first is chosen, which is the simpler model.
+    score : callable
+    tol, max_iter
+        As `solve_path` has them.
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        "auto" is an NVIDIA GPU where there is one and the work is long enough for it to be worth loading torch.
+    """
+    diagonal = task.rows.shape[1] > WHOLE_CURVATURE_UP_TO
+    best: tuple[Solution, np.ndarray] | None = None
+    scores, steps = np.empty((len(Cs), task.n_fits)), np.empty(len(Cs), np.int64)
+    with Passes(task, diagonal=diagonal) as passes:
+        for number, solution in enumerate(solve_path(passes, Cs, tol=tol, max_iter=max_iter)):
+            logits = passes.decide(solution.W)
+            scores[number], steps[number] = score(logits, solution.W), solution.steps
+            if best is None or scores[number].mean() > scores[:number].mean(axis=1).max():
+                best = solution, logits
+        count = passes.count
+    assert best is not None
+    with Passes(_without_folds(task), diagonal=diagonal) as passes:
+        start = best[0].W.mean(axis=0, keepdims=True)
+        fit = next(solve_path(passes, [best[0].C], start=start, tol=tol, max_iter=max_iter))
+        count += passes.count
+    return Search(best[0].C, scores, best[1], fit, steps, count, best[0].converged and fit.converged)
+
+
+def _without_folds(task: Task) -> Task:
+    """Return the task of one fit to all rows."""
+    weight = task.all_weight if task.all_weight is not None else np.ones((1, *task.class_weight.shape[1:]))
+    return replace(task, fold=np.full(len(task.fold), -1), class_weight=weight)
+
+
+def rotated(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Turn features into as few as there are rows, without loss.
+
+    The minimum of a loss of ``Z w`` with an L2 penalty on ``w`` lies in the row space of Z (the representer theorem;
+    Hastie and Tibshirani 2004, "Efficient quadratic regularization for expression arrays"). With fewer rows than
+    features the problem in the coordinates of the right singular vectors is the same one, and smaller.
+
+    Returns
+    -------
+    rotated : ndarray of shape (n, min(n, D)), float64 where it is small, else float32
+    back : ndarray of shape (D, n) or None
+        Takes coefficients back to the features; None where nothing was turned.
+    """
+    dtype = np.float64 if min(Z.shape) * len(Z) <= _DOUBLE_UP_TO else np.float32
+    if len(Z) >= Z.shape[1]:
+        return Z.astype(dtype, copy=False), None
+    left, singular, right = np.linalg.svd(Z.astype(np.float64), full_matrices=False)
+    return (left * singular).astype(dtype), right.T
+
+
+def class_task(Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_classes: int, *, balanced: bool = False) -> Task:
+    """Return the task of telling K classes apart: softmax, or for two classes one sigmoid, as scikit-learn has it.
+
+    Parameters
+    ----------
+    Z : ndarray of shape (n, D), dtype float32 or float64
+    y : ndarray of shape (n,), dtype int64
+        Classes, 0 to K - 1.
+    folds : ndarray of shape (n,), dtype int64
+        From 0.
+    n_classes : int
+        K.
+    balanced : bool, default False
+        Weigh rows so that all classes count alike: ``n / (K * count)`` of the rows that a fit trains on.
+
+    Raises
+    ------
+    TrainingError
+        All rows of a class are in one fold.
+    """
+    n_folds = int(folds.max()) + 1
+    counts = np.stack([np.bincount(y[folds != fold], minlength=n_classes) for fold in range(n_folds)])
+    if not counts.all():
+        raise TrainingError("all images of a class are in one fold, copies of each other perhaps: add others")
+    whole = np.bincount(y, minlength=n_classes)[None]
+    weight, all_weight = (
+        table.sum(axis=1, keepdims=True) / (n_classes * table) if balanced else np.ones(table.shape)
+        for table in (counts, whole)
+    )
+    order = np.argsort(folds, kind="stable")
+    rows = InMemory(np.ascontiguousarray(Z[order]), order)
+    if n_classes == 2:
+        return Task(rows, (y == 1)[:, None], folds, "sigmoid", 1, weight[:, None], all_weight[:, None])
+    return Task(rows, y, folds, "softmax", n_classes, weight, all_weight)
+
+
+def both_rows(values: np.ndarray, axis: int) -> np.ndarray:
+    """Return numbers of K classes along an axis that has one of them for two: half of it, with either sign."""
+    return values if values.shape[axis] > 1 else np.concatenate([-values, values], axis=axis) / 2

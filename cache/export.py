@@ -52,9 +52,9 @@ def export(out: Path, store: FeatureStore, listing: Listing, space: FeatureSpace
 
     Memory is one part's rows, whatever the number of images. The datasets are ``embedding`` (n, D) float32, ``path``
     (relative to the attribute ``root``), ``label`` and ``split`` as strings of fixed length in UTF-8, or as bytes where
-    a name is no UTF-8, and ``digest`` (n, 32) uint8; the attribute ``classes`` holds the class names. Where an image may
-    have several labels, ``label`` holds their names with bars between them, as strings of any length, and the attribute
-    ``multi_label`` is 1.
+    a name is no UTF-8, and ``digest`` (n, 32) uint8; the attribute ``classes`` holds the class names. Where an image
+    may have several labels, ``label`` holds their names with bars between them, as strings of any length, and the
+    attribute ``multi_label`` is 1.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def _reserve(target: Any, count: int, dim: int) -> int:
 def _labels(listing: Listing, rows: np.ndarray) -> np.ndarray:
     names = [os.fsencode(name) for name in listing.classes]
     if listing.tags is None:
-        return _strings([b"", *names])[listing.label[rows] + 1]
+        return np.asarray(_strings([b"", *names])[listing.label[rows] + 1])
     # Not of fixed length: one image of a thousand labels would make every row as long as its own.
     return np.array(listing.tags.take(rows).joined(names), dtype=object)
 

@@ -49,7 +49,7 @@ class Tags:
     @property
     def sizes(self) -> np.ndarray:
         """How many entries of `index` belong to each image, (N,) int64."""
-        return np.maximum(self.count, 0).astype(np.int64)
+        return np.asarray(np.maximum(self.count, 0), np.int64)
 
     @property
     def rows(self) -> np.ndarray:

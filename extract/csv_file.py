@@ -139,8 +139,11 @@ def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) ->
     try:
         text = {name: row[index].strip() for name, index in columns.items()}
         split = SPLIT_CODE[text.get("split", "").lower()]
-        labels = _names(text["labels"]) if "labels" in text else None
-        return _checked_path(row[columns["path"]]), Line(number, text.get("label", ""), split, labels)
+        label, labels = text.get("label", ""), _names(text["labels"]) if "labels" in text else None
+        for name in (label, *(labels or ())):
+            if "\0" in name:
+                raise DataError(f"the label {printable(name)} holds a NUL byte; name the class otherwise")
+        return _checked_path(row[columns["path"]]), Line(number, label, split, labels)
     except IndexError:
         reason = f"{len(row)} fields, the header promises more; fill in the line"
     except KeyError:
@@ -153,7 +156,7 @@ def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) ->
 def _names(cell: str) -> tuple[str, ...]:
     names = {name.strip() for name in cell.split(BAR)} if cell else set()
     if "" in names:
-        raise DataError(f"the labels {printable(cell[:60])!r} hold an empty name; take out the bar, or name the label")
+        raise DataError(f"the labels '{printable(cell[:60])}' hold an empty name; take out the bar, or name the label")
     return tuple(sorted(names))
 
 

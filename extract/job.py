@@ -279,7 +279,9 @@ def _describe(images: ImageList) -> None:
     logger.info("%s: %d images, read as %s%s", images.root, len(images.paths), READINGS[images.layout], several)
     table = count_table(images)
     for name, counts in table[:SHOWN_CLASSES]:
-        logger.info("  %-20s %s", name, ", ".join(f"{split or 'no split'} {n}" for split, n in counts.items()))
+        logger.info(
+            "  %-20s %s", name or "(no label)", ", ".join(f"{split or 'no split'} {n}" for split, n in counts.items())
+        )
     if len(table) > SHOWN_CLASSES:
         logger.info("  and %d more classes", len(table) - SHOWN_CLASSES)
     for note in images.notes:

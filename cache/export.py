@@ -52,7 +52,9 @@ def export(out: Path, store: FeatureStore, listing: Listing, space: FeatureSpace
 
     Memory is one part's rows, whatever the number of images. The datasets are ``embedding`` (n, D) float32, ``path``
     (relative to the attribute ``root``), ``label`` and ``split`` as strings of fixed length in UTF-8, or as bytes where
-    a name is no UTF-8, and ``digest`` (n, 32) uint8; the attribute ``classes`` holds the class names.
+    a name is no UTF-8, and ``digest`` (n, 32) uint8; the attribute ``classes`` holds the class names. Where an image
+    may have several labels, ``label`` holds their names with bars between them, as strings of any length, and the
+    attribute ``multi_label`` is 1.
 
     Parameters
     ----------
@@ -104,10 +106,9 @@ def _write_columns(file: io.FileIO, listing: Listing, rows: np.ndarray, space: F
     """Write all but the embeddings, and return the offset at which those begin."""
     import h5py
 
-    labels = [b"", *(os.fsencode(name) for name in listing.classes)]
     columns = {
         "path": _strings([listing.paths[row] for row in rows]),
-        "label": _strings(labels)[listing.label[rows] + 1],
+        "label": _labels(listing, rows),
         "split": _strings([name.encode() for name in SPLITS])[listing.split[rows]],
         "digest": listing.digest[rows],
     }
@@ -120,6 +121,8 @@ def _write_columns(file: io.FileIO, listing: Listing, rows: np.ndarray, space: F
                 target.create_dataset(name, data=column.astype(_h5_type(column)))
             target.attrs["classes"] = np.array([*map(os.fsencode, listing.classes)], dtype=h5py.string_dtype())
             described = {"schema": EXPORT_FORMAT, "root": listing.root, "space": space.json, "backbone": space.backbone}
+            if listing.tags is not None:
+                target.attrs["multi_label"] = 1
             for name, value in {**described, "writer": f"headstart {__version__}"}.items():
                 target.attrs[name] = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     except Exception:
@@ -143,6 +146,14 @@ def _reserve(target: Any, count: int, dim: int) -> int:
     return dataset.get_offset() or 0
 
 
+def _labels(listing: Listing, rows: np.ndarray) -> np.ndarray:
+    names = [os.fsencode(name) for name in listing.classes]
+    if listing.tags is None:
+        return np.asarray(_strings([b"", *names])[listing.label[rows] + 1])
+    # Not of fixed length: one image of a thousand labels would make every row as long as its own.
+    return np.array(listing.tags.take(rows).joined(names), dtype=object)
+
+
 def _strings(values: Sequence[bytes]) -> np.ndarray:
     longest = max((len(value) for value in values), default=0)
     return np.array(values, dtype=f"S{max(1, longest)}")
@@ -152,14 +163,15 @@ def _h5_type(column: np.ndarray) -> Any:
     """Return UTF-8 for strings that are such, bytes for others, and numbers as they are."""
     import h5py
 
-    if column.dtype.kind != "S":
+    if column.dtype.kind not in "SO":
         return column.dtype
+    length = column.dtype.itemsize if column.dtype.kind == "S" else None
     try:
         for value in np.unique(column):
             value.decode("utf-8")
     except UnicodeDecodeError:
-        return column.dtype
-    return h5py.string_dtype("utf-8", column.dtype.itemsize)
+        return h5py.string_dtype("ascii", length)
+    return h5py.string_dtype("utf-8", length)
 
 
 def _write_embeddings(file: io.FileIO, offset: int, store: FeatureStore, space: FeatureSpace, keys: Keys) -> None:

@@ -21,6 +21,7 @@ from ..errors import CacheFormatError, DamagedFileError
 from . import block
 from .publish import make_folder, publish, sortable_id
 from .space import ID_LENGTH, canonical_json
+from .tags import ARRAYS, Tags
 
 LISTING_FORMAT = 1
 _NAME = re.compile(r"0[0-9a-f]{23}\.h5")
@@ -32,6 +33,8 @@ SIZE, MTIME, CTIME, INODE = range(4)
 RACY_NS = 2_000_000_000
 # A row of `stat` that no file has.
 NEVER = -1
+# Arrays that not every listing has.
+OPTIONAL = (*ARRAYS,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Listing:
         As the file system has them, relative to the folder (for a CSV file, its folder), with "/" between folders;
         sorted, unique.
     label : ndarray of shape (N,), dtype int32
-        Index into `classes`; -1 where there is none.
+        Index into `classes`; -1 where there is none, and everywhere in a dataset of several labels an image.
     split : ndarray of shape (N,), dtype uint8
         Index into `SPLITS`; 0 where the dataset does not say.
     stat : ndarray of shape (N, 4), dtype int64
@@ -69,6 +72,8 @@ class Listing:
         What decided on `failures`: decoder rules, limits, optional decoders. A failure is final while they last.
     scanned_ns : int
         When the files were looked at, nanoseconds since 1970.
+    tags : Tags or None
+        Labels of a dataset in which an image may have several; None for any other.
     """
 
     root: str
@@ -85,6 +90,7 @@ class Listing:
     request: dict[str, Any] = field(default_factory=dict)
     rules: str = ""
     scanned_ns: int = 0
+    tags: Tags | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,7 +117,7 @@ class Listing:
 
     def says_the_same(self, newer: Listing) -> bool:
         """Tell whether `newer` adds nothing to this one, and this one already shows every file as old enough."""
-        names = ("root", "source", "layout", "classes", "paths", "failures", "spaces", "request", "rules")
+        names = ("root", "source", "layout", "classes", "paths", "failures", "spaces", "request", "rules", "tags")
         columns = ("label", "split", "stat", "digest")
         return (
             all(getattr(self, name) == getattr(newer, name) for name in names)
@@ -152,6 +158,7 @@ def save_listing(cache: Path, listing: Listing) -> Path:
         "failed": np.array(failed, "<i8"),
         "reason": _text([listing.failures[index] for index in failed]),
         "classes": _text(list(listing.classes)),
+        **({} if listing.tags is None else listing.tags.arrays()),
     }
     attributes: dict[str, str | int] = {
         "schema": LISTING_FORMAT,
@@ -187,7 +194,8 @@ def read_listing(path: Path) -> Listing:
             f"{path} was written by format {schema}, this reads up to {LISTING_FORMAT}; upgrade headstart"
         )
     columns = ("path", "label", "split", "stat", "digest", "failed", "reason", "classes")
-    arrays = block.read_arrays(path, header, columns)
+    optional = tuple(name for name in OPTIONAL if name in header.arrays)
+    arrays = block.read_arrays(path, header, columns + optional)
     try:
         listing = _assembled(header, arrays)
         _check(listing)
@@ -211,6 +219,10 @@ def _check(listing: Listing) -> None:
         raise ValueError("labels without a class")
     if (count and listing.split.max() >= len(SPLITS)) or any(not 0 <= row < count for row in listing.failures):
         raise ValueError("splits or failures out of range")
+    if listing.tags is not None:
+        listing.tags.check(count, len(listing.classes))
+        if (listing.label != -1).any():
+            raise ValueError("one label and several")
 
 
 def _assembled(header: block.Header, arrays: dict[str, np.ndarray]) -> Listing:
@@ -231,6 +243,7 @@ def _assembled(header: block.Header, arrays: dict[str, np.ndarray]) -> Listing:
         request=json.loads(header.attributes["request"]),
         rules=header.attributes["rules"],
         scanned_ns=header.attributes["scanned_ns"],
+        tags=Tags.read(arrays),
     )
 
 

@@ -90,8 +90,13 @@ def labelled_set(features: Features, val_fraction: float = VAL_FRACTION, *, dedu
     Raises
     ------
     TrainingError
-        No image has a label, or none could be used.
+        No image has a label, or none could be used; or an image may have several labels.
     """
+    if features.multi_label:
+        root = printable(features.listing.root)
+        raise TrainingError(
+            f"{root} has several labels an image; a head learns one class an image: use a CSV with the column label"
+        )
     rows = np.flatnonzero(features.y >= 0)
     if not rows.size:
         raise TrainingError(_nothing_to_learn(features))

@@ -1,16 +1,17 @@
-"""A CSV of images: its lines -> path, label and split, each checked where it stands."""
+"""A CSV of images: its lines -> path, label or labels, and split, each checked where it stands."""
 
 from __future__ import annotations
 
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cache.tags import BAR
 from ..errors import DataError, printable
-from .files import os_reason, with_slashes
+from .files import os_reason, some, with_slashes
 from .layouts import SPLIT_CODE
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `c://` is a Windows drive
@@ -25,14 +26,22 @@ class Line:
     number : int
         Where it stands, the header being line 1.
     label : str
-        The class; empty for none.
+        The class; empty for none, and where there are `labels`.
     split : int
         The code of the split, 0 for none.
+    labels : tuple of str, or None
+        In a CSV with the column ``labels`` all that the image has, sorted, each once; None in any other.
     """
 
     number: int
     label: str
     split: int
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def says(self) -> tuple[object, ...]:
+        """What it says of the image."""
+        return self.label, self.labels, self.split
 
 
 def unique_lines(data: Path) -> tuple[dict[bytes, Line], int]:
@@ -41,7 +50,8 @@ def unique_lines(data: Path) -> tuple[dict[bytes, Line], int]:
     Parameters
     ----------
     data : Path
-        A regular file in UTF-8, whose first line names the columns ``path``, ``label`` and, if wanted, ``split``.
+        A regular file in UTF-8, whose first line names the columns ``path``, ``label`` or ``labels``, and, if wanted,
+        ``split``. A cell of ``labels`` holds names with bars between them, ``cat|dog``, or nothing.
 
     Returns
     -------
@@ -61,12 +71,27 @@ def unique_lines(data: Path) -> tuple[dict[bytes, Line], int]:
         first = lines.setdefault(path, line)
         if first is line:
             continue
-        if (first.label, first.split) != (line.label, line.split):
-            what = "label" if first.label != line.label else "split"
+        if first.says != line.says:
             where = f"{printable(data)}, lines {first.number} and {line.number}"
-            raise DataError(f"{where}: {printable(path)} has more than one {what}; keep one of the lines")
+            raise DataError(f"{where}: {printable(path)} has more than one {_difference(first, line)}")
         merged += 1
     return lines, merged
+
+
+def _difference(first: Line, line: Line) -> str:
+    """Say what two lines of one image disagree on, and what to do."""
+    if first.labels != line.labels:
+        return "set of labels; keep one of the lines, with all names in it, as in cat|dog"
+    return ("label" if first.label != line.label else "split") + "; keep one of the lines"
+
+
+def doubtful_names(lines: Collection[Line]) -> list[str]:
+    """Say where the names of labels look as if something else than a bar stood between them; at most one line."""
+    if any(len(line.labels or ()) > 1 for line in lines):
+        return []
+    names = {name for line in lines for name in line.labels or () if "," in name or ";" in name}
+    shown = some([printable(name) for name in sorted(names)])
+    return [f"taken as one label each: {shown}; several names need bars between them, as in cat|dog"] if names else []
 
 
 def _csv_lines(data: Path) -> Iterator[tuple[bytes, Line]]:
@@ -97,20 +122,28 @@ def _refuse_binary(data: Path) -> None:
 
 def _columns(data: Path, header: list[str]) -> dict[str, int]:
     names = [name.strip().lower() for name in header]
-    missing = [name for name in ("path", "label") if name not in names]
+    if {"label", "labels"} <= set(names):
+        choice = "keep label where an image has one class, labels where it may have several, as in cat|dog"
+        raise DataError(f"{printable(data)}: line 1 names the columns label and labels; {choice}")
+    label = "labels" if "labels" in names else "label"
+    missing = [name for name in ("path", label) if name not in names]
     if missing:
         missing_text = " and ".join(missing) + (" is missing" if len(missing) == 1 else " are missing")
         found = printable(",".join(header)[:60]) or "nothing"
-        wanted = f"line 1 must name the columns path,label[,split], {missing_text}"
+        wanted = f"line 1 must name the columns path,{label}[,split], {missing_text}"
         raise DataError(f"{printable(data)}: {wanted} (found: {found}); add the header, or name a folder")
-    return {name: names.index(name) for name in ("path", "label", "split") if name in names}
+    return {name: names.index(name) for name in ("path", label, "split") if name in names}
 
 
 def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) -> tuple[bytes, Line]:
     try:
         text = {name: row[index].strip() for name, index in columns.items()}
         split = SPLIT_CODE[text.get("split", "").lower()]
-        return _checked_path(row[columns["path"]]), Line(number, text["label"], split)
+        label, labels = text.get("label", ""), _names(text["labels"]) if "labels" in text else None
+        for name in (label, *(labels or ())):
+            if "\0" in name:
+                raise DataError(f"the label {printable(name)} holds a NUL byte; name the class otherwise")
+        return _checked_path(row[columns["path"]]), Line(number, label, split, labels)
     except IndexError:
         reason = f"{len(row)} fields, the header promises more; fill in the line"
     except KeyError:
@@ -118,6 +151,13 @@ def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) ->
     except DataError as error:
         reason = str(error)
     raise DataError(f"{printable(data)}, line {number}: {reason}")
+
+
+def _names(cell: str) -> tuple[str, ...]:
+    names = {name.strip() for name in cell.split(BAR)} if cell else set()
+    if "" in names:
+        raise DataError(f"the labels '{printable(cell[:60])}' hold an empty name; take out the bar, or name the label")
+    return tuple(sorted(names))
 
 
 def _checked_path(text: str) -> bytes:

@@ -18,7 +18,8 @@ from ..cache.listing import SPLITS, Listing
 from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
-from ..errors import CacheMissError
+from ..cache.tags import Tags
+from ..errors import CacheMissError, DataError, printable
 
 logger = logging.getLogger("headstart.extract")
 
@@ -54,8 +55,40 @@ class Features:
 
     @property
     def y(self) -> np.ndarray:
-        """Index into `classes`, (N,) int32; -1 where an image has no label."""
+        """Index into `classes`, (N,) int32; -1 where an image has no label, and everywhere with `multi_label`."""
         return np.asarray(self.listing.label[self.rows])
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels; they are in `Y` then, and not in `y`."""
+        return self.listing.tags is not None
+
+    @property
+    def tags(self) -> Tags:
+        """The labels of each image, as they are kept: their number, -1 where it is not known, and which.
+
+        Raises
+        ------
+        DataError
+            The dataset has one label an image.
+        """
+        if self.listing.tags is None:
+            root = printable(self.listing.root)
+            raise DataError(f"{root} has one label an image: take y, or list it by a CSV with the column labels")
+        return self.listing.tags.take(self.rows)
+
+    @property
+    def Y(self) -> np.ndarray:  # noqa: N802  (scikit-learn's name)
+        """Whether each image has each of the K labels, (N, K) bool, made anew each time: N times K bytes.
+
+        All False where none is there, and where the labels are not known: ``tags.count`` tells these apart.
+
+        Raises
+        ------
+        DataError
+            The dataset has one label an image.
+        """
+        return self.tags.table(len(self.classes))
 
     @property
     def digest(self) -> np.ndarray:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..cache.tags import Tags
 from ..errors import DataError, DataNotFoundError, UsageError, printable
-from .csv_file import unique_lines
+from .csv_file import Line, doubtful_names, unique_lines
 from .files import NO_STAT, SUFFIXES, Stat, os_reason, refusal, some, stat_of, with_slashes
 from .layouts import Reading, read_tree
 from .tree import Tree, walk
@@ -48,7 +49,7 @@ class ImageList:
     paths : list of bytes
         Unique paths with ``/`` between names; absolute where the user or the CSV says so.
     label : ndarray of int32, shape (N,)
-        Index into `classes`, -1 for none.
+        Index into `classes`, -1 for none, and everywhere in a dataset of several labels an image.
     split : ndarray of uint8, shape (N,)
         Index into `SPLITS`.
     stat : ndarray of int64, shape (N, 4)
@@ -57,6 +58,8 @@ class ImageList:
         Index into `paths` -> reason, for what is known to be bad without opening it.
     notes : tuple of str
         Lines for people: what was ignored, and how DATA was read where that is in doubt.
+    tags : Tags or None
+        Labels of a dataset in which an image may have several; None for any other.
     """
 
     root: Path
@@ -69,6 +72,7 @@ class ImageList:
     stat: npt.NDArray[np.int64]
     unreadable: dict[int, str]
     notes: tuple[str, ...]
+    tags: Tags | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class _Rows:
     stats: npt.NDArray[np.int64]
     reasons: dict[int, str]
     keep: npt.NDArray[np.bool_]
+    tags: Tags | None = None
 
 
 def list_images(data: Path, *, layout: str = "auto") -> ImageList:
@@ -89,7 +94,8 @@ def list_images(data: Path, *, layout: str = "auto") -> ImageList:
     Parameters
     ----------
     data : Path
-        A folder, or a CSV file with the columns ``path`` and ``label`` and, if wanted, ``split``.
+        A folder, or a CSV file with the columns ``path`` and ``label``, or ``labels`` where an image may have several,
+        and, if wanted, ``split``.
     layout : str, default "auto"
         ``"auto"``, or one of `LAYOUTS` to say how DATA is to be read; with ``"flat"`` every image below a folder is
         taken, without labels.
@@ -155,6 +161,7 @@ def _assembled(
         stat=rows.stats[taken],
         unreadable=unreadable,
         notes=tuple(notes),
+        tags=rows.tags and rows.tags.take(taken),
     )
 
 
@@ -285,14 +292,26 @@ def _list_csv(data: Path) -> ImageList:
     lines, merged = unique_lines(data)
     if not lines:
         raise DataError(f"{printable(data)} lists no images below its header; add lines of path,label")
-    classes = tuple(sorted({line.label for line in lines.values()} - {""}))
+    names = {name for line in lines.values() for name in (line.label, *(line.labels or ()))}
+    classes = tuple(sorted(names - {""}))
     number = {"": -1} | {name: index for index, name in enumerate(classes)}
     folder = os.fsencode(data.parent)
     files: _Files = {path: _examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
     label = [number[line.label] for line in lines.values()]
     rows = _rows_of(files, label, [line.split for line in lines.values()])
+    rows = replace(rows, tags=_tags(lines.values(), number))
     notes = [f"merged {merged} lines that say the same of an image"] if merged else []
+    notes += doubtful_names(lines.values())
     return _assembled(data, data.parent, "csv", classes, rows, notes)
+
+
+def _tags(lines: Collection[Line], number: dict[str, int]) -> Tags | None:
+    several = [line.labels for line in lines if line.labels is not None]
+    if not several:
+        return None
+    count = np.array([len(names) for names in several], np.int32)
+    # Sorted names have ascending numbers, because classes are sorted.
+    return Tags(count, np.fromiter((number[name] for names in several for name in names), np.int32, int(count.sum())))
 
 
 # Counts
@@ -310,10 +329,13 @@ def count_table(images: ImageList) -> list[tuple[str, dict[str, int]]]:
     -------
     list of (str, dict of str to int)
         For each class, in order, the number of images in each split that occurs (``""`` where DATA names none); last,
-        where there are any, the unlabelled ones under the name ``""``.
+        where there are any, those without a label under the name ``""``. An image of several labels counts under each.
     """
     n_splits = len(SPLITS)
     cells = (images.label.astype(np.int64) + 1) * n_splits + images.split
+    if images.tags is not None:
+        below = (images.tags.index.astype(np.int64) + 1) * n_splits + images.split[images.tags.rows]
+        cells = np.concatenate([cells[images.tags.count <= 0], below])
     table = np.bincount(cells, minlength=(len(images.classes) + 1) * n_splits).reshape(-1, n_splits)
     used = np.flatnonzero(table.sum(axis=0)).tolist()
     rows = [(name, {SPLITS[s]: int(table[i + 1, s]) for s in used}) for i, name in enumerate(images.classes)]

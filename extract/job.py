@@ -159,7 +159,8 @@ def extract(
     Parameters
     ----------
     data : path, default "data"
-        A folder with split folders, of class folders or of pictures, or a CSV file with ``path,label[,split]``.
+        A folder with split folders, of class folders or of pictures, or a CSV file with ``path,label[,split]``, or
+        ``path,labels[,split]`` where an image may have several labels.
     backbone : str, default "resnet18"
         Names that ``headstart backbones`` lists; each image is decoded once for all of them.
     layer : str or sequence of str, optional
@@ -274,10 +275,13 @@ def _unique(words: str | Sequence[str] | None) -> list[str]:
 
 def _describe(images: ImageList) -> None:
     """Say how DATA was read, with counts per class and split, before anything costly begins."""
-    logger.info("%s: %d images, read as %s", images.root, len(images.paths), READINGS[images.layout])
+    several = "" if images.tags is None else " with any number of labels an image"
+    logger.info("%s: %d images, read as %s%s", images.root, len(images.paths), READINGS[images.layout], several)
     table = count_table(images)
     for name, counts in table[:SHOWN_CLASSES]:
-        logger.info("  %-20s %s", name, ", ".join(f"{split or 'no split'} {n}" for split, n in counts.items()))
+        logger.info(
+            "  %-20s %s", name or "(no label)", ", ".join(f"{split or 'no split'} {n}" for split, n in counts.items())
+        )
     if len(table) > SHOWN_CLASSES:
         logger.info("  and %d more classes", len(table) - SHOWN_CLASSES)
     for note in images.notes:

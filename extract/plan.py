@@ -38,6 +38,7 @@ def limited(images: ImageList, limit: int | None) -> ImageList:
         label=images.label[rows],
         split=images.split[rows],
         stat=images.stat[rows],
+        tags=images.tags and images.tags.take(rows),
         unreadable={places[row]: reason for row, reason in images.unreadable.items() if row in places},
     )
 
@@ -98,6 +99,7 @@ def unread_listing(images: ImageList, rules: str, scanned_ns: int = 0) -> Listin
         failures=dict(images.unreadable),
         rules=rules,
         scanned_ns=scanned_ns,
+        tags=images.tags,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from headstart.cache import export as module
 from headstart.cache.export import export
 from headstart.cache.store import FeatureStore
+from headstart.cache.tags import Tags
 from headstart.errors import CacheError, CacheMissError
 from support import add_rows, listing_of, random_rows
 
@@ -65,6 +66,46 @@ def test_names_of_any_bytes_and_many_classes(store, space, tmp_path):
         assert list(file.attrs["classes"]) == list(classes)
 
 
+def several(digest, classes=("änt", "bee", "cat"), **changes):
+    """Return a listing whose images have none, the first, the second, both of the first two labels, and so on."""
+    sets = [[label for label in range(3) if number >> label & 1] for number in range(len(digest))]
+    count, index = [len(labels) for labels in sets], [label for labels in sets for label in labels]
+    tags = Tags(np.array(count, np.int32), np.array(index, np.int32))
+    return listing_of(digest, classes=classes, tags=tags, label=np.full(len(digest), -1, np.int32), **changes)
+
+
+def test_the_names_of_several_labels_are_joined_by_bars(store, space, tmp_path):
+    digest, _ = random_rows(30)
+    done = export(tmp_path / "x.h5", store, several(digest, failures={5: "truncated"}), space)
+    one = export(tmp_path / "y.h5", store, listing_of(digest), space)
+    with h5py.File(done.out) as file, h5py.File(one.out) as plain:
+        text = file["label"].asstr()[()].tolist()
+        assert text[:7] == ["", "änt", "bee", "änt|bee", "cat", "bee|cat", "änt|bee|cat"], "5 failed and is left out"
+        assert len(text) == 29
+        assert (file.attrs["multi_label"], list(file.attrs["classes"])) == (1, ["änt", "bee", "cat"])
+        assert "multi_label" not in plain.attrs
+
+
+def test_names_of_several_labels_that_are_no_utf_8_are_bytes(store, space, tmp_path):
+    digest, _ = random_rows(30)
+    done = export(tmp_path / "x.h5", store, several(digest, classes=("a", "b", "c\udcff")), space)
+    with h5py.File(done.out) as file:
+        assert file["label"][3:6].tolist() == [b"a|b", b"c\xff", b"a|c\xff"]
+
+
+def test_an_image_of_many_labels_does_not_make_every_row_as_long(store, space, tmp_path):
+    digest, _ = random_rows(30)
+    count = np.array([10_000, *[1] * 29], np.int32)
+    tags = Tags(count, np.concatenate([np.arange(10_000), np.arange(29)]).astype(np.int32))
+    names = tuple(f"{number:05d}" for number in range(10_000))
+    listing = listing_of(digest, classes=names, tags=tags, label=np.full(30, -1, np.int32))
+    done = export(tmp_path / "x.h5", store, listing, space)
+    with h5py.File(done.out) as file:
+        assert file["label"].asstr()[0] == "|".join(names)
+        assert file["label"].asstr()[1:].tolist() == list(names[:29])
+    assert done.bytes < 1e6, "60 kB of labels and some for the classes; 30 times 60 kB would be 1.8 MB"
+
+
 def test_an_empty_dataset(store, space, tmp_path):
     done = export(tmp_path / "x.h5", store, listing_of(np.zeros((0, 32), np.uint8)), space)
     with h5py.File(done.out) as file:
@@ -87,8 +128,9 @@ def test_nothing_is_replaced_by_accident_and_nothing_half_written_is_left(store,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "x.h5"]
 
 
+@pytest.mark.parametrize("listed", [listing_of, several])
 @pytest.mark.parametrize("number", range(1, 12))
-def test_a_full_disk_at_any_write_is_an_error_and_never_a_crash(store, space, tmp_path, number, monkeypatch):
+def test_a_full_disk_at_any_write_is_an_error_and_never_a_crash(store, space, tmp_path, number, listed, monkeypatch):
     """HDF5 ends the process when its file fails: it must not see the error."""
     count, real = 0, module._write_all
 
@@ -102,6 +144,6 @@ def test_a_full_disk_at_any_write_is_an_error_and_never_a_crash(store, space, tm
     monkeypatch.setattr(module, "_write_all", full)
     digest, _ = random_rows(30)
     with pytest.raises(CacheError, match="disk full writing"):
-        export(tmp_path / "x.h5", store, listing_of(digest), space)
+        export(tmp_path / "x.h5", store, listed(digest), space)
     assert count == number, "nothing is written any more after the first error"
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from headstart.cache.datasets import load_listing, require_listing
-from headstart.cache.listing import Listing, carry_over, dataset_id, save_listing
-from headstart.errors import CacheMissError
+from headstart.cache.listing import Listing, carry_over, dataset_id, read_listing, save_listing
+from headstart.cache.tags import Tags
+from headstart.errors import CacheMissError, DamagedFileError
 
 OLD = 1_000_000_000 * 10**9
 
@@ -82,6 +83,57 @@ def test_h5py_alone_reads_it(tmp_path):
         assert file["label"][()].tolist() == [0, 0, 1]
 
 
+def with_tags(count=(2, 0, -1), index=(0, 1), **changes) -> Listing:
+    tags = Tags(np.array(count, np.int32), np.array(index, np.int32))
+    return make_listing(**{"label": np.full(3, -1, np.int32), "tags": tags, **changes})
+
+
+def test_several_labels_come_back_and_h5py_alone_reads_them(tmp_path):
+    path = save_listing(tmp_path, with_tags())
+    assert same(read_listing(path), with_tags())
+    with h5py.File(path, locking=False) as file:
+        assert (file["tag_count"][()].tolist(), file["tag"][()].tolist()) == ([2, 0, -1], [0, 1])
+        assert (file["tag_count"].dtype, file["tag"].dtype) == (np.int32, np.int32)
+
+
+def test_no_image_with_any_label_and_no_class_at_all_come_back_too(tmp_path):
+    for listing in (with_tags([0, 0, 0], []), with_tags([0, -1, 0], [], classes=())):
+        assert same(read_listing(save_listing(tmp_path, listing)), listing)
+
+
+def test_a_dataset_of_one_label_has_the_arrays_of_before_and_no_other(tmp_path):
+    with h5py.File(save_listing(tmp_path, make_listing()), locking=False) as file:
+        assert sorted(file) == ["classes", "digest", "failed", "label", "path", "reason", "split", "stat"]
+
+
+@pytest.mark.parametrize(
+    ("count", "index", "changes", "what"),
+    [
+        ([2, 0], [0, 1], {}, "labels of another shape"),
+        ([2, 0, 1], [0, 1], {}, "counts of labels that do not add up"),
+        ([2, 0, -2], [0, 1], {}, "counts of labels that do not add up"),
+        ([2, 0, 0], [0, 2], {}, "labels without a class"),
+        ([2, 0, 0], [-1, 0], {}, "labels without a class"),
+        ([2, 0, 0], [1, 0], {}, "labels of an image that do not ascend"),
+        ([0, 0, 2], [1, 1], {}, "labels of an image that do not ascend"),
+        ([2, 0, 0], [0, 1], {"label": np.array([0, -1, -1], np.int32)}, "one label and several"),
+    ],
+)
+def test_a_whole_file_of_labels_that_no_run_has_written_is_damaged(tmp_path, count, index, changes, what):
+    path = save_listing(tmp_path, with_tags(count, index, **changes))
+    with pytest.raises(DamagedFileError, match=rf"is damaged: it does not hold what a listing holds \({what}\)"):
+        read_listing(path)
+
+
+@pytest.mark.parametrize("left_out", ["tag", "tag_count"])
+def test_counts_without_labels_or_labels_without_counts_are_damaged(tmp_path, monkeypatch, left_out):
+    real = Tags.arrays
+    monkeypatch.setattr(Tags, "arrays", lambda self: {k: v for k, v in real(self).items() if k != left_out})
+    path = save_listing(tmp_path, with_tags())
+    with pytest.raises(DamagedFileError, match=f"'{left_out}'"):
+        read_listing(path)
+
+
 def test_no_listing_says_what_to_run(tmp_path):
     assert load_listing(tmp_path / "absent") is None
     with pytest.raises(CacheMissError, match="holds nothing of photos; run `headstart extract photos` first"):
@@ -140,5 +192,9 @@ def test_says_the_same():
     assert listing.says_the_same(make_listing(scanned_ns=OLD + 10**13))
     assert not listing.says_the_same(make_listing(label=np.array([0, 1, 1], np.int32)))
     assert not listing.says_the_same(make_listing(spaces=("other",)))
+    assert with_tags().says_the_same(with_tags())
+    for other in (with_tags([1, 1, -1]), with_tags([2, 0, 0]), with_tags([1, 0, -1], [0]), with_tags(tags=None)):
+        assert not with_tags().says_the_same(other)
+        assert not other.says_the_same(with_tags())
     fresh = make_listing(scanned_ns=OLD)
     assert not fresh.says_the_same(make_listing()), "files too young to be believed need a later listing"

@@ -150,6 +150,17 @@ def flip(path):
     path.write_bytes(data)
 
 
+def test_a_model_of_before_spaces_could_be_joined_is_read_as_one_of_a_single_space(folder):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    (content["space"],) = content.pop("spaces")
+    content["training"]["request"] = {"weights": "none", "seed": 3}
+    path.write_text(json.dumps(content))
+    model = load_model(folder)
+    assert model.spaces == [make_space().as_dict()]
+    assert model.training["requests"] == [{"weights": "none", "seed": 3}]
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -167,6 +178,13 @@ def flip(path):
         (lambda f: edit(f, classes=[1, 2, 3]), r"its list of classes is none"),
         (lambda f: edit(f, classes=["x" * 2000, "b", "c"]), r"its list of classes is none"),
         (lambda f: edit(f, spaces=[make_space(dim=9).as_dict()]), r"do not fit"),
+        (lambda f: edit(f, spaces=[make_space(dim=8).as_dict(), make_space(dim=1).as_dict()]), r"do not fit"),
+        (lambda f: edit(f, spaces=[]), r"do not fit"),
+        (lambda f: edit(f, spaces=7), r"model\.json is damaged"),
+        (lambda f: edit(f, spaces=["resnet18"]), r"model\.json is damaged"),
+        (lambda f: edit(f, spaces=[{"dim": 8}]), r"is damaged: not a feature space"),
+        (lambda f: edit(f, spaces=[make_space(dim="8").as_dict()]), r"model\.json is damaged"),
+        (lambda f: edit(f, space={}, training=7), r"model\.json is damaged"),
     ],
 )  # fmt: skip
 def test_damage_is_named_in_one_line(folder, harm, said):

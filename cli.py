@@ -143,8 +143,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
               help="Held out where DATA has no validation split.")  # fmt: skip
 @click.option("--dedupe", is_flag=True, help="Use one of images with the same bytes, and none that has two labels.")
-@click.option("--features", metavar="BACKBONE[:LAYER]", multiple=True,
-              help="Embeddings that are joined, may repeat; instead of --backbone and --layer.")  # fmt: skip
+@click.option("--features", metavar="BACKBONE[:LAYER]", multiple=True, help="Embeddings to join; may repeat.")
 @click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
 @layer_option
 @space_options

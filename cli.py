@@ -143,6 +143,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
               help="Held out where DATA has no validation split.")  # fmt: skip
 @click.option("--dedupe", is_flag=True, help="Use one of images with the same bytes, and none that has two labels.")
+@click.option("--features", metavar="BACKBONE[:LAYER]", multiple=True, help="Embeddings to join; may repeat.")
 @click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
 @layer_option
 @space_options
@@ -160,6 +161,7 @@ def fit_head(data: Path | None, details: bool, **given: Any) -> Any:
     headstart fit-head
     headstart fit-head photos --head mlp --hidden 1024 --dropout .5
     headstart fit-head --class-weight balanced --out models/balanced
+    headstart fit-head --features resnet18 --features mobilenet_v3_small:features.8
     """
     from .classify.fit import fit_head as run
 

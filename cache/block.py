@@ -253,7 +253,7 @@ def copy_rows(
     rows, places : ndarray of shape (n,), dtype int64
         Which rows, ascending, and where in `target` each goes.
     target : ndarray of shape (m, width)
-        C-contiguous, of any floating dtype. Its content counts only if the call returns.
+        Of any floating dtype; fastest where it is C-contiguous. Its content counts only if the call returns.
 
     Raises
     ------
@@ -273,7 +273,8 @@ def copy_rows(
             chosen = slice(bounds[number], bounds[number + 1])
             wanted, where = rows[chosen] - start, places[chosen]
             whole = len(wanted) == stop - start and _counts_up(wanted, 0)
-            straight = whole and target.dtype == entry.dtype and _counts_up(where, where[0])
+            as_stored = target.dtype == entry.dtype and target.flags.c_contiguous
+            straight = whole and as_stored and _counts_up(where, where[0])
             piece = target[where[0] : where[0] + len(where)] if straight else spare[: stop - start]
             _fill(file, _flat(piece), path)
             hasher.update(_flat(piece))

@@ -228,14 +228,22 @@ class FeatureStore:
         heads = self.heads(space_id)
         return KeyIndex([head.keys for head in heads]), [head.path for head in heads]
 
-    def gather(self, space_id: str, keys: Keys) -> np.ndarray:
+    def gather(self, space_id: str, keys: Keys, out: np.ndarray | None = None) -> np.ndarray:
         """Read embeddings in the order of `keys`.
 
         Every byte of the parts that hold them is checked. Memory is the result and about 100 bytes a row.
 
+        Parameters
+        ----------
+        space_id : str
+        keys : Keys
+        out : ndarray of shape (len(keys), D), dtype float32, optional
+            Receives the rows; it may be some columns of a wider array. Its content counts only if the call returns.
+
         Returns
         -------
         ndarray of shape (len(keys), D), dtype float32
+            `out` where it was given.
 
         Raises
         ------
@@ -248,7 +256,7 @@ class FeatureStore:
         def read() -> np.ndarray:
             index, paths = self.index(space_id)
             places = self._found(index, keys, len(keys))
-            result = np.empty((len(keys), dim), np.float32)
+            result = np.empty((len(keys), dim), np.float32) if out is None else out
             self._fill(result, paths, index.by_part(places))
             return result
 

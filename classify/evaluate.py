@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..cache.datasets import latest_listing
-from ..cache.store import FeatureStore
 from ..errors import CacheMissError, DataError, ModelError, printable
-from ..extract.embed import embed_listing
 from ..extract.features import Features
 from ..extract.images import list_images
 from ..extract.options import RunOptions
@@ -174,7 +172,7 @@ def _from_cache(classifier: Classifier, source: Path) -> Features:
         if not source.exists():
             raise CacheMissError(f"neither the cache {classifier.store.root} nor the disk has {source}; name DATA")
         return _from_disk(classifier, source)
-    features = Features(listing, classifier.space, classifier.store)
+    features = Features(listing, classifier.spaces, classifier.store)
     try:
         features.X  # noqa: B018  (reads the rows, or says that some are not there)
     except CacheMissError:
@@ -183,12 +181,11 @@ def _from_cache(classifier: Classifier, source: Path) -> Features:
 
 
 def _from_disk(classifier: Classifier, data: Path) -> Features:
-    store: FeatureStore = classifier.store
     images = list_images(data)
     rules = failure_rules(RunOptions().max_pixels)
-    listing = recall_listing(store.root, images, rules, scanned_ns=0)
-    listing, _ = embed_listing(store, [classifier.embedder], listing, base_folder(images))
-    return Features(listing, classifier.space, store)
+    listing = recall_listing(classifier.store.root, images, rules, scanned_ns=0)
+    listing = classifier.embed(listing, base_folder(images))
+    return Features(listing, classifier.spaces, classifier.store)
 
 
 def _compare(first: Evaluation, second: Evaluation, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from .. import __version__
 from ..cache.store import cache_dir
 from ..errors import UsageError, printable
-from ..extract.features import Features, load_features
+from ..extract.features import Features, load_features, spaces_as_json
 from .dataset import VAL_FRACTION, LabelledSet, labelled_set, warn_of_copies
 from .head import Head
 from .heads import make_head
@@ -21,6 +22,9 @@ from .metrics import majority_baseline, nearest_mean_baseline, score
 from .model import SavedModel, check_target, save_model
 
 logger = logging.getLogger("headstart.classify")
+
+# The input of the module that classifies, by its usual names; `classifier.3.input` is a layer within one.
+_DEFAULT_LAYER = re.compile(r"([a-z_]+\.)*(fc|classifier|heads?)\.input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,12 @@ class Fit:
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``fit-head --json``."""
-        scores, space = self.model.scores, self.data.features.space
+        scores, features = self.model.scores, self.data.features
         return {
             "head": self.model.kind,
-            "backbone": space.backbone,
-            "dim": space.dim,
+            "backbone": "+".join(dict.fromkeys(space.backbone for space in features.spaces)),
+            "dim": sum(features.dims),
+            "features": spaces_as_json(features.spaces),
             "classes": list(self.model.classes),
             "train": scores["train"],
             "cv": scores["cv"],
@@ -68,12 +73,12 @@ class Fit:
 
     def lines(self) -> list[str]:
         """Return what a person needs: data, choice, score with interval and baseline, the next command."""
-        scores, space = self.model.scores, self.data.features.space
+        scores = self.model.scores
         held = " (held out: the dataset has no validation split)" if self.data.held_out else ""
         counts = {split: int((self.data.split == split).sum()) for split in ("train", "val")}
         lines = [
             f"{counts['train']} training, {counts['val']} validation images{held}, {len(self.model.classes)} classes",
-            f"{self.model.kind} head on {space.backbone}, {space.dim} wide: {_choice(self.head)}",
+            f"{self.model.kind} head on {_joined(self.data.features)} wide: {_choice(self.head)}",
             f"cross-validation: {100 * scores['cv']['accuracy']:.1f} % of {scores['cv']['folds']} folds",
             _validation_line(scores),
         ]
@@ -82,6 +87,14 @@ class Fit:
             lines += _detail_lines(self)
         lines.append(f"saved {self.out} in {self.seconds:.1f} s; next: headstart predict {self.out} PICTURE...")
         return lines
+
+
+def _joined(features: Features) -> str:
+    """Return what the embeddings are, and their widths."""
+    if len(features.spaces) == 1:
+        return f"{features.space.backbone}, {features.space.dim}"
+    pieces = " + ".join(f"{space.backbone}:{space.layer} ({space.dim})" for space in features.spaces)
+    return f"{pieces}, {sum(features.dims)}"
 
 
 def _choice(head: Head) -> str:
@@ -131,6 +144,7 @@ def fit_head(
     val_fraction: float = VAL_FRACTION,
     dedupe: bool = False,
     wanted: dict[str, Any] | None = None,
+    features: str | Sequence[str] = (),
     details: bool = False,
     seed: int = 0,
     **head_options: Any,
@@ -145,7 +159,7 @@ def fit_head(
     cache : path, optional
         The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
     out : path, optional
-        Folder of the model; ``models/<dataset>-<backbone>-<head>`` where it is None.
+        Folder of the model; `default_model` where it is None, ``models/photos-resnet18-logistic`` say.
     overwrite : bool, default False
         Replace a model that is there.
     val_fraction : float, default 0.2
@@ -155,6 +169,8 @@ def fit_head(
         another split is left out of train. Without it all are used, and warned of.
     wanted : dict, optional
         Fields that the feature space must have, where the dataset was extracted in several.
+    features : str or sequence of str, optional
+        ``BACKBONE`` or ``BACKBONE:LAYER``: the head is trained on these embeddings side by side, in this order.
     details : bool, default False
         Whether the result's `lines` go into the search and the classes.
     seed : int, default 0
@@ -168,7 +184,7 @@ def fit_head(
     Raises
     ------
     CacheMissError
-        The dataset was not extracted.
+        The dataset was not extracted, or not all of it with each of `features`.
     TrainingError
         Its labels cannot be trained on.
     ModelError
@@ -177,18 +193,19 @@ def fit_head(
     begin = time.perf_counter()
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction must be from 0 to below 1, and is {val_fraction:g}")
-    features = load_features(cache_dir(cache), None if data is None else Path(data), wanted)
-    target = Path(out) if out is not None else default_model(features, head)
+    loaded = load_features(cache_dir(cache), None if data is None else Path(data), wanted, features)
+    target = Path(out) if out is not None else default_model(loaded, head)
     check_target(target, overwrite=overwrite)
-    labelled = labelled_set(features, val_fraction, dedupe=dedupe)
+    labelled = labelled_set(loaded, val_fraction, dedupe=dedupe)
     warn_of_copies(labelled)
     train_X, train_y = labelled.part("train")
     groups = labelled.group[labelled.split == "train"]
-    fitted = make_head(head, random_state=seed, **head_options).fit(train_X, train_y, features.classes, groups=groups)
+    unfitted = make_head(head, random_state=seed, **head_options)
+    fitted = unfitted.fit(train_X, train_y, loaded.classes, groups=groups, blocks=loaded.dims)
     model = SavedModel(
         kind=head,
-        classes=features.classes,
-        space=features.space.as_dict(),
+        classes=loaded.classes,
+        spaces=[space.as_dict() for space in loaded.spaces],
         network=fitted.network_,
         facts=fitted.facts(),
         training=_facts(labelled, seed, val_fraction),
@@ -199,11 +216,26 @@ def fit_head(
 
 
 def default_model(features: Features, head: str) -> Path:
-    """Return ``models/<dataset>-<backbone>-<head>``, with nothing in it that a file system might refuse."""
+    """Return ``models/<dataset>-<backbone>-<head>``, with nothing in it that a file system might refuse.
+
+    A layer is named behind its backbone, unless it is what the backbone's own classifier receives. Several spaces are
+    joined by ``+``: ``photos-resnet18+layer3+mobilenet_v3_small-logistic``.
+    """
     source = Path(features.listing.source)
     dataset = source.stem if features.listing.layout == "csv" else source.name
-    name = f"{dataset or 'data'}-{features.space.backbone}-{head}"
-    return Path("models") / re.sub(r"[^\w.-]+", "-", printable(name))
+    name = f"{dataset or 'data'}-{_short_name(features)}-{head}"
+    return Path("models") / re.sub(r"[^\w.+-]+", "-", printable(name))
+
+
+def _short_name(features: Features) -> str:
+    pieces: list[str] = []
+    named: set[str] = set()
+    for space in features.spaces:
+        backbone = [] if space.backbone in named else [space.backbone]
+        layer = [] if _DEFAULT_LAYER.fullmatch(space.layer) and backbone else [space.layer]
+        pieces.append("-".join(backbone + layer))
+        named.add(space.backbone)
+    return "+".join(pieces)
 
 
 def _facts(data: LabelledSet, seed: int, val_fraction: float) -> dict[str, Any]:
@@ -212,7 +244,7 @@ def _facts(data: LabelledSet, seed: int, val_fraction: float) -> dict[str, Any]:
         "root": listing.root,
         "source": listing.source,
         "layout": listing.layout,
-        "request": listing.request,
+        "requests": list(data.features.requests),
         "held_out": val_fraction if data.held_out else None,
         "dedupe": None if data.dedupe is None else asdict(data.dedupe),
         "seed": seed,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..cache.publish import make_folder, publish
+from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError, printable
 from .network import Network
 
@@ -30,29 +31,30 @@ _TENSORS = re.compile(r"tensors-([0-9a-f]{64})\.safetensors")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedModel:
-    """All that prediction needs, but for the backbone, which the feature space names.
+    """All that prediction needs, but for the backbones, which the feature spaces name.
 
     Attributes
     ----------
     kind : str
         "logistic", "linear" or "mlp".
     classes : tuple of str
-    space : dict
-        The feature space that it was trained in, as `FeatureSpace.as_dict` gives it.
+    spaces : list of dict
+        The feature spaces that it was trained in, as `FeatureSpace.as_dict` gives them, in the order in which the
+        embeddings of an image stand side by side.
     network : Network
     facts : dict
         What is known of the fit: settings, cross-validation, history.
     temperature : float, default 1.0
         Logits are divided by it.
     training : dict
-        Where the data lay, and how it was divided.
+        Where the data lay, how it was divided, and ``requests``, what was kept with each feature space.
     scores : dict
         Measured when it was fitted.
     """
 
     kind: str
     classes: tuple[str, ...]
-    space: dict[str, Any]
+    spaces: list[dict[str, Any]]
     network: Network
     facts: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
@@ -126,17 +128,27 @@ def load_model(path: Path) -> SavedModel:
     if isinstance(found, int) and found > MODEL_FORMAT:
         raise ModelError(f"{path} was written by format {found}, this reads up to {MODEL_FORMAT}; upgrade headstart")
     try:
+        content = _with_spaces(content)
         classes = _checked_classes(path, content["classes"])
         network = Network.from_arrays(_read_tensors(path, content["tensors"]))
         names = [item.name for item in dataclasses.fields(SavedModel) if item.name not in ("classes", "network")]
         model = SavedModel(classes=classes, network=network, **{name: content[name] for name in names})
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{path / MODEL_FILE} is damaged: {error!r}; fit the head again") from error
+        width = sum(FeatureSpace.from_dict(space).dim for space in model.spaces)
     except HeadstartError as error:
         raise ModelError(str(error) if str(path) in str(error) else f"{path} is damaged: {error}") from error
-    if network.n_classes != len(classes) or network.n_features != model.space.get("dim"):
-        raise ModelError(f"{path} is damaged: its numbers do not fit its classes and its feature space")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path / MODEL_FILE} is damaged: {error!r}; fit the head again") from error
+    if network.n_classes != len(classes) or network.n_features != width:
+        raise ModelError(f"{path} is damaged: its numbers do not fit its classes and its feature spaces")
     return model
+
+
+def _with_spaces(content: dict[str, Any]) -> dict[str, Any]:
+    """Read a model of the first development versions, which knew one feature space, as one of today."""
+    if "space" not in content:
+        return content
+    training = {**content["training"], "requests": [content["training"].get("request", {})]}
+    return {**content, "spaces": [content["space"]], "training": training}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,16 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..cache.listing import Listing
-from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import printable
 from ..extract.embed import embed_listing
 from ..extract.embedder import Embedder
+from ..extract.features import gather_joined
 from ..extract.images import list_paths
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
-from ..extract.resolve import embedder_of
+from ..extract.resolve import embedders_of
 from .model import SavedModel, load_model
 
 logger = logging.getLogger("headstart.classify")
@@ -140,21 +140,36 @@ class Classifier:
     ) -> None:
         self.model = model
         self.store = FeatureStore(cache_dir(cache))
-        self.space = FeatureSpace.from_dict(model.space)
+        self.spaces = tuple(FeatureSpace.from_dict(space) for space in model.spaces)
         self._run = run or RunOptions()
-        self._embedder: Embedder | None = None
+        self._embedders: list[Embedder] = []
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the columns of `predict_proba`."""
         return self.model.classes
 
-    @property
-    def embedder(self) -> Embedder:
-        """What embeds pictures in the model's feature space; the backbone's weights are checked when it loads."""
-        if self._embedder is None:
-            self._embedder = embedder_of(self.space, self.model.training.get("request", {}), self._run)
-        return self._embedder
+    def embed(self, listing: Listing, base: bytes) -> Listing:
+        """Embed the images of a listing that the cache lacks in any of the model's feature spaces.
+
+        Each network runs once for all of its layers and each picture is decoded once for all networks, whose weights
+        are checked when they load.
+
+        Parameters
+        ----------
+        listing : Listing
+        base : bytes
+            The folder that its paths are relative to.
+
+        Returns
+        -------
+        Listing
+            With digests and failures filled in.
+        """
+        if not self._embedders:
+            requests = self.model.training.get("requests", [{}] * len(self.spaces))
+            self._embedders = embedders_of(self.spaces, requests, self._run)
+        return embed_listing(self.store, self._embedders, listing, base)[0]
 
     def predict(self, paths: Iterable[str | os.PathLike[str]]) -> list[Prediction]:
         """Classify pictures.
@@ -176,16 +191,15 @@ class Classifier:
         """
         images = list_paths([Path(path) for path in paths])
         listing = unread_listing(images, failure_rules(self._run.max_pixels))
-        listing, _ = embed_listing(self.store, [self.embedder], listing, base_folder(images))
-        return self._describe(listing)
+        return self._describe(self.embed(listing, base_folder(images)))
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
-        """Return the probabilities (n, K) float64 of embeddings (n, D) in the model's space."""
+        """Return the probabilities (n, K) float64 of embeddings (n, D), those of the model's spaces side by side."""
         return self.model.predict_proba(features)
 
     def _describe(self, listing: Listing) -> list[Prediction]:
         usable = np.flatnonzero(listing.usable)
-        proba = self.predict_proba(self.store.gather(self.space.id, Keys.plain(listing.digest[usable])))
+        proba = self.predict_proba(gather_joined(self.store, self.spaces, listing.digest[usable]))
         row_of = {int(index): row for row, index in enumerate(usable)}
         result = []
         for index, name in enumerate(listing.paths):

@@ -177,6 +177,7 @@ def load_backbone(
     request: BackboneRequest,
     *,
     more_layers: Sequence[str | None] = (),
+    more_pools: Sequence[str | None] | None = None,
     resize: int | str | Sequence[int] | None = None,
     crop: int | None = None,
     interpolation: str | None = None,
@@ -190,7 +191,9 @@ def load_backbone(
     request : BackboneRequest
         Name, weights, layer, pooling.
     more_layers : sequence of str or None, optional
-        Further layers, other than that of the request, to be taken in the same pass with the same pooling.
+        Further layers, other than that of the request, to be taken in the same pass.
+    more_pools : sequence of str or None, optional
+        The pooling of each of them; that of the request where it is None.
     resize, crop, interpolation, mean, std : optional
         Replace what the default weights were made with, as `Preprocess.override` does.
 
@@ -214,7 +217,8 @@ def load_backbone(
     preprocess = source.preprocess().override(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
     network, points, classifier, file = _network(source, request, (request.layer, *more_layers))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    tap = Tap(network, request.name, points, request.pool, preprocess.crop)
+    pools = (request.pool, *([request.pool] * len(more_layers) if more_pools is None else more_pools))
+    tap = Tap(network, request.name, points, pools, preprocess.crop)
     own = {key: value for key, value in network.state_dict().items() if not key.startswith(classifier + ".")}
     used = {inside: network.state_dict() if inside else own for inside in {point.in_classifier for point in points}}
     digests = {inside: weights_digest(state.items()) for inside, state in used.items()}

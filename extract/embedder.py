@@ -88,9 +88,10 @@ class Embedder:
             found = [(digest, output.dim) for digest, output in zip(backbone.digests, backbone.outputs, strict=True)]
             if found != wanted:
                 self._on_change(backbone)
+                was, now = next(pair for pair in zip(wanted, found, strict=True) if pair[0] != pair[1])
                 raise BackboneError(
                     f"the weights of {self.name} are not those that the embeddings were made with: expected "
-                    f"{wanted[0][0][:8]}, found {found[0][0][:8]}; run `headstart extract` and fit again"
+                    f"{was[0][:8]}, found {now[0][:8]}; run `headstart extract` and fit again"
                 )
             self._backbone = backbone
         return self._backbone

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,39 +20,77 @@ from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.tags import Tags
-from ..errors import CacheMissError, DataError, printable
+from ..errors import CacheMissError, DataError, UsageError, printable
 
 logger = logging.getLogger("headstart.extract")
 
 
 @dataclass
 class Features:
-    """The usable images of a dataset in one feature space; failed images are left out.
+    """The usable images of a dataset in one feature space, or in several side by side; failed images are left out.
 
     Attributes
     ----------
     listing : Listing
         The dataset, failures included.
-    space : FeatureSpace
-        What the embeddings are.
+    spaces : tuple of FeatureSpace
+        What the embeddings are: those of one image stand side by side, in this order.
     store : FeatureStore
         Where they are kept.
+    requests : tuple of dict
+        What was kept with each of the spaces to compute more rows of it; empty where that is of no interest.
     rows : ndarray of shape (N,), dtype int64
         The rows of `listing` that the arrays below belong to.
     """
 
     listing: Listing
-    space: FeatureSpace
+    spaces: tuple[FeatureSpace, ...]
     store: FeatureStore
+    requests: tuple[dict[str, Any], ...] = ()
     rows: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = np.flatnonzero(self.listing.usable)
 
+    @property
+    def space(self) -> FeatureSpace:
+        """The feature space, or the first of several."""
+        return self.spaces[0]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Width of the embeddings in each of the spaces, D together."""
+        return tuple(space.dim for space in self.spaces)
+
     @cached_property
     def X(self) -> np.ndarray:  # noqa: N802  (scikit-learn's name)
-        """The embeddings, (N, D) float32; read from the cache when first asked for."""
-        return self.store.gather(self.space.id, Keys.plain(self.digest))
+        """The embeddings, (N, D) float32; read from the cache when first asked for.
+
+        Raises
+        ------
+        CacheMissError
+            Images have no row in a space; the message has the command that adds it.
+        """
+        try:
+            return gather_joined(self.store, self.spaces, self.digest)
+        except CacheMissError as error:
+            lacking = self._lacking()
+            raise CacheMissError(lacking or str(error)) from error
+
+    def _lacking(self) -> str:
+        """Say of each space how many images have no row in it, and how to embed them; nothing where all have one."""
+        from .resolve import fewest_options
+
+        said, root = [], printable(self.listing.root)
+        for space, request in zip(self.spaces, self.requests or ({},) * len(self.spaces), strict=True):
+            missing = int((self.store.index(space.id)[0].find(Keys.plain(self.digest)) < 0).sum())
+            if missing:
+                options = fewest_options(space, request, self.store.root).words()
+                said.append(
+                    f"{missing} of {len(self.rows)} images of {root} have no embedding of {space.backbone}, layer "
+                    f"{space.layer}; run `headstart extract {root} {options}`"
+                )
+        return "; ".join(said)
 
     @property
     def y(self) -> np.ndarray:
@@ -112,7 +151,15 @@ class Features:
         return np.array([os.path.join(folder, os.fsdecode(self.listing.paths[row])) for row in self.rows], dtype=object)  # noqa: PTH118
 
     def export(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Export:
-        """Write embeddings, paths, labels and splits to one HDF5 file; see `headstart.cache.export.export`."""
+        """Write embeddings, paths, labels and splits to one HDF5 file; see `headstart.cache.export.export`.
+
+        Raises
+        ------
+        UsageError
+            There are several feature spaces: a file holds one.
+        """
+        if len(self.spaces) > 1:
+            raise UsageError(f"a file holds one feature space, and these are {len(self.spaces)}; export each by itself")
         return export(Path(out), self.store, self.listing, self.space, overwrite=overwrite)
 
 
@@ -121,8 +168,40 @@ def dataset_folder(listing: Listing, root: str) -> str:
     return str(Path(root).parent) if listing.layout == "csv" else root
 
 
-def load_features(cache: Path, data: Path | None = None, wanted: dict[str, Any] | None = None) -> Features:
-    """Take a dataset from the cache, in the space that its latest run asked for.
+def gather_joined(store: FeatureStore, spaces: Sequence[FeatureSpace], digest: np.ndarray) -> np.ndarray:
+    """Read the embeddings of images in several feature spaces, side by side.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    spaces : sequence of FeatureSpace
+        At least one, D wide together.
+    digest : ndarray of shape (n, 32), dtype uint8
+        SHA-256 of each image file's bytes.
+
+    Returns
+    -------
+    ndarray of shape (n, D), dtype float32
+
+    Raises
+    ------
+    CacheMissError
+        As `FeatureStore.gather`.
+    """
+    ends = list(itertools.accumulate(space.dim for space in spaces))
+    X, keys = np.empty((len(digest), ends[-1]), np.float32), Keys.plain(digest)
+    for space, end in zip(spaces, ends, strict=True):
+        store.gather(space.id, keys, out=X[:, end - space.dim : end])
+    return X
+
+
+def load_features(
+    cache: Path,
+    data: Path | None = None,
+    wanted: dict[str, Any] | None = None,
+    features: str | Sequence[str] = (),
+) -> Features:
+    """Take a dataset from the cache, in the space that its latest run asked for, or in several that are named.
 
     No space is ever computed from the machine at hand, so embeddings made on a GPU serve on a laptop.
 
@@ -133,49 +212,88 @@ def load_features(cache: Path, data: Path | None = None, wanted: dict[str, Any] 
     data : Path, optional
         The dataset; that of the latest run where it is None.
     wanted : dict, optional
-        Fields that the space must have, by the names of `FeatureSpace` and of the preprocessing.
+        Fields that the space, or each of several, must have, by the names of `FeatureSpace` and of the preprocessing.
+    features : str or sequence of str, optional
+        ``BACKBONE`` or ``BACKBONE:LAYER``, each of which names a space; that of the latest run that had one. Different
+        runs may have made them: paths and labels are always those of the latest.
 
     Raises
     ------
     CacheMissError
         The dataset was never extracted, or not in such a space.
+    UsageError
+        A name in `features` is none, two lead to one space, or `wanted` names a backbone or layer beside them.
     """
+    wanted = wanted or {}
+    named = [features] if isinstance(features, str) else list(features)
+    if named and {"backbone", "layer"} & set(wanted):
+        raise UsageError("--features names backbones and layers: leave --backbone and --layer out, or --features")
+    asked = [{**_named_space(name), **wanted} for name in named] or [wanted]
     listing = require_listing(cache, data)
     if data is None:
         logger.info("dataset: %s (of the latest extract)", listing.root)
     store = FeatureStore(cache)
-    spaces = _matching_spaces(cache, listing, store, wanted or {})
-    if not spaces:
-        raise CacheMissError(_no_space(listing, store, wanted or {}))
-    if len(spaces) > 1:
-        logger.info(
-            "%d feature spaces of the latest extract fit; taking the first: %s", len(spaces), describe_space(spaces[0])
-        )
-    return Features(listing, spaces[0], store)
+    found = _newest_spaces(cache, listing, store, asked)
+    spaces = tuple(space for space, _ in found)
+    for place, name in enumerate(named):
+        if spaces[place] in spaces[:place]:
+            raise UsageError(
+                f"--features {named[spaces.index(spaces[place])]} and {name} are the same embeddings "
+                f"({describe_space(spaces[place])}); name each once"
+            )
+    return Features(listing, spaces, store, tuple(request for _, request in found))
 
 
-def _matching_spaces(cache: Path, listing: Listing, store: FeatureStore, wanted: dict[str, Any]) -> list[FeatureSpace]:
-    """Return the spaces of the dataset's newest run that had any such as wanted."""
+def _named_space(name: str) -> dict[str, str]:
+    """Return the fields of a space that ``BACKBONE[:LAYER]`` names."""
+    backbone, colon, layer = name.partition(":")
+    if not backbone or (colon and not layer):
+        raise UsageError(f"--features takes BACKBONE or BACKBONE:LAYER, and got {name!r}")
+    return {"backbone": backbone, "layer": layer} if layer else {"backbone": backbone}
+
+
+def _newest_spaces(
+    cache: Path, listing: Listing, store: FeatureStore, asked: Sequence[dict[str, Any]]
+) -> list[tuple[FeatureSpace, dict[str, Any]]]:
+    """Return for each of `asked` the first fitting space of the dataset's newest run that had any, and its request."""
+    found: dict[int, tuple[FeatureSpace, dict[str, Any]]] = {}
     for earlier in load_listings(cache, Path(listing.source)):
         spaces = [store.space(space_id) for space_id in earlier.spaces]
-        fitting = [space for space in spaces if _fits(space, wanted)]
-        if fitting:
-            return fitting
-    return []
+        for place in sorted(set(range(len(asked))) - set(found)):
+            fitting = [space for space in spaces if _fits(space, asked[place])]
+            if fitting:
+                found[place] = fitting[0], earlier.request
+                _say_which(fitting)
+        if len(found) == len(asked):
+            break
+    for place, wanted in enumerate(asked):
+        if place not in found:
+            raise CacheMissError(_no_space(listing, store, wanted))
+    return [found[place] for place in range(len(asked))]
+
+
+def _say_which(fitting: Sequence[FeatureSpace]) -> None:
+    if len(fitting) > 1:
+        logger.info(
+            "%d feature spaces of the latest extract fit; taking the first: %s",
+            len(fitting), describe_space(fitting[0]),
+        )  # fmt: skip
 
 
 def _fits(space: FeatureSpace, wanted: dict[str, Any]) -> bool:
     fields = {**space.preprocess, **space.as_dict()}
-    return all(
-        fields.get(name) == (list(value) if isinstance(value, tuple) else value) for name, value in wanted.items()
-    )
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in wanted.items()}
+    if values.get("resize") == "none":
+        values["resize"] = None
+    return all(fields.get(name) == value for name, value in values.items())
 
 
 def _no_space(listing: Listing, store: FeatureStore, wanted: dict[str, Any]) -> str:
+    from .options import as_words
+
     asked = ", ".join(f"{name} {value}" for name, value in wanted.items()) or "any feature space"
     there = "; ".join(describe_space(space) for space in store.spaces().values()) or "nothing"
-    options = " ".join(f"--{name} {value}" for name, value in wanted.items())
-    command = f"headstart extract {listing.root} {options}".rstrip()
+    command = f"headstart extract {listing.root} {as_words(wanted)}".rstrip()
     return f"{listing.root} was not extracted with {asked} (the cache holds {there}); run `{command}`"
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
-from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import DataError, UsageError, printable
 from .bottleneck import Bottleneck
@@ -49,6 +48,8 @@ class Extraction(Features):
 
     Attributes
     ----------
+    each : list of Features
+        The features in each of the spaces that were asked for, in that order.
     embedded_in : dict of str to int
         Rows computed in this run, by the id of the feature space, in the order asked for.
     failures : list of tuple of (str, str)
@@ -69,7 +70,7 @@ class Extraction(Features):
         Images of which the first frame was embedded in this run.
     """
 
-    spaces: tuple[FeatureSpace, ...] = ()
+    each: list[Features] = field(default_factory=list)
     embedded_in: dict[str, int] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     passed: int = 0
@@ -81,11 +82,6 @@ class Extraction(Features):
     animated: int = 0
 
     @property
-    def each(self) -> list[Features]:
-        """The features in each of the spaces that were asked for, in that order."""
-        return [Features(self.listing, space, self.store) for space in self.spaces]
-
-    @property
     def embedded(self) -> int:
         """Rows computed in this run, in all spaces."""
         return sum(self.embedded_in.values())
@@ -93,10 +89,11 @@ class Extraction(Features):
     @property
     def reused(self) -> int:
         """Rows of images, in all spaces, that were served without computing one."""
-        return len(self.rows) * len(self.spaces) - self.embedded
+        return len(self.rows) * len(self.each) - self.embedded
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``extract --json``."""
+        spaces = spaces_as_json(features.space for features in self.each)
         counts = [{"embedded": embedded, "reused": len(self.rows) - embedded} for embedded in self.embedded_in.values()]
         return {
             "images": len(self.listing),
@@ -107,7 +104,7 @@ class Extraction(Features):
             "backbone": self.space.backbone,
             "dim": self.space.dim,
             "space": self.space.id,
-            "spaces": [{**space, **count} for space, count in zip(spaces_as_json(self.spaces), counts, strict=True)],
+            "spaces": [{**space, **count} for space, count in zip(spaces, counts, strict=True)],
             "cache": str(self.store.root),
             "device": self.device,
             "seconds": round(self.seconds, 3),
@@ -121,22 +118,22 @@ class Extraction(Features):
 
     def lines(self) -> list[str]:
         """Return what a person needs to know of the run."""
-        rows = f" in {len(self.spaces)} feature spaces: rows" if len(self.spaces) > 1 else ":"
+        rows = f" in {len(self.each)} feature spaces: rows" if len(self.each) > 1 else ":"
         done = f"{self.embedded} embedded, {self.reused} reused, {len(self.failures)} failed"
         rate = f", {self.passed / self.seconds:.0f} images/s" if self.passed else ""
         lines = [f"{len(self.listing)} images{rows} {done} in {self.seconds:.1f} s{rate}"]
         if self.bottleneck:
             lines.append(self.bottleneck.line())
-        lines += [f"features: {describe_space(space)}, in {self.store.root}" for space in self.spaces]
+        lines += [f"features: {describe_space(features.space)}, in {self.store.root}" for features in self.each]
         if len(self.classes) > 1:
             lines.append("next: headstart fit-head" + self._choice())
         return lines
 
     def _choice(self) -> str:
         """Return the options by which a reader takes the first of several spaces."""
-        if len(self.spaces) < 2:
+        if len(self.each) < 2:
             return ""
-        several = len({space.backbone for space in self.spaces}) > 1
+        several = len({features.space.backbone for features in self.each}) > 1
         return f" --backbone {self.space.backbone}" if several else f" --layer {self.space.layer}"
 
 
@@ -302,7 +299,8 @@ def _result(
     names = {index: os.path.join(folder, os.fsdecode(listing.paths[index])) for index in sorted(listing.failures)}  # noqa: PTH118
     spaces = tuple(space for embedder in embedders for space in embedder.spaces)
     extraction = Extraction(
-        listing, spaces[0], store, spaces,
+        listing, spaces[:1], store, (listing.request,),
+        each=[Features(listing, (space,), store, (listing.request,)) for space in spaces],
         embedded_in={space.id: outcome.embedded[space.id] for space in spaces},
         failures=[(name, listing.failures[index]) for index, name in names.items()],
         passed=outcome.images,

@@ -28,7 +28,7 @@ def ready(asked: Sequence[SpaceOptions], device: Device) -> Backbone:
     Parameters
     ----------
     asked : sequence of SpaceOptions
-        At least one; they differ in the layer alone.
+        At least one; they differ in layer and pooling alone.
     device : Device
 
     Raises
@@ -43,8 +43,8 @@ def ready(asked: Sequence[SpaceOptions], device: Device) -> Backbone:
         keep_freed_memory()
     if device.kind == "cuda" and precision == "float32":
         exact_float32()
-    layers = [options.layer for options in asked[1:]]
-    backbone = load_backbone(request_of(first), more_layers=layers, **first.overrides())
+    layers, pools = [options.layer for options in asked[1:]], [options.pool for options in asked[1:]]
+    backbone = load_backbone(request_of(first), more_layers=layers, more_pools=pools, **first.overrides())
     fold_batch_norms(backbone)
     return backbone.to(device.kind)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +73,16 @@ class SpaceOptions:
         """Return what a feature space does not say but is needed to embed more images in it."""
         return {"weights": self.weights, "seed": self.seed}
 
+    def words(self) -> str:
+        """Return them as the command line takes them: the backbone, and what differs from the defaults."""
+        given = {"backbone": self.backbone}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            # A size of two numbers comes from the weights alone: no option names one.
+            if value != item.default and not (item.name == "resize" and isinstance(value, tuple | list)):
+                given[item.name] = "gpu" if value == "either" else value
+        return as_words(given)
+
     @classmethod
     def for_space(cls, space: FeatureSpace, request: dict[str, Any]) -> SpaceOptions:
         """Return the options that lead to `space` again, given the `request` that was kept with it."""
@@ -136,6 +149,15 @@ def check_limit(limit: int | None) -> None:
         Not a whole number above 0.
     """
     _check_number("limit", limit, 1)
+
+
+def as_words(options: Mapping[str, Any]) -> str:
+    """Return options with their values as the command line takes them."""
+    return " ".join(f"--{name.replace('_', '-')} {_as_word(value)}" for name, value in options.items())
+
+
+def _as_word(value: object) -> str:
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, tuple | list) else str(value))
 
 
 def _check_word(name: str, value: object, words: tuple[str, ...]) -> None:

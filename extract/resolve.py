@@ -6,14 +6,16 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache.listing import RACY_NS
 from ..cache.memo import recall, remember
-from ..cache.space import FeatureSpace
-from ..errors import CacheError, CacheFormatError
+from ..cache.space import FeatureSpace, canonical_json
+from ..errors import CacheError, CacheFormatError, WeightsNotFoundError
 from .backbone import request_key
 from .decode import DECODER_RULES
 from .device import choose_device, resolve_precision
@@ -80,12 +82,72 @@ def embedder_of(space: FeatureSpace, request: dict[str, Any], run: RunOptions) -
     CacheFormatError
         This version decodes pictures by other rules than the space was made with.
     """
-    if space.decoder != DECODER_RULES:
-        raise CacheFormatError(
-            f"the embeddings were made with decoder rules {space.decoder}, this headstart has {DECODER_RULES}: "
-            "extract and fit again"
-        )
-    return Embedder([space], [SpaceOptions.for_space(space, request)], run)
+    return embedders_of([space], [request], run)[0]
+
+
+def embedders_of(spaces: Sequence[FeatureSpace], requests: Sequence[dict[str, Any]], run: RunOptions) -> list[Embedder]:
+    """Return what computes more rows of known spaces: one embedder a network, with all of its layers among them.
+
+    Parameters
+    ----------
+    spaces : sequence of FeatureSpace
+    requests : sequence of dict
+        What was kept with each of them.
+    run : RunOptions
+
+    Returns
+    -------
+    list of Embedder
+        For `embed_listing`, to which the first one says which decoder all may have. Those whose pictures no GPU may
+        decode come first: to the others, either decoder is right.
+
+    Raises
+    ------
+    CacheFormatError
+        As `embedder_of`.
+    """
+    networks: dict[str, tuple[list[FeatureSpace], list[SpaceOptions]]] = {}
+    for space, request in zip(spaces, requests, strict=True):
+        if space.decoder != DECODER_RULES:
+            raise CacheFormatError(
+                f"the embeddings were made with decoder rules {space.decoder}, this headstart has {DECODER_RULES}: "
+                "extract and fit again"
+            )
+        options = SpaceOptions.for_space(space, request)
+        network = canonical_json(asdict(replace(options, layer=None, pool=None)))
+        mine = networks.setdefault(network, ([], []))
+        mine[0].append(space)
+        mine[1].append(options)
+    embedders = [Embedder(mine, asked, run) for mine, asked in networks.values()]
+    return sorted(embedders, key=lambda embedder: embedder.asked[0].decoder != "cpu")
+
+
+def fewest_options(space: FeatureSpace, request: dict[str, Any], cache: Path) -> SpaceOptions:
+    """Return options that lead to a known space, no more of them than are needed by what the cache remembers.
+
+    Parameters
+    ----------
+    space : FeatureSpace
+    request : dict
+        What was kept with it.
+    cache : Path
+        The cache's folder. Where nothing that it remembers helps, every field of the space is named.
+    """
+    full = SpaceOptions.for_space(space, request)
+    if resolve_precision("auto") == space.precision:
+        full = replace(full, precision="auto")
+    names = ("layer", "pool", "resize", "crop", "interpolation", "mean", "std")
+    for count in range(len(names)):
+        for named in combinations(names, count):
+            left_out: dict[str, Any] = dict.fromkeys(set(names) - set(named))
+            options = replace(full, **left_out)
+            try:
+                found = recalled(options, cache)
+            except WeightsNotFoundError:  # a file that is not there any more
+                return full
+            if found is not None and found.id == space.id:
+                return options
+    return full
 
 
 def _key(options: SpaceOptions) -> dict[str, Any]:

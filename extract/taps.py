@@ -84,8 +84,8 @@ class Tap:
     points : sequence of Point
         Where to take values, at least one and all different. A module that is called several times counts the first
         time.
-    pool : str or None
-        One of `POOLS`, or None for what suits each value's shape.
+    pool : str or None, or a tuple of them
+        One of `POOLS`, or None for what suits each value's shape; a tuple has one for each point.
     size : int
         Side in pixels of the input.
 
@@ -105,7 +105,14 @@ class Tap:
         refuses images of this size.
     """
 
-    def __init__(self, network: nn.Module, name: str, points: Sequence[Point], pool: str | None, size: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        points: Sequence[Point],
+        pool: str | tuple[str | None, ...] | None,
+        size: int,
+    ) -> None:
         self.network = network
         self.points = tuple(points)
         self._name = name
@@ -113,7 +120,8 @@ class Tap:
         self.outputs: tuple[Output, ...] = ()
         self._handles = [self._hook(place, point) for place, point in enumerate(self.points)]
         try:
-            self.outputs = self._measure(pool, size)
+            pools = pool if isinstance(pool, tuple) else (pool,) * len(self.points)
+            self.outputs = self._measure(pools, size)
         except Exception:
             self.release()
             raise
@@ -154,7 +162,7 @@ class Tap:
         if len(self._values) == len(self.points):
             raise _Reached
 
-    def _measure(self, pool: str | None, size: int) -> tuple[Output, ...]:
+    def _measure(self, pools: Sequence[str | None], size: int) -> tuple[Output, ...]:
         import torch
 
         parameter = next(self.network.parameters())
@@ -167,7 +175,7 @@ class Tap:
                     f"{self._name} does not take images of {size} x {size} pixels: {one_line(error)};"
                     " leave --crop out for the size of its weights"
                 ) from error
-            return tuple(self._output(point, values[place], pool) for place, point in enumerate(self.points))
+            return tuple(self._output(point, values[place], pools[place]) for place, point in enumerate(self.points))
 
     def _output(self, point: Point, value: Any, pool: str | None) -> Output:
         from torch import Tensor

@@ -30,6 +30,19 @@ def test_rows_come_back_in_the_callers_order(store, space):
     assert len(store.parts(space.id)) == 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_go_into_columns_of_a_wider_array_and_nowhere_else(store, dtype):
+    space = make_space(dtype=dtype)
+    digest, rows = random_rows(100)
+    add_rows(store, space, digest[:60], rows[:60])
+    add_rows(store, space, digest[60:], rows[60:])
+    wide = np.full((100, 12), 7, np.float32)
+    for order in (np.arange(100), np.random.default_rng(2).permutation(100)):  # as stored, and not
+        given = store.gather(space.id, Keys.plain(digest[order]), out=wide[:, 3:11])
+        np.testing.assert_array_equal(wide[:, 3:11], rows[order].astype(dtype))
+        assert np.shares_memory(given, wide) and (wide[:, :3] == 7).all() and (wide[:, 11:] == 7).all()
+
+
 def test_a_key_asked_for_twice_is_answered_twice(store, space):
     digest, rows = random_rows(3)
     add_rows(store, space, digest, rows)

@@ -40,7 +40,7 @@ def features(*images, failures=None):
         digest=digest,
         failures=failures or {},
     )
-    return Features(listing, make_space(), FeatureStore(Path("nowhere")))
+    return Features(listing, (make_space(),), FeatureStore(Path("nowhere")))
 
 
 def names(data):

@@ -23,7 +23,7 @@ def make_model(shift=0.0, classes=CLASSES):
     return SavedModel(
         kind="logistic",
         classes=classes,
-        space=make_space().as_dict(),
+        spaces=[make_space().as_dict()],
         network=network,
         facts={"C": 0.1},
         temperature=2.0,
@@ -42,7 +42,7 @@ def test_it_comes_back_as_it_was(folder):
     X = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
     np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
     assert again.classes == CLASSES
-    for name in ("kind", "space", "facts", "temperature", "training", "scores"):
+    for name in ("kind", "spaces", "facts", "temperature", "training", "scores"):
         assert getattr(again, name) == getattr(model, name)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
 
@@ -150,6 +150,17 @@ def flip(path):
     path.write_bytes(data)
 
 
+def test_a_model_of_before_spaces_could_be_joined_is_read_as_one_of_a_single_space(folder):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    (content["space"],) = content.pop("spaces")
+    content["training"]["request"] = {"weights": "none", "seed": 3}
+    path.write_text(json.dumps(content))
+    model = load_model(folder)
+    assert model.spaces == [make_space().as_dict()]
+    assert model.training["requests"] == [{"weights": "none", "seed": 3}]
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -166,7 +177,14 @@ def flip(path):
         (lambda f: edit(f, classes=["a", "b"]), r"do not fit its classes"),
         (lambda f: edit(f, classes=[1, 2, 3]), r"its list of classes is none"),
         (lambda f: edit(f, classes=["x" * 2000, "b", "c"]), r"its list of classes is none"),
-        (lambda f: edit(f, space=make_space(dim=9).as_dict()), r"do not fit"),
+        (lambda f: edit(f, spaces=[make_space(dim=9).as_dict()]), r"do not fit"),
+        (lambda f: edit(f, spaces=[make_space(dim=8).as_dict(), make_space(dim=1).as_dict()]), r"do not fit"),
+        (lambda f: edit(f, spaces=[]), r"do not fit"),
+        (lambda f: edit(f, spaces=7), r"model\.json is damaged"),
+        (lambda f: edit(f, spaces=["resnet18"]), r"model\.json is damaged"),
+        (lambda f: edit(f, spaces=[{"dim": 8}]), r"is damaged: not a feature space"),
+        (lambda f: edit(f, spaces=[make_space(dim="8").as_dict()]), r"model\.json is damaged"),
+        (lambda f: edit(f, space={}, training=7), r"model\.json is damaged"),
     ],
 )  # fmt: skip
 def test_damage_is_named_in_one_line(folder, harm, said):

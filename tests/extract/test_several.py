@@ -54,8 +54,8 @@ def test_layers_in_one_pass_give_the_rows_of_each_alone(headstart, photos, passe
         photos, BACKBONE, layer=[EARLY, LATE, "fc.input"], resize=64, crop=64, batch_size=16, cache="together"
     )
     assert len(passes) == 1 + 3, "a pass to see what fits into memory, and three batches for all layers"
-    assert [space.layer for space in done.spaces] == [EARLY, LATE, "fc.input"]
-    assert [space.dim for space in done.spaces] == [24, 112, 1280]
+    assert [features.space.layer for features in done.each] == [EARLY, LATE, "fc.input"]
+    assert [features.space.dim for features in done.each] == [24, 112, 1280]
     for rows, layer in zip(rows_of(done), (EARLY, LATE, None), strict=True):
         wanted = alone(photos, layer=layer).X
         np.testing.assert_allclose(rows, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
@@ -109,7 +109,7 @@ def test_one_backbone_after_the_other_is_decoded_once(headstart, headstart_json,
 def test_backbones_with_inputs_of_different_sizes_share_a_decoding(headstart, photos, decoded):
     found = package.extract(photos, [BACKBONE, OTHER], weights="none", limit=6)
     assert len(decoded) == 6
-    assert {space.preprocess["mean"][0] for space in found.spaces} == {0.498, 0.485}
+    assert {features.space.preprocess["mean"][0] for features in found.each} == {0.498, 0.485}
     assert [features.X.shape for features in found.each] == [(6, 1280), (6, 576)]
 
 

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from .classify.estimator import LogisticRegressionPath
     from .classify.evaluate import evaluate
     from .classify.fit import fit_head
     from .classify.predict import load
     from .extract.job import extract
 
-__all__ = ["HeadstartError", "__version__", "evaluate", "extract", "fit_head", "load"]
+__all__ = ["HeadstartError", "LogisticRegressionPath", "__version__", "evaluate", "extract", "fit_head", "load"]
 
 # Where each public name lives. Importing headstart imports none of them: numpy alone costs a tenth of a second.
 _HOMES = {
     "HeadstartError": "errors",
+    "LogisticRegressionPath": "classify.estimator",
     "evaluate": "classify.evaluate",
     "extract": "extract.job",
     "fit_head": "classify.fit",

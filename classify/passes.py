@@ -11,186 +11,46 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from ..errors import UsageError
 from ..extract.device import available_cores
+from .losses import sigmoid_loss, softmax_loss
+from .task import Curvature, Float, PassesLike, Sums, Task
 
 TILE_ROWS = 256  # with 512 float32 features half a megabyte: a core's second-level cache
 FLUSH_TILES = 16  # float32 sums over more tiles than this go to float64
+WHOLE_CURVATURE_UP_TO = 4096  # features; the eigenvectors of a larger second moment would cost more than they save
+_GPU_FROM = 2e10  # floating-point operations a pass: a tenth of a second and more on a CPU, and there are hundreds
 THREADS_FROM = 3_000_000  # multiplications a pass; smaller ones are done before a second thread has begun
 
-Link = Literal["softmax", "sigmoid"]
-Float = np.dtype[np.floating[Any]]
 
+def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextManager[PassesLike]:
+    """Return what goes over the rows of a task, on the device that suits it.
 
-class Rows(Protocol):
-    """Rows of features that are read block by block."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows n and features D."""
-
-    @property
-    def dtype(self) -> Float:
-        """In which products are computed."""
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield numbers of rows (m,) int64, and the rows (m, D), until all n were met once."""
-
-
-@dataclass(frozen=True, slots=True)
-class InMemory:
-    """Rows of an array, in an order of their own.
-
-    Attributes
+    Parameters
     ----------
-    Z : ndarray of shape (n, D), dtype float32 or float64
-    numbers : ndarray of shape (n,), dtype int64
-        Which row each of `Z` is to the caller.
+    task : Task
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        "auto" is an NVIDIA GPU where there is one and the work is long enough for it to repay loading torch.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device must be auto, cpu or cuda, and is {device!r}")
+    diagonal = task.rows.shape[1] > WHOLE_CURVATURE_UP_TO
+    n, width = task.rows.shape
+    work = 4.0 * n * width * task.n_outputs * task.n_fits
+    if device == "cuda" or (device == "auto" and work > _GPU_FROM and _has_gpu()):
+        from .torch_passes import TorchPasses
 
-    Z: np.ndarray
-    numbers: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and features."""
-        return self.Z.shape[0], self.Z.shape[1]
-
-    @property
-    def dtype(self) -> Float:
-        """In which products are computed."""
-        return np.dtype(self.Z.dtype)
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield all rows at once."""
-        yield self.numbers, self.Z
+        return TorchPasses(task, "cuda", diagonal=diagonal)
+    return Passes(task, diagonal=diagonal)
 
 
-@dataclass(frozen=True, slots=True)
-class InBlocks:
-    """Rows that are read anew in every pass, `size` at a time, from what can be sliced: a file mapped into memory, say.
+def _has_gpu() -> bool:
+    import torch
 
-    Attributes
-    ----------
-    array : object with ``shape`` (n, D) and slices
-    size : int
-        Rows a block; what is in memory at a time.
-    prepare : callable, optional
-        Turns a block into what is fitted.
-    """
-
-    array: np.ndarray
-    size: int
-    prepare: Callable[[np.ndarray], np.ndarray] = lambda block: block
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and features."""
-        return int(self.array.shape[0]), int(self.prepare(self.array[:1]).shape[1])
-
-    @property
-    def dtype(self) -> Float:
-        """In which products are computed."""
-        return np.dtype(np.float32)
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the blocks in order."""
-        for start in range(0, self.array.shape[0], self.size):
-            block = np.asarray(self.prepare(np.asarray(self.array[start : start + self.size])), np.float32)
-            yield np.arange(start, start + len(block)), block
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is to be fitted: P fits that share rows, each without the rows of one fold.
-
-    Attributes
-    ----------
-    rows : Rows
-    target : ndarray of shape (n,), dtype int64, or (n, K), dtype bool
-        Classes for the softmax link; which labels a row has for the sigmoid link, where K may be 1.
-    fold : ndarray of shape (n,), dtype int64
-        Fit p does without the rows whose fold is p; -1 for rows that all fits train on.
-    link : {"softmax", "sigmoid"}
-    n_outputs : int
-        K.
-    class_weight : ndarray of shape (P, K), or (P, K, 2) for the sigmoid link, dtype float64
-        What a row counts, by its class; by the absence and presence of each label.
-    all_weight : ndarray of shape (1, K), or (1, K, 2), dtype float64, optional
-        The same for a fit to all rows; 1 where it is None.
-    """
-
-    rows: Rows
-    target: np.ndarray
-    fold: np.ndarray
-    link: Link
-    n_outputs: int
-    class_weight: np.ndarray
-    all_weight: np.ndarray | None = None
-
-    @property
-    def n_fits(self) -> int:
-        """P."""
-        return len(self.class_weight)
-
-    def totals(self) -> np.ndarray:
-        """Return the sum of the weights of the rows that each fit trains on, (P,) float64.
-
-        With the sigmoid link a row has a weight for each label; the sum is their mean over labels.
-        """
-        inside = self.fold != np.arange(self.n_fits)[:, None]
-        if self.link == "softmax":
-            return np.array([w[self.target[rows]].sum() for w, rows in zip(self.class_weight, inside, strict=True)])
-        result = []
-        for w, rows in zip(self.class_weight, inside, strict=True):
-            positive = self.target[rows].sum(axis=0)
-            result.append(float((w[:, 1] * positive + w[:, 0] * (rows.sum() - positive)).sum()) / self.n_outputs)
-        return np.array(result)
-
-
-@dataclass(frozen=True, slots=True)
-class Curvature:
-    """The second derivative of the summed loss, as a Kronecker product that comes near it.
-
-    The Hessian is the sum over rows of ``(diag(p) - p p') x ((x, 1) (x, 1)')``; both factors are summed by themselves,
-    as Martens and Grosse (2015, "Optimizing neural networks with Kronecker-factored approximate curvature") do.
-
-    Attributes
-    ----------
-    total : float
-        Sum over rows of ``s = tr(diag(p) - p p')``, averaged over fits.
-    mean : ndarray of shape (D,), dtype float64
-        Of the rows, weighted by s.
-    second : ndarray of shape (D, D), or (D,) where only its diagonal is kept, dtype float64
-        Covariance of the rows, weighted by s.
-    outputs : ndarray of shape (K, K), dtype float64
-        Sum of ``diag(p) - p p'`` over its trace.
-    """
-
-    total: float
-    mean: np.ndarray
-    second: np.ndarray
-    outputs: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What one pass found of each fit, summed over the rows that it trains on.
-
-    Attributes
-    ----------
-    loss : ndarray of shape (P,), dtype float64
-    gradient : ndarray of shape (P, K, D + 1), dtype float64
-        The last column is that of the intercept.
-    curvature : Curvature or None
-    """
-
-    loss: np.ndarray
-    gradient: np.ndarray
-    curvature: Curvature | None
+    return torch.cuda.is_available()
 
 
 class Passes:
@@ -227,15 +87,7 @@ class Passes:
         self._stack.close()
 
     def run(self, W: np.ndarray, active: np.ndarray, *, curvature: bool = False) -> Sums:
-        """Compute loss and gradient of the active fits at coefficients W (P, K, D + 1); zeros for the others.
-
-        Parameters
-        ----------
-        W : ndarray of shape (P, K, D + 1), dtype float64
-        active : ndarray of shape (P,), dtype bool
-        curvature : bool, default False
-            Also sum up the curvature at W, averaged over the active fits.
-        """
+        """Compute loss and gradient of the active fits, as `PassesLike` says."""
         self.count += 1
         joined = _Joined(W, active, self.task)
         total = _Accumulator(self.task, curvature, self._diagonal)
@@ -243,7 +95,7 @@ class Passes:
             tiles = list(_tiles(numbers, Z, self.task.fold))
             for part in self._map(lambda mine: self._sum(mine, joined, curvature), tiles):
                 total.add(part)
-        return total.sums()
+        return total.sums(int(active.sum()))
 
     def decide(self, W: np.ndarray) -> np.ndarray:
         """Return the logits (n, K) float64 of each row by the fit that did not train on it."""
@@ -338,7 +190,7 @@ class _Accumulator:
         task = self._task
         logits = (weights @ tile.Z.T).reshape(len(fits), task.n_outputs, len(tile.Z))
         logits += bias
-        residual = _softmax if task.link == "softmax" else _sigmoid
+        residual = softmax_loss if task.link == "softmax" else sigmoid_loss
         weight = _weights(task, fits, tile.numbers, logits.dtype)
         loss, slope, spread = residual(logits, task.target[tile.numbers], weight, self.curved)
         self.loss[fits] += loss
@@ -372,16 +224,16 @@ class _Accumulator:
             self.second += other.second
             self.outputs += other.outputs
 
-    def sums(self) -> Sums:
-        """Return the result."""
-        return Sums(self.loss, self.gradient, self._curvature() if self.curved else None)
+    def sums(self, n_fits: int) -> Sums:
+        """Return the result for so many fits."""
+        return Sums(self.loss, self.gradient, self._curvature(n_fits) if self.curved else None)
 
-    def _curvature(self) -> Curvature:
+    def _curvature(self, n_fits: int) -> Curvature:
         weight = max(self.weight, np.finfo(np.float64).tiny)
         mean = self.mean / weight
         square = mean * mean if self._diagonal else np.outer(mean, mean)
         trace = max(float(np.trace(self.outputs)), np.finfo(np.float64).tiny)
-        return Curvature(self.weight, mean, self.second / weight - square, self.outputs / trace)
+        return Curvature(self.weight / n_fits, mean, self.second / weight - square, self.outputs / trace)
 
 
 def _weights(task: Task, fits: np.ndarray, numbers: np.ndarray, dtype: Float) -> np.ndarray:
@@ -391,58 +243,3 @@ def _weights(task: Task, fits: np.ndarray, numbers: np.ndarray, dtype: Float) ->
         return np.asarray(table[:, None, task.target[numbers]], dtype)
     present = task.target[numbers].T
     return np.asarray(np.where(present, table[:, :, 1:], table[:, :, :1]), dtype)
-
-
-_Residual = tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]
-
-
-def _softmax(logits: np.ndarray, y: np.ndarray, weight: np.ndarray, curved: bool) -> _Residual:
-    """Return loss (p,), its slope (p, K, m) in the logits, which are overwritten, and what curves.
-
-    The class of a row is left out of the sum over the others, so that where it is nearly certain, as it is for most
-    rows under a weak penalty, neither ``-log p`` nor ``p - 1`` is the difference of two numbers near 1: in float32 it
-    would have few digits or none.
-    """
-    columns = np.arange(len(y))
-    logits -= logits.max(axis=1, keepdims=True)
-    own = logits[:, y, columns]
-    np.exp(logits, out=logits)
-    top = np.exp(own)
-    logits[:, y, columns] = 0
-    others = logits.sum(axis=1)
-    total = others + top
-    losses = (np.log1p(others + (top - 1)) - own) * weight[:, 0]
-    spread = None
-    if curved:
-        spread = _softmax_spread(logits / total[:, None], others / total, top / total, y, weight)
-    logits *= weight / total[:, None]
-    logits[:, y, columns] = -others / total * weight[:, 0]
-    return losses.sum(axis=1, dtype=np.float64), logits, spread
-
-
-def _softmax_spread(
-    proba: np.ndarray, wrong: np.ndarray, right: np.ndarray, y: np.ndarray, weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``tr(diag(p) - p p')`` of each row, averaged over fits, and the sum of ``diag(p) - p p'``, (K, K).
-
-    `proba` (p, K, m) has 0 for the class of the row, which has the probability `right`; `wrong` is all others.
-    """
-    share = ((2 * wrong - wrong * wrong - (proba * proba).sum(axis=1)) * weight[:, 0]).mean(axis=0)
-    proba[:, y, np.arange(len(y))] = right
-    product = ((proba * weight) @ proba.transpose(0, 2, 1)).sum(axis=0, dtype=np.float64)
-    np.fill_diagonal(product, 0)  # rows add up to 0: what is left of 1 - p is not computed from p
-    return np.maximum(share, 0), np.diag(product.sum(axis=1)) - product
-
-
-def _sigmoid(logits: np.ndarray, Y: np.ndarray, weight: np.ndarray, curved: bool) -> _Residual:
-    """Return loss (p,), its slope (p, K, m) in the logits, and what curves, of independent labels."""
-    sign = np.where(Y.T, 1, -1).astype(logits.dtype)
-    margin = logits * sign
-    small = np.exp(-np.abs(margin))
-    losses = (np.maximum(-margin, 0) + np.log1p(small)) * weight
-    slope = -sign * weight * np.where(margin > 0, small, 1) / (1 + small)
-    spread = None
-    if curved:
-        each = small / (1 + small) ** 2 * weight
-        spread = each.mean(axis=0).sum(axis=0), np.diag(each.sum(axis=(0, 2), dtype=np.float64))
-    return losses.sum(axis=(1, 2), dtype=np.float64), slope, spread

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .passes import Curvature, Float, Passes, Sums
+from .task import Curvature, Float, PassesLike, Sums
 
-WHOLE_CURVATURE_UP_TO = 4096  # features; the eigenvectors of a larger second moment would cost more than they save
 _PAIRS = 8
+_FARTHEST = 5.0  # ratio of two values of C, one started from the other; that of 11 values from 1e-4 to 1e2 is 4
+_ON_THE_WAY = 0.01  # tolerance of values of C that are only passed by
 _SUFFICIENT = 1e-4  # share of the decrease that the slope promises (Armijo)
 _SHORTER = 0.3
 _TRIES = 12
@@ -53,13 +54,13 @@ class Solution:
 
 
 def solve_path(
-    passes: Passes, Cs: Sequence[float], *, start: np.ndarray | None = None, tol: float = 1e-6, max_iter: int = 500
+    passes: PassesLike, Cs: Sequence[float], *, start: np.ndarray | None = None, tol: float = 1e-6, max_iter: int = 500
 ) -> Iterator[Solution]:
     """Yield the solution for each C, each started from the one before.
 
     Parameters
     ----------
-    passes : Passes
+    passes : PassesLike
     Cs : sequence of float
         Inverse penalties, best in ascending order.
     start : ndarray of shape (P, K, D + 1), optional
@@ -72,17 +73,33 @@ def solve_path(
     task = passes.task
     W = np.zeros((task.n_fits, task.n_outputs, task.rows.shape[1] + 1)) if start is None else start
     totals = task.totals()
+    before = _free_of_data(passes, W, float(totals.mean())) if start is None else Cs[0]
     for C in Cs:
-        descent = _Descent(passes, W, 1 / (C * totals), totals, tol)
-        solution = descent.run(C, max_iter)
+        for milestone in _between(before, C):
+            W = _Descent(passes, W, 1 / (milestone * totals), totals, _ON_THE_WAY).run(milestone, max_iter).W
+        solution = _Descent(passes, W, 1 / (C * totals), totals, tol).run(C, max_iter)
         yield solution
-        W = solution.W
+        W, before = solution.W, C
+
+
+def _free_of_data(passes: PassesLike, W: np.ndarray, total: float) -> float:
+    """Return a C so small that the solution is near 0: the penalty curves ten times more than the mean feature."""
+    curvature = passes.run(W, np.ones(len(W), bool), curvature=True).curvature
+    assert curvature is not None
+    second = curvature.second if curvature.second.ndim == 1 else np.diag(curvature.second)
+    return 10 / max(curvature.total * float(second.mean()), 1e-12 * total)
+
+
+def _between(before: float, C: float) -> list[float]:
+    """Return values between two of C that are so far apart that the curvature at one says little about the other."""
+    stages = int(np.ceil(np.log(max(C / before, 1.0)) / np.log(_FARTHEST)))
+    return [float(value) for value in np.geomspace(before, C, stages + 1)[1:-1]] if stages > 1 else []
 
 
 class _Descent:
     """The steps of all fits for one C."""
 
-    def __init__(self, passes: Passes, W: np.ndarray, penalty: np.ndarray, totals: np.ndarray, tol: float) -> None:
+    def __init__(self, passes: PassesLike, W: np.ndarray, penalty: np.ndarray, totals: np.ndarray, tol: float) -> None:
         self._passes, self._tol = passes, tol
         self._penalty, self._totals = penalty, totals
         self._noise = _NOISE[passes.task.rows.dtype.itemsize]

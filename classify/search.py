@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import TrainingError
-from .passes import InMemory, Passes, Task
-from .path import WHOLE_CURVATURE_UP_TO, Solution, solve_path
+from .passes import passes_over
+from .path import Solution, solve_path
+from .task import InMemory, Rows, Task
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Turns held-out logits (n, K) and coefficients (P, K, D + 1) into how good each fold is, (P,); more is better."""
@@ -71,10 +72,9 @@ def search(
     device : {"auto", "cpu", "cuda"}, default "auto"
         "auto" is an NVIDIA GPU where there is one and the work is long enough for it to be worth loading torch.
     """
-    diagonal = task.rows.shape[1] > WHOLE_CURVATURE_UP_TO
     best: tuple[Solution, np.ndarray] | None = None
     scores, steps = np.empty((len(Cs), task.n_fits)), np.empty(len(Cs), np.int64)
-    with Passes(task, diagonal=diagonal) as passes:
+    with passes_over(task, device) as passes:
         for number, solution in enumerate(solve_path(passes, Cs, tol=tol, max_iter=max_iter)):
             logits = passes.decide(solution.W)
             scores[number], steps[number] = score(logits, solution.W), solution.steps
@@ -82,7 +82,7 @@ def search(
                 best = solution, logits
         count = passes.count
     assert best is not None
-    with Passes(_without_folds(task), diagonal=diagonal) as passes:
+    with passes_over(_without_folds(task), device) as passes:
         start = best[0].W.mean(axis=0, keepdims=True)
         fit = next(solve_path(passes, [best[0].C], start=start, tol=tol, max_iter=max_iter))
         count += passes.count
@@ -115,7 +115,16 @@ def rotated(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return (left * singular).astype(dtype), right.T
 
 
-def class_task(Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_classes: int, *, balanced: bool = False) -> Task:
+def class_task(
+    Z: np.ndarray,
+    y: np.ndarray,
+    folds: np.ndarray,
+    n_classes: int,
+    *,
+    balanced: bool = False,
+    table: np.ndarray | None = None,
+    rows: Rows | None = None,
+) -> Task:
     """Return the task of telling K classes apart: softmax, or for two classes one sigmoid, as scikit-learn has it.
 
     Parameters
@@ -124,11 +133,15 @@ def class_task(Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_classes: int, 
     y : ndarray of shape (n,), dtype int64
         Classes, 0 to K - 1.
     folds : ndarray of shape (n,), dtype int64
-        From 0.
+        From 0; -1 for rows that are in no test set.
     n_classes : int
         K.
     balanced : bool, default False
         Weigh rows so that all classes count alike: ``n / (K * count)`` of the rows that a fit trains on.
+    table : ndarray of shape (K,), dtype float64, optional
+        What a row of each class counts, where that is given.
+    rows : Rows, optional
+        What is read instead of Z, which is copied in the order of the folds otherwise.
 
     Raises
     ------
@@ -139,16 +152,21 @@ def class_task(Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_classes: int, 
     counts = np.stack([np.bincount(y[folds != fold], minlength=n_classes) for fold in range(n_folds)])
     if not counts.all():
         raise TrainingError("all images of a class are in one fold, copies of each other perhaps: add others")
-    whole = np.bincount(y, minlength=n_classes)[None]
-    weight, all_weight = (
-        table.sum(axis=1, keepdims=True) / (n_classes * table) if balanced else np.ones(table.shape)
-        for table in (counts, whole)
-    )
-    order = np.argsort(folds, kind="stable")
-    rows = InMemory(np.ascontiguousarray(Z[order]), order)
+    weight = _class_weights(counts, balanced, table)
+    all_weight = _class_weights(np.bincount(y, minlength=n_classes)[None], balanced, table)
+    if rows is None:
+        order = np.argsort(folds, kind="stable")
+        rows = InMemory(np.ascontiguousarray(Z[order]), order)
     if n_classes == 2:
         return Task(rows, (y == 1)[:, None], folds, "sigmoid", 1, weight[:, None], all_weight[:, None])
     return Task(rows, y, folds, "softmax", n_classes, weight, all_weight)
+
+
+def _class_weights(counts: np.ndarray, balanced: bool, table: np.ndarray | None) -> np.ndarray:
+    """Return what a row of each class counts, (P, K) float64, for the numbers of rows `counts` (P, K)."""
+    if balanced:
+        return np.asarray(counts.sum(axis=1, keepdims=True) / (counts.shape[1] * counts))
+    return np.broadcast_to(1.0 if table is None else table, counts.shape).astype(np.float64)
 
 
 def both_rows(values: np.ndarray, axis: int) -> np.ndarray:

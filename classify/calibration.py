@@ -20,11 +20,11 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
     Temperature scaling (Guo et al. 2017, section 4.2): the mean negative log likelihood is convex in 1/T, and its
     minimum is found by Newton's method inside a shrinking bracket. The ranking of the classes stays as it is.
 
-    Logits that are never wrong would be fitted best by T = 0, certainty that no finite number of images warrants. So the
-    likelihood counts one image more than there are, of average logits, whose label may be any with equal chance: the
-    uniform prior of the rule of succession, as Platt (1999, section 2.2) smooths his targets. n images without an error
-    then end near a probability of 1 - 1/n, and the effect on noisy ones goes as 1/n. Where this would fit the labels
-    themselves worse than T = 1 does, T is 1: the negative log likelihood of what it was fitted on never rises.
+    Logits that are never wrong would be fitted best by T = 0, certainty that no finite number of images warrants. So a
+    share 1 / (n + 1) of each label is spread evenly over the classes, as if one image more had come with a label drawn
+    at random: the prior of the rule of succession, as Platt (1999, section 2.2) smooths his targets. n images without
+    an error then end near a probability of 1 - 1/n; the effect on noisy ones goes as 1/n. Where this would fit the
+    labels themselves worse than T = 1 does, T is 1: the log loss of what it was fitted on never rises.
 
     Parameters
     ----------

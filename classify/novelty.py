@@ -104,8 +104,8 @@ def fit_novelty(
     familiar, as they lie near the mean.
 
     Up to `most` rows all are kept, and each one's distance is to the others. Of more, `most` are kept, as many of each
-    class as possible, and others tell the distances: 1.28 million rows of 2048 numbers cost some 0.25 GB beside X, a few
-    seconds, and 34 MB in the model.
+    class as possible, and others tell the distances: 1.28 million rows of 2048 numbers cost some 0.25 GB beside X, a
+    few seconds, and 34 MB in the model.
 
     Parameters
     ----------
@@ -143,9 +143,8 @@ def training_outliers(
 ) -> np.ndarray:
     """Return the score of each training picture among the others, (n,) float64; the smallest are the odd ones out.
 
-    Strangers who come in numbers are each other's neighbours, and then look at home.
-
-    As `Novelty.score`, with a picture and its group left out of its own neighbours. n rows of width D cost n * r * D
+    As `Novelty.score`, with a picture and its group left out of its own neighbours; strangers who come in
+    numbers are each other's neighbours and look at home. n rows of width D cost n * r * D
     multiplications: 1.28 million of 2048 against 4096 are 11 TFLOP, minutes on a few cores.
 
     Parameters
@@ -159,7 +158,7 @@ def training_outliers(
     kept = references(np.asarray(y), len(novelty.reference), random_state)
     distance = _distance(X, novelty.reference, groups, groups[kept])
     # A picture is among those that it is compared with, and not counted a second time.
-    return np.maximum(_farther(distance, novelty.distances), 1) / len(novelty.distances)
+    return np.asarray(np.maximum(_farther(distance, novelty.distances), 1) / len(novelty.distances))
 
 
 def _distance(

@@ -100,8 +100,8 @@ def fit_novelty(
     2022), not standardised. Measured with efficientnet_lite0 on two small sets of photographs, each against the other
     and against flat, noisy and drawn pictures: the area under the ROC curve is 0.99 to 1.00, and 4 to 6 % of fresh
     pictures fall below 0.05. The Mahalanobis distance (Lee et al. 2018), shrunk as by Ledoit and Wolf (2004), lets 8 to
-    10 % fall there, and 24 to 50 % where a class has 6 pictures; after standardising, flat and noisy pictures look
-    familiar, as they lie near the mean.
+    10 % fall there, and 24 to 50 % instead of 2 to 14 % where one class has 6 pictures and the other 60; after
+    standardising, flat and noisy pictures look familiar, as they lie near the mean.
 
     Up to `most` rows all are kept, and each one's distance is to the others. Of more, `most` are kept, as many of each
     class as possible, and others tell the distances: 1.28 million rows of 2048 numbers cost some 0.25 GB beside X, a
@@ -143,9 +143,9 @@ def training_outliers(
 ) -> np.ndarray:
     """Return the score of each training picture among the others, (n,) float64; the smallest are the odd ones out.
 
-    As `Novelty.score`, with a picture and its group left out of its own neighbours; strangers who come in
-    numbers are each other's neighbours and look at home. n rows of width D cost n * r * D
-    multiplications: 1.28 million of 2048 against 4096 are 11 TFLOP, minutes on a few cores.
+    As `Novelty.score`, with a picture and its group left out of its own neighbours; strangers who come in numbers
+    are each other's neighbours and look at home. n rows of width D cost n * r * D multiplications: 1.28 million of
+    2048 against 4096 are 11 million million, minutes on a few cores.
 
     Parameters
     ----------

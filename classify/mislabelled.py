@@ -44,8 +44,7 @@ def suspicious_labels(
     Measured with every tenth label changed, on four sets of 200 to 450 photographs with 2 to 4 classes: the neighbours
     raise the share of changed labels in the first 15 % of the ranking from 0.94 to 0.95 on the easiest set of two
     classes and from 0.79 to 0.85 on the hardest. Margins, also those adjusted by class, rank no better on the
-    whole than 1 - p does, and worse where classes are uneven. What is missed are mostly images that are
-    hard under any label.
+    whole than 1 - p does, and worse where classes are uneven.
 
     A label counts as confidently wrong where the most probable class is another one, and at least as probable as that
     class is on average for the images that bear its name (Northcutt et al. 2021, equations 1 and 2).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from .preparation import standardisation
 
 ECE_BINS = 15  # as in Guo et al. 2017
+TOP_K = 5
 
 
 def accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
@@ -52,17 +54,125 @@ def log_loss(y: np.ndarray, proba: np.ndarray) -> float:
     return float(-np.log(np.clip(true, np.finfo(np.float64).eps, 1.0)).mean())
 
 
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """How often answers of each confidence are right.
+
+    Attributes
+    ----------
+    edges : ndarray of shape (bins + 1,), dtype float64
+        Bounds of the bins, from 0 to 1 in equal steps; a bin holds its lower bound, the last one holds both.
+    counts : ndarray of shape (bins,), dtype int64
+        Answers in each bin.
+    confidence, accuracy : ndarray of shape (bins,), dtype float64
+        Mean confidence and share that is right, 0 to 1; NaN where a bin is empty.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def ece(self) -> float:
+        """Mean distance of confidence and accuracy over all answers: Guo et al. (2017), equation 3."""
+        full = self.counts > 0
+        gap = np.abs(self.accuracy[full] - self.confidence[full])
+        return float((self.counts[full] * gap).sum() / max(1, self.counts.sum()))
+
+
+def reliability_curve(confidence: np.ndarray, right: np.ndarray, bins: int = ECE_BINS) -> Reliability:
+    """Return the reliability diagram (DeGroot and Fienberg 1983) in equal-width bins.
+
+    Parameters
+    ----------
+    confidence : ndarray of shape (n,), dtype float
+        Probability that was given to each answer, 0 to 1.
+    right : ndarray of shape (n,), dtype bool
+        Whether the answer was right.
+    bins : int, default 15
+    """
+    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    size = np.where(counts > 0, counts, np.nan)
+    mean_confidence = np.bincount(place, confidence, minlength=bins) / size
+    return Reliability(
+        np.linspace(0, 1, bins + 1), counts, mean_confidence, np.bincount(place, right, minlength=bins) / size
+    )
+
+
 def expected_calibration_error(y: np.ndarray, proba: np.ndarray, bins: int = ECE_BINS) -> float:
     """Return how far the top probability is from the share that is right, averaged over equal-width bins.
 
     Guo et al. (2017), equation 3.
     """
-    confidence = proba.max(axis=1)
-    right = proba.argmax(axis=1) == y
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    size = np.bincount(place, minlength=bins)
-    gap = np.bincount(place, right, minlength=bins) - np.bincount(place, confidence, minlength=bins)
-    return float(np.abs(gap).sum() / max(1, size.sum()))
+    return reliability_curve(proba.max(axis=1), proba.argmax(axis=1) == y, bins).ece
+
+
+def top_k_accuracy(y: np.ndarray, proba: np.ndarray, k: int) -> float:
+    """Return the share of images whose true class is among the k most probable ones.
+
+    Of equal probabilities the earlier class goes first, as in `argmax`, so that k = 1 is the accuracy.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,), dtype int
+    proba : ndarray of shape (n, K)
+    k : int
+        1 to K.
+    """
+    true = proba[np.arange(len(y)), y][:, None]
+    earlier = np.arange(proba.shape[1]) < np.asarray(y)[:, None]
+    before = (proba > true).sum(axis=1) + ((proba == true) & earlier).sum(axis=1)
+    return float((before < k).mean())
+
+
+def binary_auc(positive: np.ndarray, score: np.ndarray) -> float | None:
+    """Return the chance that a positive scores higher than a negative, equal scores counting half.
+
+    The area under the ROC curve as Mann and Whitney's U (Hanley and McNeil 1982), in whole numbers up to the last
+    division.
+
+    Parameters
+    ----------
+    positive : ndarray of shape (n,), dtype bool
+    score : ndarray of shape (n,), dtype float
+
+    Returns
+    -------
+    float or None
+        None where there are no positives or no negatives.
+    """
+    found, order = score[positive], np.sort(score)
+    n_positive, n_negative = len(found), len(score) - len(found)
+    if not n_positive or not n_negative:
+        return None
+    below = np.searchsorted(order, found, "left").sum() + np.searchsorted(order, found, "right").sum()
+    # The positives among themselves make n_positive^2 of twice the pairs, whatever their scores.
+    return (int(below) - n_positive**2) / (2 * n_positive * n_negative)
+
+
+def roc_auc(y: np.ndarray, proba: np.ndarray) -> float | None:
+    """Return the area under the ROC curve; of more than two classes the mean of each one against the rest.
+
+    One-vs-rest and unweighted (Provost and Domingos 2000 without their weights), over the classes that have both
+    images of their own and others. Costs a sort of n numbers a class.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,), dtype int
+    proba : ndarray of shape (n, K), dtype float
+        With K = 2 the second column ranks.
+
+    Returns
+    -------
+    float or None
+        0 to 1, 0.5 for chance; None where all images are of one class.
+    """
+    y = np.asarray(y)
+    ranked = (1,) if proba.shape[1] == 2 else range(proba.shape[1])
+    areas = [area for label in ranked if (area := binary_auc(y == label, proba[:, label])) is not None]
+    return float(np.mean(areas)) if areas else None
 
 
 def confusion_matrix(y: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
@@ -91,6 +201,33 @@ def per_class(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[st
     return rows
 
 
+def macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the mean F1 of the classes that occur among labels or predictions, each of equal weight.
+
+    The mean of the classes' F1, not the F1 of mean precision and recall (Opitz and Burst 2019 on the two).
+
+    Parameters
+    ----------
+    y, predicted : ndarray of shape (n,), dtype int
+        n is at least 1.
+    """
+    n_classes = int(max(np.max(y), np.max(predicted))) + 1
+    return _mean_f1(per_class(confusion_matrix(y, predicted, n_classes), [""] * n_classes))
+
+
+def _mean_f1(table: Sequence[dict[str, Any]]) -> float:
+    return float(np.mean([row["f1"] for row in table if row["f1"] is not None]))
+
+
+def _top_k(y: np.ndarray, proba: np.ndarray) -> dict[str, Any] | None:
+    """Return the share within the first k: five, yet no more than half of the classes, and two at least."""
+    n_classes = proba.shape[1]
+    if n_classes <= 2:
+        return None
+    k = max(2, min(TOP_K, n_classes // 2))
+    return {"k": k, "accuracy": top_k_accuracy(y, proba, k)}
+
+
 def score(y: np.ndarray, proba: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
     """Return all scores of one set of predictions.
 
@@ -106,7 +243,8 @@ def score(y: np.ndarray, proba: np.ndarray, class_names: Sequence[str]) -> dict[
     -------
     dict
         n, accuracy with its 95 % Wilson interval (low, high), balanced_accuracy (mean recall of the classes that have
-        images), log_loss, ece, per_class, confusion. Fractions, not percent.
+        images), macro_f1, top_k (k and accuracy; None for two classes), roc_auc (None where undefined), log_loss, ece,
+        per_class, confusion. Fractions, not percent.
     """
     predicted = proba.argmax(axis=1)
     n, right = len(y), int((predicted == y).sum())
@@ -119,6 +257,9 @@ def score(y: np.ndarray, proba: np.ndarray, class_names: Sequence[str]) -> dict[
         "low": low,
         "high": high,
         "balanced_accuracy": float(np.mean([row["recall"] for row in table if row["recall"] is not None])),
+        "macro_f1": _mean_f1(table),
+        "top_k": _top_k(y, proba),
+        "roc_auc": roc_auc(y, proba),
         "log_loss": log_loss(y, proba),
         "ece": expected_calibration_error(y, proba),
         "per_class": table,

@@ -105,3 +105,115 @@ def test_the_nearest_mean_agrees_with_scikit_learn():
     scaler = StandardScaler().fit(X[:100])
     expected = NearestCentroid().fit(scaler.transform(X[:100]), y[:100]).score(scaler.transform(X[100:]), y[100:])
     assert metrics.nearest_mean_baseline(X[:100], y[:100], X[100:], y[100:]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_macro_f1_agrees_with_scikit_learn_also_where_classes_are_missing(seed):
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(seed)
+    y, predicted = rng.choice([0, 1, 3, 6], 40), rng.choice([1, 2, 3, 8], 40)
+    expected = f1_score(y, predicted, average="macro", zero_division=0)
+    assert metrics.macro_f1(y, predicted) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_accuracy_agrees_with_scikit_learn(predictions, k):
+    from sklearn.metrics import top_k_accuracy_score
+
+    y, proba = predictions
+    assert metrics.top_k_accuracy(y, proba, k) == pytest.approx(top_k_accuracy_score(y, proba, k=k))
+
+
+def test_of_equal_probabilities_the_earlier_class_comes_first_as_in_argmax():
+    rng = np.random.default_rng(0)
+    proba, y = rng.integers(0, 3, (500, 6)) / 2, rng.integers(0, 6, 500)
+    assert metrics.top_k_accuracy(y, proba, 1) == metrics.accuracy(y, proba.argmax(axis=1))
+    assert metrics.top_k_accuracy(y, proba, 6) == 1
+    assert metrics.top_k_accuracy(np.array([0, 1, 2]), np.full((3, 3), 1 / 3), 2) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("n_classes", "k"), [(2, None), (3, 2), (5, 2), (6, 3), (8, 4), (10, 5), (100, 5)])
+def test_scores_count_five_classes_but_no_more_than_half(n_classes, k):
+    rng = np.random.default_rng(0)
+    y, proba = rng.integers(0, n_classes, 50), rng.dirichlet(np.ones(n_classes), 50)
+    top = metrics.score(y, proba, list(map(str, range(n_classes))))["top_k"]
+    assert (top and top["k"]) == k
+    assert top is None or top["accuracy"] == metrics.top_k_accuracy(y, proba, k)
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 15])
+@pytest.mark.parametrize("seed", range(4))
+def test_roc_auc_agrees_with_scikit_learn_with_and_without_ties(seed, decimals):
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(seed)
+    y, p = rng.random(200) < 0.3, rng.random(200).round(decimals)
+    both = np.stack([1 - p, p], axis=1)
+    assert metrics.roc_auc(y.astype(int), both) == pytest.approx(roc_auc_score(y, p), abs=1e-12)
+    many, proba = rng.integers(0, 4, 200), rng.dirichlet(np.ones(4), 200)
+    expected = roc_auc_score(many, proba, multi_class="ovr", average="macro")
+    assert metrics.roc_auc(many, proba) == pytest.approx(expected, abs=1e-12)
+
+
+def test_roc_auc_is_the_chance_of_the_right_order():
+    assert metrics.binary_auc(np.array([True, True, False, False]), np.array([3.0, 1.0, 1.0, 0.0])) == 0.875
+
+
+def test_roc_auc_leaves_out_what_has_no_area():
+    rng = np.random.default_rng(2)
+    y, proba = rng.integers(0, 2, 50), rng.dirichlet(np.ones(3), 50)
+    two = [metrics.binary_auc(y == label, proba[:, label]) for label in (0, 1)]
+    assert metrics.roc_auc(y, proba) == pytest.approx(np.mean(two))
+    assert metrics.roc_auc(np.zeros(50, int), proba[:, :2]) is None
+    assert metrics.roc_auc(np.zeros(50, int), proba) is None
+
+
+def test_the_reliability_curve_agrees_with_scikit_learn_and_gives_the_calibration_error(predictions):
+    from sklearn.calibration import calibration_curve
+
+    y, proba = predictions
+    confidence, right = proba.max(axis=1), proba.argmax(axis=1) == y
+    curve = metrics.reliability_curve(confidence, right)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=15)
+    full = curve.counts > 0
+    assert curve.accuracy[full] == pytest.approx(accuracy)
+    assert curve.confidence[full] == pytest.approx(mean)
+    assert np.isnan(curve.accuracy[~full]).all()
+    assert curve.counts.sum() == len(y)
+    assert curve.edges[[0, -1]].tolist() == [0, 1]
+    by_hand = sum(
+        abs(right[mine].mean() - confidence[mine].mean()) * mine.mean()
+        for low in np.arange(15) / 15
+        if (mine := (confidence >= low) & (confidence < low + 1 / 15)).any()
+    )
+    assert metrics.expected_calibration_error(y, proba) == curve.ece == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("n", [20, 50, 150])
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.95])
+def test_the_wilson_interval_holds_the_truth_as_often_as_it_says_exactly(n, truth):
+    from scipy.stats import binom
+
+    held = sum(
+        binom.pmf(k, n, truth)
+        for k in range(n + 1)
+        if metrics.wilson_interval(k, n)[0] <= truth <= metrics.wilson_interval(k, n)[1]
+    )
+    # Few trials have few outcomes, so that no interval can keep 95 % exactly: 92.5 % at 19 of 20 is its worst here.
+    assert 0.92 <= held <= 0.975
+
+
+def test_mcnemar_agrees_with_scipy_over_a_grid():
+    from scipy.stats import binomtest
+
+    for first in range(0, 41, 3):
+        for second in range(1, 41, 3):
+            expected = binomtest(first, first + second).pvalue
+            assert metrics.mcnemar_exact(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_seldom_finds_a_difference_where_there_is_none():
+    rng = np.random.default_rng(0)
+    found = [metrics.mcnemar_exact(int(k), 60 - int(k)) < 0.05 for k in rng.binomial(60, 0.5, 3000)]
+    assert 0.01 < np.mean(found) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 3000)

@@ -1,13 +1,13 @@
 """Perceptual hashes: 64 bits that hardly change when a picture is resized, recompressed or brightened a little.
 
-The whole upright picture is shrunk to 32 x 32 grey levels and transformed by a DCT-II; each bit is the sign of one of 64
-low-frequency coefficients. Signs are taken against zero and not, as is more common, against the median: a mirrored
+The whole upright picture is shrunk to 32 x 32 grey levels and transformed by a DCT-II; each bit is the sign of one of
+64 low-frequency coefficients. Signs are taken against zero and not, as is more common, against the median: a mirrored
 picture has the same coefficients, those of odd horizontal frequency negated, so its hash is the same but for a fixed
 set of bits, those of `MIRROR`. After C. Zauner, "Implementation and benchmarking of perceptual image hash functions",
 2010, section 3.2.1.
 
-A picture that shows next to nothing, a white page say, has coefficients that are all noise, and signs that mean nothing.
-It gets `FLAT` for a hash, which is like that of no other picture, not even of another flat one.
+A picture that shows next to nothing, a white page say, has coefficients that are all noise and signs that mean
+nothing. It gets `FLAT` for a hash, which is like that of no other picture, not even of another flat one.
 """
 
 from __future__ import annotations
@@ -82,10 +82,8 @@ def _basis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     The orthonormal DCT-II: row k is sqrt(2 / 32) cos(pi k (2 x + 1) / 64), row 0 sqrt(1 / 32).
     """
-    of_all = [(u * u + v * v, v, u) for u in range(SIDE) for v in range(SIDE) if u or v]
-    chosen = [
-        (u, v) for parity in (0, 1) for _, v, u in sorted(item for item in of_all if item[2] % 2 == parity)[:_HALF]
-    ]
+    of_all = sorted((u * u + v * v, v, u) for u in range(SIDE) for v in range(SIDE) if u or v)
+    chosen = [(u, v) for parity in (0, 1) for _, v, u in [item for item in of_all if item[2] % 2 == parity][:_HALF]]
     columns, rows = np.array(chosen).T
     order, place = np.arange(max(columns.max(), rows.max()) + 1)[:, None], np.arange(SIDE)
     cosines = np.sqrt(2 / SIDE) * np.cos(np.pi * order * (2 * place + 1) / (2 * SIDE))

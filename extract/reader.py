@@ -38,8 +38,8 @@ class Item:
     """One image on its way: its index in the listing, and what is known of it by now.
 
     `pixels` has the input of each network, None for those whose rows the cache holds already; `reason` is set when the
-    image is a failure; `replaced` says that another file was read than had been listed; `phash` is the perceptual hash, 0
-    where it is not known.
+    image is a failure; `replaced` says that another file was read than had been listed; `phash` is the perceptual hash,
+    0 where it is not known.
     """
 
     index: int
@@ -137,21 +137,25 @@ class Reader:
         begin = self._count("read", begin)
         wanted = [need.preprocess if need.lacks(digest) else None for need in self._needs]
         item = Item(number, digest, replaced=replaced, phash=self._known_hash(digest))
-        to_hash = self._hashes is not None and not item.phash
         if not any(wanted):
-            return self._hashed(item, data) if to_hash else item
-        made = self._on_gpu(digest, data, {preprocess for preprocess in (*wanted, to_hash and WHOLE) if preprocess})
+            return self._hashed(item, data) if self._lacks_hash(item) else item
+        views = [*wanted, WHOLE if self._lacks_hash(item) else None]
+        made = self._on_gpu(digest, data, {preprocess for preprocess in views if preprocess})
         if made is not None:
+            if self._lacks_hash(item):
+                item = replace(item, phash=_hash_of(made[WHOLE][0]))
             pixels, enlarged = _chosen(made, wanted)
-            found = int(phash(made[WHOLE][0].cpu().numpy())) if to_hash else item.phash
-            return replace(item, pixels=pixels, enlarged=enlarged, phash=found)
+            return replace(item, pixels=pixels, enlarged=enlarged)
         with self._cores:
-            return self._on_cpu(item, data, wanted, work, to_hash=to_hash)
+            return self._on_cpu(item, data, wanted, work)
 
     def _known_hash(self, digest: bytes) -> int:
         if self._hashes is None:
             return 0
         return int(self._hashes.find(np.frombuffer(digest, np.uint8)[None])[0])
+
+    def _lacks_hash(self, item: Item) -> bool:
+        return self._hashes is not None and not item.phash
 
     def _hashed(self, item: Item, data: bytes) -> Item:
         """Decode a picture for its perceptual hash alone; it is no failure of a picture that it has none."""
@@ -172,9 +176,7 @@ class Reader:
             answer = self._gpu.offer(data, wanted)
             return None if answer is None else answer.result()
 
-    def _on_cpu(
-        self, item: Item, data: bytes, wanted: Sequence[Preprocess | None], work: float, *, to_hash: bool
-    ) -> Item:
+    def _on_cpu(self, item: Item, data: bytes, wanted: Sequence[Preprocess | None], work: float) -> Item:
         """Decode and resize a picture in this thread, whose processor time was `work` before it read it."""
         begin = time.perf_counter()
         try:
@@ -189,7 +191,7 @@ class Reader:
         begin, work = time.perf_counter(), time.thread_time() - spent
         made = {preprocess: to_input(decoded.pixels, preprocess) for preprocess in set(wanted) if preprocess}
         pixels, enlarged = _chosen(made, wanted)
-        if to_hash:
+        if self._lacks_hash(item):
             item = replace(item, phash=int(phash(decoded.pixels)))
         self._count("decode", begin, time.thread_time() - work)
         return replace(item, pixels=pixels, animated=decoded.animated, enlarged=enlarged)
@@ -213,6 +215,11 @@ class Reader:
             self._work += work
             self._decoded += work > 0
         return now
+
+
+def _hash_of(whole: Pixels) -> int:
+    """Return the perceptual hash of a picture that a GPU decoded, from its small view `WHOLE`."""
+    return int(phash(whole if isinstance(whole, np.ndarray) else whole.cpu().numpy()))
 
 
 def _chosen(

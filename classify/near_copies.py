@@ -12,16 +12,16 @@ pictures that have nothing to do with each other lie around 0 in both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..extract.phash import FLAT, MIRROR
+from ..extract.phash import FLAT, MIRROR, UNKNOWN
 
-# Chosen on photographs of ants and bees and on copies planted among them, by benchmarks/near_copies.py: a copy that is
-# mirrored, resized, recompressed, cropped by 5 % and brightened at once is 5 bits away at the median and 10 at most, its
-# cosine 0.71 and seldom below 0.5; among 30 thousand pairs of different photographs the nearest are 15 bits apart, and
-# one in a hundred has a cosine above 0.44.
+# Chosen on photographs of ants and bees and on copies planted among them; benchmarks/near_copies.py does the same.
+# A copy that is mirrored, resized, recompressed, cropped by 5 % and brightened at once is 5 bits away at the median and
+# 10 at most; its cosine is 0.71, and seldom below 0.5. Among 30 thousand pairs of different photographs the nearest are
+# 15 bits apart, and one in a hundred has a cosine above 0.44.
 MAX_DISTANCE = 12
 MIN_COSINE = 0.5
 # Comparing all pairs of so many takes seconds, and four times that for twice as many.
@@ -95,21 +95,28 @@ def near_copies(phash: np.ndarray, X: np.ndarray, digest: np.ndarray, *, exhaust
     hashes = np.zeros(len(first), np.uint64)
     np.maximum.at(hashes, member.reshape(-1), phash)
     usable = np.flatnonzero(hashes > FLAT)
-    counts = {"without_hash": int((hashes == 0).sum()), "flat": int((hashes == FLAT).sum())}
+    by_bytes = NearCopies(
+        _numbered(first[member]),
+        np.zeros((0, 2), np.int64),
+        compared=False,
+        without_hash=int((hashes == UNKNOWN).sum()),
+        flat=int((hashes == FLAT).sum()),
+    )
     if len(usable) > MAX_COMPARED and not exhaustive:
-        return NearCopies(_numbered(first[member]), np.zeros((0, 2), np.int64), compared=False, **counts)
+        return by_bytes
     order = usable[np.argsort(first[usable])]
     pairs, crowded = _confirmed(hashes[order], X, first[order])
     # From here on a picture is known by the first row with its bytes.
     root = _components(len(phash), pairs)[first[member]]
     refused = _too_large(root, first)
     kept = ~np.isin(root, refused)
-    return NearCopies(
-        _numbered(np.where(kept, root, first[member])),
-        pairs[kept[pairs[:, 0]]],
-        [np.flatnonzero(root == one) for one in refused],
+    return replace(
+        by_bytes,
+        group=_numbered(np.where(kept, root, first[member])),
+        pairs=pairs[kept[pairs[:, 0]]],
+        refused=[np.flatnonzero(root == one) for one in refused],
+        compared=True,
         crowded=crowded,
-        **counts,
     )
 
 
@@ -119,7 +126,7 @@ def _words(digest: np.ndarray) -> np.ndarray:
 
 
 def _numbered(root: np.ndarray) -> np.ndarray:
-    """Number groups, each named by its first row, from 0."""
+    """Return groups, each named by its first row, by numbers from 0."""
     return np.asarray(np.unique(root, return_inverse=True)[1].reshape(-1), np.int64)
 
 
@@ -159,6 +166,8 @@ def _confirmed(hashes: np.ndarray, X: np.ndarray, rows: np.ndarray) -> tuple[np.
     rows : ndarray of shape (k,), dtype int64
         The row of `X` of each, ascending.
     """
+    if not len(rows):
+        return np.zeros((0, 2), np.int64), 0
     mean = X[rows].mean(axis=0) if len(rows) < len(X) else X.mean(axis=0)
     neighbours = np.zeros(len(hashes), np.int64)
     most = max(MOST_NEIGHBOURS, int(LARGEST_SHARE * len(hashes)))
@@ -176,7 +185,8 @@ def _cosines(X: np.ndarray, mean: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Return the cosines of pairs of embeddings, the mean taken away, (m,) float32; 0 where one is the mean."""
     left, right = X[pairs[:, 0]] - mean, X[pairs[:, 1]] - mean
     scale = np.sqrt(np.einsum("ij,ij->i", left, left) * np.einsum("ij,ij->i", right, right))
-    return np.asarray(np.einsum("ij,ij->i", left, right) / np.where(scale > 0, scale, 1))
+    cosines: np.ndarray = np.einsum("ij,ij->i", left, right) / np.where(scale > 0, scale, 1)
+    return cosines
 
 
 def _close(hashes: np.ndarray, neighbours: np.ndarray, most: int) -> Iterator[np.ndarray]:
@@ -206,7 +216,7 @@ def _close(hashes: np.ndarray, neighbours: np.ndarray, most: int) -> Iterator[np
             neighbours[mine] += close.sum(axis=1)
             neighbours[theirs] += close.sum(axis=0)
             close[neighbours[mine] > most] = False
-            block.append(np.argwhere(close) + (top, left))
+            block.append(np.argwhere(close) + np.array([top, left]))
         if block:
             pairs = np.concatenate(block)
             yield pairs[neighbours[pairs[:, 0]] <= most]
@@ -221,7 +231,7 @@ def _distance(same: np.ndarray, flipped: np.ndarray, same_2: np.ndarray, flipped
         Bits of a hash that a mirror leaves, and bits that it flips.
     same_2, flipped_2 : ndarray of shape (c,), dtype uint32
     """
-    odd = np.bitwise_count(flipped[:, None] ^ flipped_2)
+    odd: np.ndarray = np.bitwise_count(flipped[:, None] ^ flipped_2)
     np.minimum(odd, 32 - odd, out=odd)
     odd += np.bitwise_count(same[:, None] ^ same_2)
     return odd

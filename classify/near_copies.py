@@ -16,14 +16,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..extract.phash import FLAT, MIRROR, UNKNOWN
+from ..extract.phash import FLAT, MIRROR, UNKNOWN, mirrored
 
 # Chosen on photographs of ants and bees and on copies planted among them; benchmarks/near_copies.py does the same.
 # A copy that is mirrored, resized, recompressed, cropped by 5 % and brightened at once is 5 bits away at the median and
-# 10 at most; its cosine is 0.71, and seldom below 0.5. Among 30 thousand pairs of different photographs the nearest are
-# 15 bits apart, and one in a hundred has a cosine above 0.44.
-MAX_DISTANCE = 12
-MIN_COSINE = 0.5
+# 10 at most; its cosine is 0.71, and seldom below 0.5. One that lost 5 % on two sides is 10 bits away, its cosine 0.91.
+# Of 30 thousand pairs of different photographs the nearest are 15 bits apart; one in a hundred has a cosine above 0.44,
+# one in ten thousand above 0.65. So the farther two hashes are apart, the more the embeddings have to agree.
+MAX_DISTANCE = 13
+MIN_COSINE, MIN_COSINE_PER_BIT = 0.4, 0.025
 # Comparing all pairs of so many takes seconds, and four times that for twice as many.
 MAX_COMPARED = 50_000
 # A group of more pictures than both of these shows that the pictures of this set look alike, not that they are copies.
@@ -175,7 +176,7 @@ def _confirmed(hashes: np.ndarray, X: np.ndarray, rows: np.ndarray) -> tuple[np.
     for pairs in _close(hashes, neighbours, most):
         for start in range(0, len(pairs), _PAIRS):
             some = pairs[start : start + _PAIRS]
-            found.append(some[_cosines(X, mean, rows[some]) >= MIN_COSINE])
+            found.append(some[_cosines(X, mean, rows[some]) >= _least_cosine(hashes[some])])
     together = np.concatenate(found)
     crowded = neighbours > most
     return rows[together[~crowded[together].any(axis=1)]], int(crowded.sum())
@@ -187,6 +188,13 @@ def _cosines(X: np.ndarray, mean: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     scale = np.sqrt(np.einsum("ij,ij->i", left, left) * np.einsum("ij,ij->i", right, right))
     cosines: np.ndarray = np.einsum("ij,ij->i", left, right) / np.where(scale > 0, scale, 1)
     return cosines
+
+
+def _least_cosine(pairs: np.ndarray) -> np.ndarray:
+    """Return from which cosine on pairs of hashes, (m, 2) uint64, are of near copies, (m,) float64."""
+    plain = pairs[:, 0] ^ pairs[:, 1]
+    distance = np.minimum(np.bitwise_count(plain), np.bitwise_count(mirrored(plain)))
+    return np.asarray(MIN_COSINE + MIN_COSINE_PER_BIT * distance)
 
 
 def _close(hashes: np.ndarray, neighbours: np.ndarray, most: int) -> Iterator[np.ndarray]:

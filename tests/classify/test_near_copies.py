@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from headstart.classify import near_copies as module
-from headstart.classify.near_copies import MAX_DISTANCE, MIN_COSINE, near_copies
+from headstart.classify.near_copies import MAX_DISTANCE, near_copies
 from headstart.extract.decode import decode
 from headstart.extract.job import extract
 from headstart.extract.phash import FLAT, UNKNOWN, mirrored
@@ -49,6 +49,18 @@ def test_a_near_copy_is_one_by_hash_and_embedding(bits, turn):
     hashes[30] = hashes[3]
     X[30] = pictures(1, seed=9)[1][0]
     assert partition(near_copies(hashes, X, digest)) == set(), "the embeddings do not agree"
+
+
+@pytest.mark.parametrize("bits", [0, 12])
+@pytest.mark.parametrize("more", [-0.05, 0.05])
+def test_the_farther_apart_hashes_are_the_more_the_embeddings_have_to_agree(bits, more):
+    hashes, _, digest = pictures(2 * DIM)
+    cosine = 0.4 + 0.025 * bits + more
+    X = np.eye(DIM, dtype=np.float32)
+    X[20] = cosine * X[3] + np.sqrt(1 - cosine**2) * X[20]
+    hashes[20] = flipped(hashes[[3]], bits)[0]
+    found = near_copies(hashes, np.concatenate([X, -X]), digest)  # of which the mean is nothing
+    assert partition(found) == ({(3, 20)} if more > 0 else set())
 
 
 def test_the_mean_of_the_embeddings_does_not_matter():
@@ -101,15 +113,10 @@ def test_it_finds_what_comparing_each_with_each_finds(monkeypatch):
     hashes[rng.permutation(300)[:20]] = FLAT
     centred = X - X[hashes > FLAT].mean(axis=0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
-    wanted = [
-        [i, j]
-        for i in range(300)
-        for j in range(i + 1, 300)
-        if FLAT not in (hashes[i], hashes[j])
-        and min(np.bitwise_count(hashes[i] ^ hashes[[j]])[0], np.bitwise_count(hashes[i] ^ mirrored(hashes[[j]]))[0])
-        <= 12
-        and centred[i] @ centred[j] >= MIN_COSINE
-    ]
+    distance = np.bitwise_count(hashes[:, None] ^ np.stack([hashes, mirrored(hashes)])[:, None]).min(axis=0)
+    agree = (distance <= MAX_DISTANCE) & (centred @ centred.T >= 0.4 + 0.025 * distance)
+    agree[hashes == FLAT] = agree[:, hashes == FLAT] = False
+    wanted = np.argwhere(np.triu(agree, 1)).tolist()
     monkeypatch.setattr(module, "LARGEST_GROUP", 300)
     found = near_copies(hashes, X, digest)
     assert len(wanted) > 30

@@ -91,6 +91,6 @@ def test_a_new_copy_tells_the_hash_of_the_old_picture(extract, photos):
 
 def test_predict_decodes_nothing_for_a_hash(headstart_json, extract, photos, monkeypatch):
     extract()
-    headstart_json("fit-head")
+    model = headstart_json("fit-head")["out"]
     monkeypatch.setattr("headstart.extract.reader.phash", lambda _: pytest.fail("hashed"))
-    headstart_json("predict", photos / "circle")
+    headstart_json("predict", model, photos / "circle")

@@ -34,7 +34,7 @@ RACY_NS = 2_000_000_000
 # A row of `stat` that no file has.
 NEVER = -1
 # Arrays that not every listing has.
-OPTIONAL = (*ARRAYS,)
+OPTIONAL = (*ARRAYS, "phash")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class Listing:
         Size in bytes, mtime and ctime in nanoseconds, inode.
     digest : ndarray of shape (N, 32), dtype uint8
         SHA-256 of the bytes; zeros where they were never read.
+    phash : ndarray of shape (N,), dtype uint64
+        Perceptual hash of the picture; 0 where it is not known, as in listings that were written before there was one.
     failures : dict of int to str
         Why an image could not be used, by its index.
     spaces : tuple of str
@@ -91,6 +93,11 @@ class Listing:
     rules: str = ""
     scanned_ns: int = 0
     tags: Tags | None = None
+    phash: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+    def __post_init__(self) -> None:
+        if not self.phash.size:  # nothing is known of any
+            object.__setattr__(self, "phash", np.zeros(len(self.paths), np.uint64))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -118,7 +125,7 @@ class Listing:
     def says_the_same(self, newer: Listing) -> bool:
         """Tell whether `newer` adds nothing to this one, and this one already shows every file as old enough."""
         names = ("root", "source", "layout", "classes", "paths", "failures", "spaces", "request", "rules", "tags")
-        columns = ("label", "split", "stat", "digest")
+        columns = ("label", "split", "stat", "digest", "phash")
         return (
             all(getattr(self, name) == getattr(newer, name) for name in names)
             and all(np.array_equal(getattr(self, name), getattr(newer, name)) for name in columns)
@@ -155,6 +162,7 @@ def save_listing(cache: Path, listing: Listing) -> Path:
         "split": listing.split.astype("|u1"),
         "stat": listing.stat.astype("<i8"),
         "digest": listing.digest.astype("|u1"),
+        "phash": listing.phash.astype("<u8"),
         "failed": np.array(failed, "<i8"),
         "reason": _text([listing.failures[index] for index in failed]),
         "classes": _text(list(listing.classes)),
@@ -207,7 +215,7 @@ def read_listing(path: Path) -> Listing:
 def _check(listing: Listing) -> None:
     """Raise ValueError where a file that is whole holds what no run has written."""
     count = len(listing.paths)
-    shapes = {"label": (count,), "split": (count,), "stat": (count, 4), "digest": (count, 32)}
+    shapes = {"label": (count,), "split": (count,), "stat": (count, 4), "digest": (count, 32), "phash": (count,)}
     if any(getattr(listing, name).shape != shape for name, shape in shapes.items()):
         raise ValueError("columns of another shape")
     words = (listing.root, listing.source, listing.layout, listing.rules, *listing.classes, *listing.spaces)
@@ -244,6 +252,7 @@ def _assembled(header: block.Header, arrays: dict[str, np.ndarray]) -> Listing:
         rules=header.attributes["rules"],
         scanned_ns=header.attributes["scanned_ns"],
         tags=Tags.read(arrays),
+        phash=arrays.get("phash", np.zeros(len(paths), np.uint64)),
     )
 
 

@@ -16,7 +16,7 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from .embedder import Embedder
 from .explain import explain_misses, joined, warn_of_versions
-from .plan import to_look_at
+from .plan import known_hashes, share_hashes, to_look_at
 from .progress import progress_bar
 from .resolve import library_versions
 from .runner import Hooks, Outcome, Work
@@ -35,6 +35,8 @@ def embed_listing(
     base: bytes,
     stopped: Callable[[], bool] = lambda: False,
     record: Callable[[Listing], None] = lambda _: None,
+    *,
+    hashed: bool = False,
 ) -> tuple[Listing, Outcome]:
     """Embed the images of a listing that the cache lacks in any of some feature spaces.
 
@@ -51,6 +53,10 @@ def embed_listing(
         Asked before each image.
     record : callable
         Given the result while the run is still announced in the cache: its rows are spared by a prune until then.
+    hashed : bool, default False
+        Find out the perceptual hash of each image that is looked at: one that is read only for its digest is decoded
+        for its hash too, unless the dataset's latest listing knows that. Images that have not changed and have all
+        their rows are not looked at.
 
     Returns
     -------
@@ -68,7 +74,7 @@ def embed_listing(
         todo = to_look_at(listing, list(held.values()))
         if not todo.size:
             record(listing)
-            return listing, Outcome(np.zeros((0, 32), np.uint8), embedded=dict.fromkeys(held, 0))
+            return listing, replace(Outcome.empty(0), embedded=dict.fromkeys(held, 0))
         versions = library_versions()
         for space in spaces:
             store.prepare(space, versions)
@@ -77,6 +83,8 @@ def embed_listing(
         explained = [explain_misses(store, space, _lacking(listing, known, held[space.id]), held) for space in spaces]
         logger.info("looking at %d of %d images", todo.size, len(listing))
         work = Work(listing.paths, listing.stat, todo, base)
+        if hashed:
+            work = replace(work, hashes=known_hashes(store.root, listing))
         with progress_bar(int(todo.size), "embedding") as progress:
             hooks = Hooks(stopped, progress, _Estimate(int(todo.size), spaces))
             count = processes_for(embedders[0].run, embedders, int(todo.size))
@@ -86,6 +94,8 @@ def embed_listing(
                 outcome = embed_work(store, embedders, held, work, descriptor, hooks)
         read = np.asarray(outcome.digest.any(axis=1))
         listing.digest[read] = outcome.digest[read]
+        listing.phash[read] = outcome.phash[read]
+        share_hashes(listing)
         listing.stat[outcome.replaced] = NEVER  # other files than were listed: they are read again next time
         listing.failures.update(outcome.failures)
         record(listing)

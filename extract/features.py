@@ -135,6 +135,11 @@ class Features:
         return np.asarray(self.listing.digest[self.rows])
 
     @property
+    def phash(self) -> np.ndarray:
+        """Perceptual hash of each picture, (N,) uint64; 0 where it is not known. See `headstart.extract.phash`."""
+        return np.asarray(self.listing.phash[self.rows])
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the labels."""
         return self.listing.classes

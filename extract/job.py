@@ -209,7 +209,7 @@ def extract(
     if limit is not None and limit <= len(images.paths):
         listing = replace(listing, request={"limit": limit})
     listing, outcome = embed_listing(
-        store, embedders, listing, base_folder(images), stopped, record=partial(_record, store.root)
+        store, embedders, listing, base_folder(images), stopped, partial(_record, store.root), hashed=True
     )
     if outcome.interrupted:
         raise KeyboardInterrupt

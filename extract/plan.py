@@ -15,6 +15,7 @@ from ..cache.listing import Listing, carry_over
 from ..cache.part import Keys
 from .decode import DECODER_RULES, versions
 from .images import ImageList
+from .phash import KnownHashes
 
 # How the reason begins why an image has no row although it was decoded.
 NOT_FINITE = "its embedding is not finite"
@@ -120,11 +121,25 @@ def _carry(listing: Listing, previous: Listing, failures: dict[int, str]) -> Non
     source = carry_over(previous, listing.paths, listing.stat)
     same = np.flatnonzero(source >= 0)
     listing.digest[same] = previous.digest[source[same]]
+    listing.phash[same] = previous.phash[source[same]]
     if failures:
         place = dict(zip(source[same].tolist(), same.tolist(), strict=True))
         for row, reason in failures.items():
             if row in place:
                 listing.failures.setdefault(place[row], reason)
+
+
+def known_hashes(cache: Path, listing: Listing) -> KnownHashes:
+    """Return the perceptual hashes that the latest listing of the same dataset knows, by the pictures' digests."""
+    previous = load_listing(cache, Path(listing.source)) or listing
+    return KnownHashes.of(previous.digest, previous.phash)
+
+
+def share_hashes(listing: Listing) -> None:
+    """Give pictures whose perceptual hash is not known that of a copy, byte for byte, whose hash is."""
+    lacking = np.flatnonzero((listing.phash == 0) & listing.known)
+    if lacking.size:
+        listing.phash[lacking] = KnownHashes.of(listing.digest, listing.phash).find(listing.digest[lacking])
 
 
 def to_look_at(listing: Listing, held: Sequence[KeyIndex]) -> np.ndarray:

@@ -22,11 +22,15 @@ from ..cache.part import Keys
 from ..errors import DecodeError
 from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
 from .files import EMPTY_FILE, Stat, read_with_stat
+from .phash import SIDE, KnownHashes, phash
 from .preprocess import Pixels, Preprocess, to_input
 from .suspects import Watch
 
 if TYPE_CHECKING:
     from .gpu_decode import GpuDecoder, Inputs
+
+# What a perceptual hash is made from where the picture itself stays on a GPU: all of it, small.
+WHOLE = Preprocess(resize=(SIDE, SIDE), crop=SIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,8 @@ class Item:
     """One image on its way: its index in the listing, and what is known of it by now.
 
     `pixels` has the input of each network, None for those whose rows the cache holds already; `reason` is set when the
-    image is a failure; `replaced` says that another file was read than had been listed.
+    image is a failure; `replaced` says that another file was read than had been listed; `phash` is the perceptual hash,
+    0 where it is not known.
     """
 
     index: int
@@ -44,6 +49,7 @@ class Item:
     replaced: bool = False
     animated: bool = False
     enlarged: bool = False
+    phash: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,8 @@ class Reader:
         Takes as many pictures as it has room for.
     workers : int, optional
         How many pictures are decoded at once beside those; any number where it is None.
+    hashes : KnownHashes, optional
+        The perceptual hashes that need not be computed. None where none are wanted at all.
     """
 
     def __init__(
@@ -95,7 +103,9 @@ class Reader:
         stat: np.ndarray | None = None,
         gpu: GpuDecoder | None = None,
         workers: int | None = None,
+        hashes: KnownHashes | None = None,
     ) -> None:
+        self._hashes = hashes
         self._base = base
         self._needs = needs
         self._max_pixels = max_pixels
@@ -126,14 +136,37 @@ class Reader:
         digest, replaced = hashlib.sha256(data).digest(), self._is_another(number, found)
         begin = self._count("read", begin)
         wanted = [need.preprocess if need.lacks(digest) else None for need in self._needs]
+        item = Item(number, digest, replaced=replaced, phash=self._known_hash(digest))
         if not any(wanted):
-            return Item(number, digest, replaced=replaced)
-        made = self._on_gpu(digest, data, {preprocess for preprocess in wanted if preprocess})
+            return self._hashed(item, data) if self._lacks_hash(item) else item
+        views = [*wanted, WHOLE if self._lacks_hash(item) else None]
+        made = self._on_gpu(digest, data, {preprocess for preprocess in views if preprocess})
         if made is not None:
+            if self._lacks_hash(item):
+                item = replace(item, phash=_hash_of(made[WHOLE][0]))
             pixels, enlarged = _chosen(made, wanted)
-            return Item(number, digest, pixels, replaced=replaced, enlarged=enlarged)
+            return replace(item, pixels=pixels, enlarged=enlarged)
         with self._cores:
-            return self._on_cpu(Item(number, digest, replaced=replaced), data, wanted, work)
+            return self._on_cpu(item, data, wanted, work)
+
+    def _known_hash(self, digest: bytes) -> int:
+        if self._hashes is None:
+            return 0
+        return int(self._hashes.find(np.frombuffer(digest, np.uint8)[None])[0])
+
+    def _lacks_hash(self, item: Item) -> bool:
+        return self._hashes is not None and not item.phash
+
+    def _hashed(self, item: Item, data: bytes) -> Item:
+        """Decode a picture for its perceptual hash alone; it is no failure of a picture that it has none."""
+        begin = time.perf_counter()
+        try:
+            with self._cores:
+                return replace(item, phash=int(phash(self._decode(item.digest, data).pixels)))
+        except DecodeError:
+            return item
+        finally:
+            self._count("decode", begin)
 
     def _on_gpu(self, digest: bytes, data: bytes, wanted: set[Preprocess]) -> Inputs | None:
         """Have a picture decoded by the GPU, if it takes it."""
@@ -158,6 +191,8 @@ class Reader:
         begin, work = time.perf_counter(), time.thread_time() - spent
         made = {preprocess: to_input(decoded.pixels, preprocess) for preprocess in set(wanted) if preprocess}
         pixels, enlarged = _chosen(made, wanted)
+        if self._lacks_hash(item):
+            item = replace(item, phash=int(phash(decoded.pixels)))
         self._count("decode", begin, time.thread_time() - work)
         return replace(item, pixels=pixels, animated=decoded.animated, enlarged=enlarged)
 
@@ -180,6 +215,11 @@ class Reader:
             self._work += work
             self._decoded += work > 0
         return now
+
+
+def _hash_of(whole: Pixels) -> int:
+    """Return the perceptual hash of a picture that a GPU decoded, from its small view `WHOLE`."""
+    return int(phash(whole if isinstance(whole, np.ndarray) else whole.cpu().numpy()))
 
 
 def _chosen(

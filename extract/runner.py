@@ -22,6 +22,7 @@ from .explain import Miss
 from .gpu_decode import BATCH, gpu_decoder
 from .options import RunOptions
 from .pace import QUIET_IMAGES, Pace
+from .phash import KnownHashes
 from .reader import Ahead, Item, Reader
 from .suspects import Watch
 
@@ -37,6 +38,8 @@ class Outcome:
     ----------
     digest : ndarray of shape (N, 32), dtype uint8
         Of every image that was read, by its index in the listing; zeros elsewhere.
+    phash : ndarray of shape (N,), dtype uint64
+        Perceptual hash of every image that was decoded for one or is known by its digest; 0 elsewhere.
     failures : dict of int to str
     images : int
         Images that went through a network.
@@ -61,6 +64,7 @@ class Outcome:
     """
 
     digest: np.ndarray
+    phash: np.ndarray
     failures: dict[int, str] = field(default_factory=dict)
     images: int = 0
     embedded: dict[str, int] = field(default_factory=dict)
@@ -75,6 +79,11 @@ class Outcome:
     replaced: list[int] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     tried: dict[bytes, str] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, images: int) -> Outcome:
+        """Return that of a run of so many images before it has looked at any."""
+        return cls(np.zeros((images, 32), np.uint8), np.zeros(images, np.uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,8 @@ class Work:
         Folder of the names.
     shares : int, default 1
         How many shares of this size the run was divided into.
+    hashes : KnownHashes, optional
+        The perceptual hashes that need not be computed. None where none are wanted at all.
     """
 
     names: list[bytes]
@@ -100,10 +111,12 @@ class Work:
     todo: np.ndarray
     base: bytes
     shares: int = 1
+    hashes: KnownHashes | None = None
 
     def share(self, mine: np.ndarray, count: int) -> Work:
         """Return one of `count` shares, the rows `mine` of what is to do, with no more than their own names."""
-        return Work([self.names[row] for row in mine.tolist()], self.stat[mine], np.arange(len(mine)), self.base, count)
+        names = [self.names[row] for row in mine.tolist()]
+        return Work(names, self.stat[mine], np.arange(len(mine)), self.base, count, self.hashes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +152,8 @@ def run(
     ----------
     work : Work
     targets : sequence of Target
-        The networks; each image is decoded once for all of them. What all of their spaces hold is read and hashed, not
-        decoded.
+        The networks; each image is decoded once for all of them. What all of their spaces hold is read and hashed, and
+        decoded only for a perceptual hash that is wanted and not known.
     options : RunOptions
     cache : Path
         Where figures about speed are remembered.
@@ -155,7 +168,8 @@ def run(
     """
     hooks = hooks or Hooks()
     workers = options.workers or available_cores()
-    outcome = Outcome(np.zeros((len(work.names), 32), np.uint8), workers=workers)
+    outcome = Outcome.empty(len(work.names))
+    outcome.workers = workers
     outcome.writers = sum(len(target.writers) for target in targets)
     with contextlib.ExitStack() as stack:
         embedder, gpu = targets[0].embedder, None
@@ -166,7 +180,7 @@ def run(
         # Threads that wait for the GPU take no core.
         pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
         needs = [target.need for target in targets]
-        reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers)
+        reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers, work.hashes)
         items = Ahead(pool, reader, work.names, work.todo, workers + (BATCH if gpu else 0), QUIET_IMAGES)
         flow = _Flow(outcome, reader, targets, work.todo.size, cache, hooks.on_rate, items.wait)
         try:
@@ -221,6 +235,7 @@ class _Flow:
         outcome = self._outcome
         if item.digest:
             outcome.digest[item.index] = np.frombuffer(item.digest, np.uint8)
+            outcome.phash[item.index] = item.phash
         if item.reason:
             outcome.failures[item.index] = item.reason
         if item.replaced:

@@ -88,12 +88,14 @@ def _split_cores(count: int) -> list[list[int]]:
 
 def _joined(outcomes: list[Outcome | None], shares: list[np.ndarray], images: int) -> Outcome:
     """Put what the processes did together as if one had done it."""
-    whole = Outcome(np.zeros((images, 32), np.uint8), workers=0, writers=0, processes=len(outcomes))
+    whole = Outcome.empty(images)
+    whole.workers, whole.processes = 0, len(outcomes)
     for outcome, rows in zip(outcomes, shares, strict=True):
         if outcome is None:  # it was stopped before it began
             whole.interrupted = True
             continue
         whole.digest[rows] = outcome.digest
+        whole.phash[rows] = outcome.phash
         whole.failures.update({int(rows[place]): reason for place, reason in outcome.failures.items()})
         whole.replaced += [int(rows[place]) for place in outcome.replaced]
         whole.images += outcome.images

@@ -178,7 +178,7 @@ def test_pruning_keeps_images_whose_bytes_the_latest_listing_does_not_know(store
     unknown[3:] = 0
     save_listing(store.root, replace(whole, digest=unknown, failures={9: "not found"}))
     shorter = replace(
-        whole, **{n: getattr(whole, n)[:8] for n in ("paths", "label", "split", "stat")}, digest=unknown[:8]
+        whole, **{n: getattr(whole, n)[:8] for n in ("paths", "label", "split", "stat", "phash")}, digest=unknown[:8]
     )
     save_listing(store.root, shorter)
     assert info(store.root).spaces[0].orphans == 4, "two that nobody lists, two that were deleted"

@@ -32,6 +32,7 @@ def make_listing(root="photos", **changes) -> Listing:
         "request": {"weights": "default", "seed": 0},
         "rules": "decoder 1",
         "scanned_ns": OLD + 10**12,
+        "phash": np.array([1, 0, 2**64 - 1], np.uint64),
     }
     return Listing(**{**fields, **changes})
 
@@ -53,7 +54,7 @@ def test_it_comes_back_as_it_was(tmp_path):
 def test_an_empty_dataset_comes_back_too(tmp_path):
     empty = make_listing(
         paths=[], label=np.zeros(0, np.int32), split=np.zeros(0, np.uint8), stat=np.zeros((0, 4), np.int64),
-        digest=np.zeros((0, 32), np.uint8), failures={},
+        digest=np.zeros((0, 32), np.uint8), phash=np.zeros(0, np.uint64), failures={},
     )  # fmt: skip
     save_listing(tmp_path, empty)
     assert same(load_listing(tmp_path), empty)
@@ -181,7 +182,7 @@ def test_an_edit_that_restores_size_and_mtime_is_seen(tmp_path):
 
     listing = make_listing(
         paths=[b"1.jpg"], label=np.zeros(1, np.int32), split=np.zeros(1, np.uint8), stat=row(before),
-        digest=np.ones((1, 32), np.uint8), failures={}, scanned_ns=before.st_ctime_ns + 10**12,
+        digest=np.ones((1, 32), np.uint8), phash=np.ones(1, np.uint64), failures={}, scanned_ns=before.st_ctime_ns + 10**12,
     )  # fmt: skip
     assert carry_over(listing, [b"1.jpg"], row(before)).tolist() == [0]
     assert carry_over(listing, [b"1.jpg"], row(after)).tolist() == [-1]
@@ -196,5 +197,6 @@ def test_says_the_same():
     for other in (with_tags([1, 1, -1]), with_tags([2, 0, 0]), with_tags([1, 0, -1], [0]), with_tags(tags=None)):
         assert not with_tags().says_the_same(other)
         assert not other.says_the_same(with_tags())
+    assert not listing.says_the_same(make_listing(phash=np.array([1, 5, 2**64 - 1], np.uint64)))
     fresh = make_listing(scanned_ns=OLD)
     assert not fresh.says_the_same(make_listing()), "files too young to be believed need a later listing"

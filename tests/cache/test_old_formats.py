@@ -60,6 +60,7 @@ def test_t10_format_1_is_read_as_it_was_written(old):
     assert listing.usable.tolist() == [True, True, True, False]
     np.testing.assert_array_equal(listing.digest[:3], DIGEST[:3])
     np.testing.assert_array_equal(listing.stat, np.arange(16).reshape(4, 4))
+    assert listing.phash.tolist() == [0] * 4, "written before there were perceptual hashes"
     assert recall(old.root, {"name": "resnet18"}) == {"dim": 4}
     assert verify(old.root).bad == []
     assert [(space.rows, space.superseded) for space in info(old.root).spaces] == [(6, 2), (6, 2)]

@@ -19,6 +19,7 @@ from headstart.extract.decode import DEFAULT_MAX_PIXELS, decode
 from headstart.extract.device import Device, visible_gpus
 from headstart.extract.gpu_decode import FAST_PATH, GpuDecoder, gpu_decoder
 from headstart.extract.options import RunOptions, SpaceOptions
+from headstart.extract.phash import KnownHashes, phash
 from headstart.extract.preprocess import Preprocess, to_input
 from headstart.extract.reader import Need, Reader
 from headstart.extract.resolve import embedder_of, resolve
@@ -146,6 +147,16 @@ def test_both_work_at_once_and_each_picture_is_read_once(tmp_path, decoder, monk
         wanted = plain.read(number, name)
         assert items[number].digest == wanted.digest
         assert np.abs(batch[number].numpy().astype(int) - wanted.pixels[0]).max() <= 2
+
+
+def test_its_pictures_are_hashed_like_those_of_the_processor(tmp_path, decoder, samples):
+    nothing = KnownHashes.of(np.zeros((0, 32), np.uint8), np.zeros(0, np.uint64))
+    reader = Reader(os.fsencode(tmp_path), [Need(SMALL, [KeyIndex([])])], gpu=decoder, workers=1, hashes=nothing)
+    for data in real(samples):
+        (tmp_path / "a.jpg").write_bytes(data)
+        item = reader.read(0, b"a.jpg")
+        assert isinstance(item.pixels[0], torch.Tensor) and item.pixels[0].shape == (64, 64, 3)
+        assert int(np.bitwise_count(np.uint64(item.phash) ^ phash(decode(data).pixels))) <= 4
 
 
 # Which spaces it has a part in

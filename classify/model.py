@@ -18,6 +18,7 @@ import numpy as np
 
 from ..cache.publish import make_folder, publish
 from ..errors import CacheError, HeadstartError, ModelError, printable
+from .neighbours import KNNHead, Neighbours
 from .network import Network
 
 MODEL_FORMAT = 1
@@ -35,11 +36,12 @@ class SavedModel:
     Attributes
     ----------
     kind : str
-        "logistic", "linear" or "mlp".
+        "logistic", "linear", "mlp", "knn" or "ncm".
     classes : tuple of str
     space : dict
         The feature space that it was trained in, as `FeatureSpace.as_dict` gives it.
-    network : Network
+    network : Network or Neighbours
+        Neighbours where the kind is "knn".
     facts : dict
         What is known of the fit: settings, cross-validation, history.
     temperature : float, default 1.0
@@ -53,7 +55,7 @@ class SavedModel:
     kind: str
     classes: tuple[str, ...]
     space: dict[str, Any]
-    network: Network
+    network: Network | Neighbours
     facts: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     training: dict[str, Any] = field(default_factory=dict)
@@ -127,7 +129,8 @@ def load_model(path: Path) -> SavedModel:
         raise ModelError(f"{path} was written by format {found}, this reads up to {MODEL_FORMAT}; upgrade headstart")
     try:
         classes = _checked_classes(path, content["classes"])
-        network = Network.from_arrays(_read_tensors(path, content["tensors"]))
+        stored = Neighbours if content["kind"] == KNNHead.kind else Network
+        network = stored.from_arrays(_read_tensors(path, content["tensors"]))
         names = [item.name for item in dataclasses.fields(SavedModel) if item.name not in ("classes", "network")]
         model = SavedModel(classes=classes, network=network, **{name: content[name] for name in names})
     except (KeyError, TypeError) as error:

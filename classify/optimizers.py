@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
+_CACHED = 250_000  # numbers of one parameter of all networks
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's, which are those of Kingma and Ba 2015
 
 
@@ -84,22 +85,28 @@ class Optimizer:
         """
         self.steps += 1
         for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            if self.name == "adamw":
-                parameter.mul_(1 - factor * self.lr * self.weight_decay)
-            elif self._penalty:
-                gradient = gradient.add_(parameter * self.weight_decay)
-            change = self._momentum(number, gradient) if self.name == "sgd" else self._adam(number, gradient)
-            parameter.sub_(change.mul_(factor * self.lr))
+            # What does not fit a core's cache is done setting by setting: a step goes over its numbers ten times.
+            wide = parameter.numel() > _CACHED
+            parts = [slice(at, at + 1) for at in range(len(parameter))] if wide else [slice(None)]
+            for part in parts:
+                self._step(number, part, parameter[part], gradient[part], factor * self.lr[part])
 
-    def _momentum(self, number: int, gradient: torch.Tensor) -> torch.Tensor:
-        return self._first[number].mul_(self.momentum).add_(gradient).clone()
-
-    def _adam(self, number: int, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the step for a learning rate of 1 (Kingma and Ba 2015, algorithm 1)."""
-        first = self._first[number].lerp_(gradient, 1 - _BETA1)
-        second = self._second[number].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+    def _step(
+        self, number: int, part: slice, parameter: torch.Tensor, gradient: torch.Tensor, lr: torch.Tensor
+    ) -> None:
+        decay, first = self.weight_decay[part], self._first[number][part]
+        if self.name == "adamw":
+            parameter.mul_(1 - lr * decay)
+        elif self._penalty:
+            gradient.add_(parameter * decay)
+        if self.name == "sgd":
+            parameter.sub_(lr * first.mul_(self.momentum).add_(gradient))
+            return
+        # Kingma and Ba 2015, algorithm 1.
+        second = self._second[number][part].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+        first.lerp_(gradient, 1 - _BETA1)
         spread = second.sqrt().mul_((1 - _BETA2**self.steps) ** -0.5).add_(_EPSILON)
-        return first.div(spread).div_(1 - _BETA1**self.steps)
+        parameter.addcdiv_(first * (lr / (_BETA1**self.steps - 1)), spread)
 
     def keep(self, settings: torch.Tensor) -> None:
         """Go on with some of the settings only, (S,) bool."""

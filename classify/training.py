@@ -233,7 +233,10 @@ class Stack:
         import torch
 
         layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
-        result = torch.einsum("fmr,sfrw->sfmw", Z, layers[0][0]) + layers[0][1]
+        first, bias = layers[0]
+        # Networks of one fold share the rows. Of rows and weights the smaller are copied to bring them together.
+        few = first.shape[-1] < Z.shape[1]
+        result = (torch.einsum("fmr,sfrw->sfmw", Z, first) if few else Z @ first) + bias
         for weight, bias in layers[1:]:
             result = self._dropped(result.relu(), drop) @ weight + bias
         return result

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
-from .console import NumberOr, Numbers, common, options, run_command
+from .console import NumberOr, Numbers, Several, common, joined, options, run_command
 from .errors import UsageError
 
 Data = click.Path(path_type=Path)
@@ -61,6 +61,28 @@ device_options = options(
     click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
     click.option("--max-pixels", type=positive, metavar="N", help="Larger images are failures [default: 89478485]."),
 )
+several: dict[str, Any] = {"multiple": True, "callback": joined, "metavar": "X[,X...]"}
+# Of the heads that are trained by mini-batches. Where several values are given, every combination is cross-validated.
+trained_options = options(
+    click.option("--lr", type=Several(float), **several,
+                 help="Learning rate, or several to try (linear, mlp)."),
+    click.option("--weight-decay", type=Several(float), **several,
+                 help="Or several to try (linear, mlp) [default: 0.01]."),
+    click.option("--hidden", type=Several(int), multiple=True, metavar="N[,N...]",
+                 help="Width of a hidden layer, or several to try; repeat for more layers (mlp) [default: 256]."),
+    click.option("--dropout", type=Several(float), **several,
+                 help="Share of units dropped, or several to try (mlp) [default: 0.2,0.5]."),
+    click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), help="(linear, mlp) [default: adamw]"),
+    click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of sgd (linear, mlp) [default: 0.9]."),
+    click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]),
+                 help="Of the learning rate over --epochs (linear, mlp) [default: constant]."),
+    click.option("--epochs", type=positive, help="At most so many (linear, mlp) [default: 100]."),
+    click.option("--patience", type=positive, metavar="N",
+                 help="Epochs without gain that end a search (linear, mlp) [default: 10]."),
+    click.option("--batch-size", type=positive, metavar="N", help="Rows a step (linear, mlp) [default: 64 or more]."),
+    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="(linear, mlp) [default: 0]"),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="(linear, mlp) [default: auto]"),
+)  # fmt: skip
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 result_options = options(
     click.option("--out", "-o", type=Data, metavar="DIR", help="Where to write the result."),
@@ -131,15 +153,18 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 
 @commands.command("fit-head")
 @click.argument("data", type=Data, required=False)
-@click.option("--head", type=click.Choice(["logistic", "linear", "mlp"]), default="logistic", show_default=True)
-@click.option("--C", "C", type=NumberOr(float, "auto"), help="Inverse penalty (logistic) [default: auto].")
+@click.option("--head", type=click.Choice(["logistic", "linear", "mlp", "knn", "ncm"]), default="logistic",
+              show_default=True, help="knn: nearest neighbours; ncm: nearest class mean.")  # fmt: skip
 @click.option("--cv", type=click.IntRange(min=2), help="Folds of the cross-validation [default: 5].")
-@click.option("--class-weight", type=click.Choice(["none", "balanced"]), help="[default: none]")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate (linear, mlp).")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="Weight decay (linear, mlp).")
-@click.option("--epochs", type=positive, help="At most so many (linear, mlp).")
-@click.option("--hidden", type=positive, multiple=True, help="Width of a hidden layer, may repeat (mlp).")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Share of units dropped (mlp).")
+@click.option("--class-weight", type=click.Choice(["none", "balanced"]),
+              help="balanced: each class counts alike (logistic, linear, mlp) [default: none].")  # fmt: skip
+@click.option("--l2-norm", is_flag=True, default=None, help="Divide each embedding by its length first.")
+@click.option("--pca", type=click.FloatRange(min=0, min_open=True), metavar="N|SHARE",
+              help="Keep N principal components, or as many as hold this share of the variance.")  # fmt: skip
+@click.option("--C", "C", type=NumberOr(float, "auto"), help="Inverse penalty (logistic) [default: auto].")
+@click.option("--k", type=NumberOr(int, "auto"), help="Neighbours that vote (knn) [default: auto].")
+@click.option("--metric", type=click.Choice(["cosine", "euclidean"]), help="(knn) [default: cosine]")
+@trained_options
 @click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
               help="Held out where DATA has no validation split.")  # fmt: skip
 @click.option("--dedupe", is_flag=True, help="Use one of images with the same bytes, and none that has two labels.")
@@ -160,6 +185,7 @@ def fit_head(data: Path | None, details: bool, **given: Any) -> Any:
     \b
     headstart fit-head
     headstart fit-head photos --head mlp --hidden 1024 --dropout .5
+    headstart fit-head photos --head mlp --hidden 256,1024 --lr .001,.0003
     headstart fit-head --class-weight balanced --out models/balanced
     headstart fit-head --features resnet18 --features mobilenet_v3_small:features.8
     """

@@ -38,6 +38,29 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
+class Several(click.ParamType[tuple[float, ...]]):
+    """One number, or several with commas between them; what each may be is for the head to say."""
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self.number = number
+        self.name = "N[,N...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.number(word) for word in value.split(","))
+        except ValueError:
+            kind = "a whole number" if self.number is int else "a number"
+            self.fail(f"{value!r} is neither {kind} nor several with commas between them", param, ctx)
+
+
+def joined(_context: click.Context, _option: click.Parameter, given: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Take a repeated option of several numbers as one list of them."""
+    return tuple(number for numbers in given for number in numbers)
+
+
 class NumberOr(click.ParamType[int | float | str]):
     """A number, or one word that stands for something else."""
 

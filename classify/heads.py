@@ -1,52 +1,65 @@
-"""Linear and MLP heads, trained by mini-batches in torch with early stopping; and any head by its name."""
+"""Linear and MLP heads, trained by mini-batches in torch; and any head by its name."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import inspect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import TrainingError, UsageError
+from ..extract.progress import progress_bar
+from .grid import Trial, cross_validate, grid
 from .head import Head
+from .knn import KNNHead, NCMHead
 from .logistic import LogisticHead
-from .network import Network, forward
-from .splits import stratified_folds
+from .network import Network
+from .optimizers import OPTIMIZERS, SCHEDULES
+from .preparation import principal_axes
+from .training import Recipe, Rows, Setting, train
 
-if TYPE_CHECKING:
-    import torch
-
-_DEV_FOLDS = 5  # one in five training rows watches for overfitting
-
-
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    weights: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
-    history: list[dict[str, float]]
-
-
-def _watching(y: np.ndarray, random_state: int) -> np.ndarray:
-    """Choose the rows that watch for overfitting, (n,) bool: never a class's only one."""
-    rows = stratified_folds(y, _DEV_FOLDS, random_state=random_state) == 0
-    return np.asarray(rows & (np.bincount(y)[y] > 1))
+PATIENCE = 10
+_TURN_UP_TO = 2000  # rows; the axes cost the third power of their number
+_CLASS_WEIGHTS = ("none", "balanced")
+_DEVICES = ("auto", "cpu", "cuda")
+Choices = float | Sequence[float] | None
 
 
 class LinearHead(Head):
-    """Softmax regression by AdamW.
+    """Softmax regression by mini-batches.
+
+    Every combination of `lr` and `weight_decay` is cross-validated, and the one with the lowest log loss on held-out
+    rows is trained again on all rows, for as many epochs as were best on those of all folds. A fold's own rows have no
+    part in the epoch at which it is scored: the other folds choose it.
 
     Parameters
     ----------
-    lr : float, default 3e-3
-        Learning rate.
-    weight_decay : float, default 1e-2
-    epochs : int, default 200
+    optimizer : {"adamw", "adam", "sgd"}, default "adamw"
+    momentum : float, default 0.9
+        Of "sgd", which has no Nesterov correction.
+    lr : float or sequence of float, optional
+        Learning rate, or several to choose from; `lr_tried` where it is None.
+    weight_decay : float or sequence of float, default 1e-2
+        Decoupled from the gradient in "adamw", an L2 penalty in the others. One value: early stopping leaves it little
+        to do, and values from 0.01 to 1 gave the same log loss within 0.002.
+    schedule : {"constant", "cosine", "step"}, default "constant"
+        "cosine" takes the rate to zero over `epochs`, "step" to a tenth after each third of them. The last fit follows
+        the same schedule up to the epoch at which it ends.
+    epochs : int, default 100
         At most.
-    patience : int, default 20
-        Epochs without a lower loss on the watching rows after which training ends; the best epoch is kept.
-    batch_size : int, default 64
+    patience : int, optional
+        A setting is given up after so many epochs without a lower held-out loss: 10, or with another schedule than
+        "constant" none, as its best epochs are the last ones.
+    batch_size : int, optional
+        At most so many rows a step; 64 where it is None, or so many that an epoch has 64 steps.
+    label_smoothing : float, default 0.0
+        From 0 to below 1.
+    class_weight : {"none", "balanced"}, default "none"
+        "balanced" lets each class count the same.
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        "auto" is an NVIDIA GPU where there is one.
     l2_norm, pca, cv
         As in `Head`.
     random_state : int, default 0
@@ -54,152 +67,210 @@ class LinearHead(Head):
 
     Attributes
     ----------
+    setting_ : dict
+        What was chosen: ``lr``, ``weight_decay``, and for an MLP ``hidden``, ``dropout``.
+    epochs_ : int
+        Epochs of the last fit.
     history_ : list of dict
-        ``epoch``, ``train_loss``, ``dev_loss``, ``dev_accuracy`` of each epoch.
+        ``epoch``, ``train_loss``, ``dev_loss``, ``dev_accuracy`` of each epoch of the chosen setting in
+        cross-validation; "dev" is the held-out rows of all folds.
+    cv_ : dict
+        Also ``grid``: a dict for each setting with ``epochs``, ``log_loss`` and ``accuracy``; ``fits``, their number
+        in all folds.
     """
 
     kind: ClassVar[str] = "linear"
-    hidden: tuple[int, ...] = ()
-    dropout: float = 0.0
+    lr_tried: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
 
     def __init__(
         self,
         *,
-        lr: float = 3e-3,
-        weight_decay: float = 1e-2,
-        epochs: int = 200,
-        patience: int = 20,
-        batch_size: int = 64,
+        optimizer: str = "adamw",
+        momentum: float = 0.9,
+        lr: Choices = None,
+        weight_decay: Choices = 1e-2,
+        schedule: str = "constant",
+        epochs: int = 100,
+        patience: int | None = None,
+        batch_size: int | None = None,
+        label_smoothing: float = 0.0,
+        class_weight: str = "none",
+        device: str = "auto",
         l2_norm: bool = False,
         pca: float | None = None,
         cv: int = 5,
         random_state: int = 0,
     ) -> None:
+        self.optimizer = optimizer
+        self.momentum = momentum
         self.lr = lr
         self.weight_decay = weight_decay
+        self.schedule = schedule
         self.epochs = epochs
         self.patience = patience
         self.batch_size = batch_size
+        self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
+        self.device = device
         self.l2_norm = l2_norm
         self.pca = pca
         self.cv = cv
         self.random_state = random_state
 
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
-        logits = np.empty((len(y), len(self.classes_)))
-        for fold in range(self.cv):
-            inside = folds != fold
-            trained = self._train(Z[inside], y[inside])
-            logits[~inside] = forward(Z[~inside], trained.weights, trained.biases)
-        self._score_folds(y, folds, logits)
-        trained = self._train(Z, y)
-        self.network_ = Network(self.preparation_, trained.weights, trained.biases)
-        self.history_ = trained.history
+        settings, recipe = self._grid(), self._recipe()
+        axes = self._axes(Z)
+        rows = Rows.on(recipe.device, Z if axes is None else Z @ axes, y, len(self.classes_), self.class_weight)
+        with progress_bar(len(settings) * self.epochs, "trying", "epoch") as tick:
+            trials = cross_validate(rows, folds, settings, recipe, tick)
+        best = self._best(trials)
+        self._score_folds(y, folds, best.logits)
+        self.cv_ |= {"fits": len(trials) * self.cv, "grid": [trial.as_dict() for trial in trials]}
+        self.setting_, self.epochs_, self.history_ = best.setting.as_dict(), best.epochs, best.history
+        weights, biases = train(rows, best.setting, best.epochs, recipe)
+        if not all(np.isfinite(array).all() for array in (*weights, *biases)):
+            raise TrainingError(f"the last fit diverged: try a smaller --lr than {best.setting.lr:g}")
+        self.network_ = self._network(weights, biases, axes)
 
-    def _train(self, Z: np.ndarray, y: np.ndarray) -> _Trained:
-        """Train on four fifths of the rows, and keep the epoch that the last fifth likes best."""
-        import torch
+    def _grid(self) -> list[Setting]:
+        lr, decay = self._several("lr", _positive), self._several("weight_decay", _not_negative)
+        return grid(lr, decay, (), (0.0,))
 
-        watching = _watching(y, self.random_state)
-        # The caller's random numbers are left as they were; dropout draws from torch's own generator.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
-            inputs, labels = torch.from_numpy(Z), torch.from_numpy(y)
-            seen, dev = torch.from_numpy(~watching), torch.from_numpy(watching if watching.any() else ~watching)
-            module, history = self._epochs(inputs[seen], labels[seen], inputs[dev], labels[dev])
-        linear = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
-        weights = tuple(layer.weight.detach().numpy() for layer in linear)
-        return _Trained(weights, tuple(layer.bias.detach().numpy() for layer in linear), history)
+    def _several(self, name: str, allowed: Callable[[float], bool]) -> tuple[float, ...]:
+        """Return the values to try of an option, without repetition, in the order given."""
+        given = getattr(self, name)
+        if given is None or (isinstance(given, Sequence) and not given):
+            given = getattr(self, f"{name}_tried")
+        values = tuple(dict.fromkeys(map(float, given if isinstance(given, Sequence) else (given,))))
+        wrong = [value for value in values if not allowed(value)]
+        if wrong:
+            raise UsageError(f"--{name.replace('_', '-')} cannot be {wrong[0]:g} in --head {self.kind}")
+        return values
 
-    def _module(self, n_features: int, n_classes: int) -> torch.nn.Sequential:
-        from torch import nn
+    def _recipe(self) -> Recipe:
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("class-weight", self.class_weight, _CLASS_WEIGHTS)
+        _check_choice("device", self.device, _DEVICES)
+        for name in ("label_smoothing", "momentum"):
+            if not _share(getattr(self, name)):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be from 0 to below 1, and is {getattr(self, name):g}"
+                )
+        for name in ("epochs", "patience", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be 1 or more, and is {getattr(self, name)}")
+        return Recipe(
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            schedule=self.schedule,
+            label_smoothing=self.label_smoothing,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            patience=self.patience or (PATIENCE if self.schedule == "constant" else self.epochs),
+            random_state=self.random_state,
+            device=_torch_device(self.device),
+        )
 
-        layers: list[nn.Module] = []
-        width = n_features
-        for hidden in self.hidden:
-            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(self.dropout)]
-            width = hidden
-        return nn.Sequential(*layers, nn.Linear(width, n_classes))
+    def _axes(self, Z: np.ndarray) -> np.ndarray | None:
+        """Return axes (D, r) on which the rows are trained, or None where they are trained as they are.
 
-    def _epochs(
-        self, X: torch.Tensor, y: torch.Tensor, dev_X: torch.Tensor, dev_y: torch.Tensor
-    ) -> tuple[torch.nn.Sequential, list[dict[str, float]]]:
-        import torch
-        from torch.nn.functional import cross_entropy
+        Fewer rows than features span a space of as many dimensions at most; what lies outside says nothing about the
+        labels, and networks inside are smaller. SGD goes the same way in any orthonormal axes. Adam treats each
+        coordinate alike, so it must not get the principal axes, where a few hold the picture and the rest its noise:
+        it gets those axes turned at random, each with an equal share of everything as features have, and as long that a
+        step of a given rate changes the output as much as it does on the features.
+        """
+        projected = self.preparation_.projection is not None
+        if not projected and (Z.shape[1] <= len(Z) or len(Z) > _TURN_UP_TO):
+            return None
+        if self.optimizer == "sgd":
+            return None if projected else principal_axes(Z, len(Z))
+        axes = np.eye(Z.shape[1], dtype=np.float32) if projected else principal_axes(Z, len(Z))
+        normal = np.random.default_rng(self.random_state).standard_normal((axes.shape[1],) * 2)
+        length = np.sqrt(np.square(Z, dtype=np.float64).sum() / len(Z) / axes.shape[1])
+        return np.asarray(axes @ (np.linalg.qr(normal)[0] * length), np.float32)
 
-        module = self._module(X.shape[1], len(self.classes_))
-        optimizer = torch.optim.AdamW(module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        best, best_loss, history = copy.deepcopy(module.state_dict()), float("inf"), []
-        since = 0
-        for epoch in range(1, self.epochs + 1):
-            module.train()
-            total = 0.0
-            for rows in torch.split(torch.randperm(len(X)), self.batch_size):
-                optimizer.zero_grad()
-                loss = cross_entropy(module(X[rows]), y[rows])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                total += float(loss.detach()) * len(rows)
-            module.eval()
-            with torch.no_grad():
-                logits = module(dev_X)
-                dev_loss = float(cross_entropy(logits, dev_y))
-            self._check_finite(total + dev_loss, epoch)
-            right = float((logits.argmax(1) == dev_y).float().mean())
-            history.append({"epoch": epoch, "train_loss": total / len(X), "dev_loss": dev_loss, "dev_accuracy": right})
-            since += 1
-            if dev_loss < best_loss:
-                best, best_loss, since = copy.deepcopy(module.state_dict()), dev_loss, 0
-            if since >= self.patience:
-                break
-        module.load_state_dict(best)
-        return module, history
+    def _network(
+        self, weights: tuple[np.ndarray, ...], biases: tuple[np.ndarray, ...], axes: np.ndarray | None
+    ) -> Network:
+        """Return the network on embeddings; the axes go where they take less room, into its weights or before them."""
+        if axes is None:
+            return Network(self.preparation_, weights, biases)
+        if self.preparation_.projection is not None or len(weights[0]) <= axes.shape[1]:
+            return Network(self.preparation_, (weights[0] @ axes.T, *weights[1:]), biases)
+        return Network(dataclasses.replace(self.preparation_, projection=axes), weights, biases)
 
-    def _check_finite(self, loss: float, epoch: int) -> None:
-        if not np.isfinite(loss):
-            raise TrainingError(f"the loss became {loss} in epoch {epoch}: try a smaller --lr than {self.lr:g}")
+    def _best(self, trials: list[Trial]) -> Trial:
+        best = min(trials, key=lambda trial: trial.log_loss)
+        if best.diverged:
+            smallest = min(trial.setting.lr for trial in trials)
+            raise TrainingError(f"the loss stopped being a number: try a smaller --lr than {smallest:g}")
+        lost = sorted({trial.setting.lr for trial in trials if trial.diverged})
+        if lost:
+            rates = ", ".join(f"{lr:g}" for lr in lost)
+            self.notes_.append(f"training diverged with a learning rate of {rates}: left out of the choice")
+        if best.epochs == self.epochs:
+            self.notes_.append(f"the best epoch was the last of {self.epochs}: more --epochs may do better")
+        return best
 
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit."""
-        return {**super().facts(), "history": self.history_}
+        return {**super().facts(), "setting": self.setting_, "epochs": self.epochs_, "history": self.history_}
 
 
 class MLPHead(LinearHead):
-    """Hidden layers with ReLU and dropout, then softmax; trained as `LinearHead`.
+    """Hidden layers with ReLU and dropout, then softmax; chosen and trained as `LinearHead`.
 
     Parameters
     ----------
-    hidden : tuple of int, default (256,)
-        Widths of the hidden layers.
-    dropout : float, default 0.5
-        Share of hidden units that are dropped in training.
-    lr, weight_decay, epochs, patience, batch_size, l2_norm, pca, cv, random_state
+    hidden : sequence of (int or sequence of int), default (256,)
+        Widths of the hidden layers; several widths in the place of one are tried.
+    dropout : float or sequence of float, optional
+        Share of hidden units that are dropped in training, or several to choose from; `dropout_tried` where it is None.
+    optimizer, momentum, lr, weight_decay, schedule, epochs, patience, batch_size, label_smoothing, class_weight, device
+        As in `LinearHead`.
+    l2_norm, pca, cv, random_state
         As in `LinearHead`.
     """
 
     kind: ClassVar[str] = "mlp"
+    lr_tried: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3)
+    dropout_tried: ClassVar[tuple[float, ...]] = (0.2, 0.5)
 
     def __init__(
         self,
         *,
-        hidden: tuple[int, ...] = (256,),
-        dropout: float = 0.5,
-        lr: float = 3e-3,
-        weight_decay: float = 1e-2,
-        epochs: int = 200,
-        patience: int = 20,
-        batch_size: int = 64,
+        hidden: Sequence[int | Sequence[int]] = (256,),
+        dropout: Choices = None,
+        optimizer: str = "adamw",
+        momentum: float = 0.9,
+        lr: Choices = None,
+        weight_decay: Choices = 1e-2,
+        schedule: str = "constant",
+        epochs: int = 100,
+        patience: int | None = None,
+        batch_size: int | None = None,
+        label_smoothing: float = 0.0,
+        class_weight: str = "none",
+        device: str = "auto",
         l2_norm: bool = False,
         pca: float | None = None,
         cv: int = 5,
         random_state: int = 0,
     ) -> None:
         super().__init__(
+            optimizer=optimizer,
+            momentum=momentum,
             lr=lr,
             weight_decay=weight_decay,
+            schedule=schedule,
             epochs=epochs,
             patience=patience,
             batch_size=batch_size,
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            device=device,
             l2_norm=l2_norm,
             pca=pca,
             cv=cv,
@@ -208,13 +279,50 @@ class MLPHead(LinearHead):
         self.hidden = hidden
         self.dropout = dropout
 
+    def _grid(self) -> list[Setting]:
+        lr, decay = self._several("lr", _positive), self._several("weight_decay", _not_negative)
+        layers = [(layer,) if isinstance(layer, int) else tuple(dict.fromkeys(layer)) for layer in self.hidden]
+        if not layers or any(not layer or min(layer) < 1 for layer in layers):
+            raise UsageError(f"--hidden takes widths of 1 or more for each layer, and is {self.hidden}")
+        return grid(lr, decay, layers, self._several("dropout", _share))
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < float("inf")
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < float("inf")
+
+
+def _share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"--{option} must be one of {', '.join(choices)}, and is {value!r}")
+
+
+def _torch_device(wanted: str) -> str:
+    import torch
+
+    from ..extract.device import choose_device
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_device(wanted).kind
+
+
+HEADS: dict[str, type[Head]] = {head.kind: head for head in (LogisticHead, LinearHead, MLPHead, KNNHead, NCMHead)}
+
 
 def make_head(kind: str, **options: Any) -> Head:
     """Return an unfitted head.
 
     Parameters
     ----------
-    kind : {"logistic", "linear", "mlp"}
+    kind : {"logistic", "linear", "mlp", "knn", "ncm"}
     **options
         Arguments of its class.
 
@@ -223,11 +331,10 @@ def make_head(kind: str, **options: Any) -> Head:
     UsageError
         There is no such head, or an option means nothing to it.
     """
-    known: dict[str, type[Head]] = {head.kind: head for head in (LogisticHead, LinearHead, MLPHead)}
-    if kind not in known:
-        raise UsageError(f"there is no head {kind!r}: take one of {', '.join(known)}")
-    meant = inspect.signature(known[kind]).parameters
+    if kind not in HEADS:
+        raise UsageError(f"there is no head {kind!r}: take one of {', '.join(HEADS)}")
+    meant = inspect.signature(HEADS[kind]).parameters
     for name in options:
         if name not in meant:
             raise UsageError(f"--{name.replace('_', '-')} means nothing to --head {kind}; leave it out")
-    return known[kind](**options)
+    return HEADS[kind](**options)

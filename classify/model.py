@@ -19,6 +19,7 @@ import numpy as np
 from ..cache.publish import make_folder, publish
 from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError, printable
+from .knn import KNNHead, Neighbours
 from .network import Network
 
 MODEL_FORMAT = 1
@@ -36,12 +37,13 @@ class SavedModel:
     Attributes
     ----------
     kind : str
-        "logistic", "linear" or "mlp".
+        "logistic", "linear", "mlp", "knn" or "ncm".
     classes : tuple of str
     spaces : list of dict
         The feature spaces that it was trained in, as `FeatureSpace.as_dict` gives them, in the order in which the
         embeddings of an image stand side by side.
-    network : Network
+    network : Network or Neighbours
+        Neighbours where the kind is "knn".
     facts : dict
         What is known of the fit: settings, cross-validation, history.
     temperature : float, default 1.0
@@ -55,7 +57,7 @@ class SavedModel:
     kind: str
     classes: tuple[str, ...]
     spaces: list[dict[str, Any]]
-    network: Network
+    network: Network | Neighbours
     facts: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     training: dict[str, Any] = field(default_factory=dict)
@@ -130,7 +132,8 @@ def load_model(path: Path) -> SavedModel:
     try:
         content = _with_spaces(content)
         classes = _checked_classes(path, content["classes"])
-        network = Network.from_arrays(_read_tensors(path, content["tensors"]))
+        stored = Neighbours if content["kind"] == KNNHead.kind else Network
+        network = stored.from_arrays(_read_tensors(path, content["tensors"]))
         names = [item.name for item in dataclasses.fields(SavedModel) if item.name not in ("classes", "network")]
         model = SavedModel(classes=classes, network=network, **{name: content[name] for name in names})
         width = sum(FeatureSpace.from_dict(space).dim for space in model.spaces)

@@ -122,7 +122,7 @@ def fit_preparation(
     widths = np.array(blocks or (X.shape[1],), np.int64) if l2_norm else np.zeros(0, np.int64)
     scaled = _of_length_one(X, widths)
     mean, scale = standardisation(scaled)
-    return Preparation(mean, scale, widths, None if pca is None else _principal_axes((scaled - mean) / scale, pca))
+    return Preparation(mean, scale, widths, None if pca is None else principal_axes((scaled - mean) / scale, pca))
 
 
 def _of_length_one(X: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def _of_length_one(X: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return result
 
 
-def _principal_axes(Z: np.ndarray, pca: float) -> np.ndarray:
+def principal_axes(Z: np.ndarray, pca: float) -> np.ndarray:
     """Return the axes of largest variance, (D, r) float32, by the smaller of the two Gram matrices."""
     if not 0 < pca < float("inf") or (pca >= 1 and pca != int(pca)):
         raise UsageError(f"--pca must be a number of components or a share between 0 and 1, and is {pca:g}")

@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
-from headstart.classify import neighbours
+from headstart.classify import knn as neighbours
 from headstart.classify.heads import make_head
 from headstart.classify.knn import Neighbours, vote_logits
 from headstart.classify.metrics import log_loss, nearest_mean_baseline

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from ..errors import TrainingError
-from .metrics import log_loss
+from .calibration import fit_temperature
+from .metrics import expected_calibration_error, log_loss
 from .network import Network, softmax
 from .preparation import Preparation, fit_preparation
 from .splits import check_trainable, stratified_folds
+
+if TYPE_CHECKING:
+    from .knn import Neighbours
 
 
 class Head:
@@ -36,9 +40,12 @@ class Head:
         What was fitted.
     classes_ : tuple of str
     cv_ : dict
-        ``folds``, ``accuracy`` (of all held-out rows), ``accuracy_std`` (over folds), ``log_loss``.
-    oof_proba_ : ndarray of shape (n, K), dtype float64
-        Probabilities of each training row by the fit that did not see it.
+        ``folds``, ``accuracy`` (of all held-out rows), ``accuracy_std`` (over folds), ``log_loss`` and ``ece``; the
+        last two also after temperature scaling, as ``log_loss_calibrated`` and ``ece_calibrated``.
+    temperature_ : float
+        What logits are divided by, fitted on those of held-out rows.
+    oof_logits_, oof_proba_ : ndarray of shape (n, K), dtype float64
+        Of each training row by the fit that did not see it; the probabilities after temperature scaling.
     notes_ : list of str
         What a person should know of the fit.
     """
@@ -49,9 +56,12 @@ class Head:
     cv: int
     random_state: int
     preparation_: Preparation
+    _blocks: tuple[int, ...]
     network_: Network
     classes_: tuple[str, ...]
     cv_: dict[str, Any]
+    temperature_: float
+    oof_logits_: np.ndarray
     oof_proba_: np.ndarray
     notes_: list[str]
 
@@ -96,6 +106,7 @@ class Head:
         self.notes_ = []
         folds = stratified_folds(y, self.cv, random_state=self.random_state, groups=groups)
         X = np.asarray(X, np.float32)
+        self._blocks = tuple(blocks)
         self.preparation_ = fit_preparation(X, l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
         self._fit(self.preparation_.apply(X), np.asarray(y, np.int64), folds)
         return self
@@ -104,16 +115,38 @@ class Head:
         """Set `network_`, and `cv_` by `_score_folds`, from prepared embeddings (n, r) float32."""
         raise NotImplementedError
 
+    def again(self, X: np.ndarray, y: np.ndarray) -> Network | Neighbours:
+        """Fit other rows with the settings that were chosen, preparation and all; this head stays as it is.
+
+        Parameters
+        ----------
+        X : ndarray of shape (m, D), dtype float32
+        y : ndarray of shape (m,), dtype int
+            Labels of `classes_`; each class has a row.
+        """
+        preparation = fit_preparation(X, l2_norm=self.l2_norm, blocks=self._blocks, pca=self.pca)
+        return self._again(preparation, preparation.apply(X), np.asarray(y, np.int64))
+
+    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network | Neighbours:
+        """Return what `_fit` would set as `network_` for other rows, at the settings that it chose."""
+        raise NotImplementedError
+
     def _score_folds(self, y: np.ndarray, folds: np.ndarray, logits: np.ndarray) -> None:
-        """Set `cv_` and `oof_proba_` from the logits of held-out rows, (n, K)."""
-        self.oof_proba_ = softmax(logits)
+        """Set `cv_`, `temperature_`, `oof_logits_` and `oof_proba_` from the logits of held-out rows, (n, K)."""
+        self.oof_logits_ = logits
+        self.temperature_ = fit_temperature(logits, y)
+        self.oof_proba_ = softmax(logits / self.temperature_)
+        plain = softmax(logits)
         right = self.oof_proba_.argmax(axis=1) == y
         by_fold = [float(right[folds == fold].mean()) for fold in range(self.cv)]
         self.cv_ = {
             "folds": self.cv,
             "accuracy": float(right.mean()),
             "accuracy_std": float(np.std(by_fold)),
-            "log_loss": log_loss(y, self.oof_proba_),
+            "log_loss": log_loss(y, plain),
+            "ece": expected_calibration_error(y, plain),
+            "log_loss_calibrated": log_loss(y, self.oof_proba_),
+            "ece_calibrated": expected_calibration_error(y, self.oof_proba_),
         }
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
@@ -121,8 +154,8 @@ class Head:
         return self.network_.logits(X)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return probabilities (n, K) float64 of embeddings (n, D) float32."""
-        return self.network_.predict_proba(X)
+        """Return probabilities (n, K) float64 of embeddings (n, D) float32, after temperature scaling."""
+        return self.network_.predict_proba(X, self.temperature_)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return labels (n,) int64 of embeddings (n, D) float32."""

@@ -17,7 +17,7 @@ from .knn import KNNHead, NCMHead
 from .logistic import LogisticHead
 from .network import Network
 from .optimizers import OPTIMIZERS, SCHEDULES
-from .preparation import principal_axes
+from .preparation import Preparation, principal_axes
 from .training import Recipe, Rows, Setting, train
 
 PATIENCE = 10
@@ -119,7 +119,7 @@ class LinearHead(Head):
 
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         settings, recipe = self._grid(), self._recipe()
-        axes = self._axes(Z)
+        axes = self._axes(self.preparation_, Z)
         rows = Rows.on(recipe.device, Z if axes is None else Z @ axes, y, len(self.classes_), self.class_weight)
         with progress_bar(len(settings) * self.epochs, "trying", "epoch") as tick:
             trials = cross_validate(rows, folds, settings, recipe, tick)
@@ -127,10 +127,20 @@ class LinearHead(Head):
         self._score_folds(y, folds, best.logits)
         self.cv_ |= {"fits": len(trials) * self.cv, "grid": [trial.as_dict() for trial in trials]}
         self.setting_, self.epochs_, self.history_ = best.setting.as_dict(), best.epochs, best.history
-        weights, biases = train(rows, best.setting, best.epochs, recipe)
+        self._best_setting = best.setting
+        self.network_ = self._trained(self.preparation_, rows, axes)
+
+    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
+        axes = self._axes(preparation, Z)
+        rows = Rows.on(self._recipe().device, Z if axes is None else Z @ axes, y, len(self.classes_), self.class_weight)
+        return self._trained(preparation, rows, axes)
+
+    def _trained(self, preparation: Preparation, rows: Rows, axes: np.ndarray | None) -> Network:
+        """Return a network trained on all rows with the setting and the number of epochs that were chosen."""
+        weights, biases = train(rows, self._best_setting, self.epochs_, self._recipe())
         if not all(np.isfinite(array).all() for array in (*weights, *biases)):
-            raise TrainingError(f"the last fit diverged: try a smaller --lr than {best.setting.lr:g}")
-        self.network_ = self._network(weights, biases, axes)
+            raise TrainingError(f"the last fit diverged: try a smaller --lr than {self._best_setting.lr:g}")
+        return _network(preparation, weights, biases, axes)
 
     def _grid(self) -> list[Setting]:
         lr, decay = self._several("lr", _positive), self._several("weight_decay", _not_negative)
@@ -172,7 +182,7 @@ class LinearHead(Head):
             device=_torch_device(self.device),
         )
 
-    def _axes(self, Z: np.ndarray) -> np.ndarray | None:
+    def _axes(self, preparation: Preparation, Z: np.ndarray) -> np.ndarray | None:
         """Return axes (D, r) on which the rows are trained, or None where they are trained as they are.
 
         Fewer rows than features span a space of as many dimensions at most; what lies outside says nothing about the
@@ -181,7 +191,7 @@ class LinearHead(Head):
         it gets those axes turned at random, each with an equal share of everything as features have, and as long that a
         step of a given rate changes the output as much as it does on the features.
         """
-        projected = self.preparation_.projection is not None
+        projected = preparation.projection is not None
         if not projected and (Z.shape[1] <= len(Z) or len(Z) > _TURN_UP_TO):
             return None
         if self.optimizer == "sgd":
@@ -190,16 +200,6 @@ class LinearHead(Head):
         normal = np.random.default_rng(self.random_state).standard_normal((axes.shape[1],) * 2)
         length = np.sqrt(np.square(Z, dtype=np.float64).sum() / len(Z) / axes.shape[1])
         return np.asarray(axes @ (np.linalg.qr(normal)[0] * length), np.float32)
-
-    def _network(
-        self, weights: tuple[np.ndarray, ...], biases: tuple[np.ndarray, ...], axes: np.ndarray | None
-    ) -> Network:
-        """Return the network on embeddings; the axes go where they take less room, into its weights or before them."""
-        if axes is None:
-            return Network(self.preparation_, weights, biases)
-        if self.preparation_.projection is not None or len(weights[0]) <= axes.shape[1]:
-            return Network(self.preparation_, (weights[0] @ axes.T, *weights[1:]), biases)
-        return Network(dataclasses.replace(self.preparation_, projection=axes), weights, biases)
 
     def _best(self, trials: list[Trial]) -> Trial:
         best = min(trials, key=lambda trial: trial.log_loss)
@@ -285,6 +285,17 @@ class MLPHead(LinearHead):
         if not layers or any(not layer or min(layer) < 1 for layer in layers):
             raise UsageError(f"--hidden takes widths of 1 or more for each layer, and is {self.hidden}")
         return grid(lr, decay, layers, self._several("dropout", _share))
+
+
+def _network(
+    preparation: Preparation, weights: tuple[np.ndarray, ...], biases: tuple[np.ndarray, ...], axes: np.ndarray | None
+) -> Network:
+    """Return the network on embeddings; the axes go where they take less room, into its weights or before them."""
+    if axes is None:
+        return Network(preparation, weights, biases)
+    if preparation.projection is not None or len(weights[0]) <= axes.shape[1]:
+        return Network(preparation, (weights[0] @ axes.T, *weights[1:]), biases)
+    return Network(dataclasses.replace(preparation, projection=axes), weights, biases)
 
 
 def _positive(value: float) -> bool:

@@ -198,6 +198,10 @@ class KNNHead(Head):
         self.cv_ |= {"grid": tried}
         self.network_ = Neighbours(self.preparation_, rows, y.astype(np.int32), self.k_, len(self.classes_), cosine)
 
+    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Neighbours:
+        cosine, k = self.metric == "cosine", min(self.k_, len(y))
+        return Neighbours(preparation, _compared(Z, cosine), y.astype(np.int32), k, len(self.classes_), cosine)
+
     def _candidates(self, most: int) -> list[int]:
         if self.k == "auto":
             return [k for k in K_TRIED if k <= most]
@@ -251,8 +255,11 @@ class NCMHead(Head):
             weight, bias = _nearest_mean(Z[inside], y[inside], len(self.classes_))
             logits[~inside] = forward(Z[~inside], (weight,), (bias,))
         self._score_folds(y, folds, logits)
+        self.network_ = self._again(self.preparation_, Z, y)
+
+    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
         weight, bias = _nearest_mean(Z, y, len(self.classes_))
-        self.network_ = Network(self.preparation_, (weight,), (bias,))
+        return Network(preparation, (weight,), (bias,))
 
 
 def _nearest_mean(Z: np.ndarray, y: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:

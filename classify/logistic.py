@@ -10,7 +10,8 @@ from ..errors import UsageError
 from .head import Head
 from .metrics import log_loss
 from .network import Network, softmax
-from .search import Search, both_rows, class_task, default_Cs, rotated, search
+from .preparation import Preparation
+from .search import Search, both_rows, class_task, default_Cs, fit_rows, rotated, search
 
 
 class LogisticHead(Head):
@@ -93,12 +94,17 @@ class LogisticHead(Head):
             raise UsageError(f"--C must be 'auto' or a number above 0, and is {self.C!r}")
         return [float(self.C)]
 
+    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
+        turned, back = rotated(Z)
+        rows = np.full(len(y), -1)
+        task = class_task(turned, y, rows, len(self.classes_), balanced=self.class_weight == "balanced")
+        W = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter).W[0]
+        return _network(preparation, *_coefficients(W, back))
+
     def _keep(self, W: np.ndarray, back: np.ndarray | None) -> None:
-        coef, intercept = W[:, :-1], W[:, -1]
-        coef = coef if back is None else coef @ back.T
+        coef, intercept = _coefficients(W, back)
         self.coef_, self.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
-        both = both_rows(coef, 0).astype(np.float32), both_rows(intercept, 0).astype(np.float32)
-        self.network_ = Network(self.preparation_, (both[0],), (both[1],))
+        self.network_ = _network(self.preparation_, coef, intercept)
 
     def _note(self, found: Search, candidates: list[float]) -> None:
         if not found.converged:
@@ -111,3 +117,13 @@ class LogisticHead(Head):
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit."""
         return {**super().facts(), "C": self.C_}
+
+
+def _coefficients(W: np.ndarray, back: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    coef = W[:, :-1]
+    return coef if back is None else coef @ back.T, W[:, -1]
+
+
+def _network(preparation: Preparation, coef: np.ndarray, intercept: np.ndarray) -> Network:
+    weight, bias = (both_rows(values, 0).astype(np.float32) for values in (coef, intercept))
+    return Network(preparation, (weight,), (bias,))

@@ -20,13 +20,16 @@ from ..cache.publish import make_folder, publish
 from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError, printable
 from .knn import KNNHead, Neighbours
-from .network import Network
+from .network import Network, sigmoid, softmax
+from .novelty import Novelty
 
 MODEL_FORMAT = 1
 MODEL_FILE = "model.json"
 MAX_JSON = 16 << 20  # 100,000 class names of 100 characters, and room for the rest
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 1_000
+_IN_TENSORS = ("network", "true_probabilities", "novelty")
+_TRUE, _NOVELTY = "true_probabilities", "novelty."
 _TENSORS = re.compile(r"tensors-([0-9a-f]{64})\.safetensors")
 
 
@@ -48,6 +51,14 @@ class SavedModel:
         What is known of the fit: settings, cross-validation, history.
     temperature : float, default 1.0
         Logits are divided by it.
+    multi_label : bool, default False
+        An image may have several of the classes, or none: each has a probability of its own.
+    thresholds : list of float, K
+        From which probability on a label is given; empty where there is one class an image.
+    true_probabilities : ndarray of shape (c,), dtype float32
+        What cross-validation gave the true class of training images, ascending: sets of classes are drawn up by it.
+    novelty : Novelty or None
+        What training pictures look like.
     training : dict
         Where the data lay, how it was divided, and ``requests``, what was kept with each feature space.
     scores : dict
@@ -60,12 +71,17 @@ class SavedModel:
     network: Network | Neighbours
     facts: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
+    multi_label: bool = False
+    thresholds: list[float] = field(default_factory=list)
+    true_probabilities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    novelty: Novelty | None = None
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return probabilities (n, K) float64 of embeddings (n, D) float32."""
-        return self.network.predict_proba(X, self.temperature)
+        """Return probabilities (n, K) float64 of embeddings (n, D) float32; those of several labels do not sum to 1."""
+        logits = self.network.logits(X) / self.temperature
+        return sigmoid(logits) if self.multi_label else softmax(logits)
 
 
 def check_target(out: Path, *, overwrite: bool = False) -> None:
@@ -100,11 +116,10 @@ def save_model(out: Path, model: SavedModel, *, overwrite: bool = False) -> Path
     from safetensors.numpy import save
 
     check_target(out, overwrite=overwrite)
-    arrays = {name: np.ascontiguousarray(array) for name, array in model.network.arrays().items()}
-    data = save(arrays)
+    data = save({name: np.ascontiguousarray(array) for name, array in _arrays(model).items()})
     tensors = f"tensors-{hashlib.sha256(data).hexdigest()}.safetensors"
     content = {"format": MODEL_FORMAT, "tensors": tensors}
-    content |= {item.name: getattr(model, item.name) for item in dataclasses.fields(model) if item.name != "network"}
+    content |= {name: getattr(model, name) for name in _in_json()}
     try:
         make_folder(out)
         publish(out / tensors, data)
@@ -115,6 +130,16 @@ def save_model(out: Path, model: SavedModel, *, overwrite: bool = False) -> Path
         if _TENSORS.fullmatch(path.name) and path.name != tensors:
             path.unlink(missing_ok=True)
     return out
+
+
+def _in_json() -> list[str]:
+    return [item.name for item in dataclasses.fields(SavedModel) if item.name not in _IN_TENSORS]
+
+
+def _arrays(model: SavedModel) -> dict[str, np.ndarray]:
+    novelty = model.novelty.arrays() if model.novelty else {}
+    others = {_TRUE: model.true_probabilities} if model.true_probabilities.size else {}
+    return model.network.arrays() | others | {f"{_NOVELTY}{name}": array for name, array in novelty.items()}
 
 
 def load_model(path: Path) -> SavedModel:
@@ -133,9 +158,14 @@ def load_model(path: Path) -> SavedModel:
         content = _with_spaces(content)
         classes = _checked_classes(path, content["classes"])
         stored = Neighbours if content["kind"] == KNNHead.kind else Network
-        network = stored.from_arrays(_read_tensors(path, content["tensors"]))
-        names = [item.name for item in dataclasses.fields(SavedModel) if item.name not in ("classes", "network")]
-        model = SavedModel(classes=classes, network=network, **{name: content[name] for name in names})
+        arrays = _read_tensors(path, content["tensors"])
+        true, novelty = _taken_out(arrays)
+        network = stored.from_arrays(arrays)
+        # Models of the first development versions say nothing of several labels.
+        content = {"multi_label": False, "thresholds": [], **content}
+        given = {name: content[name] for name in _in_json() if name != "classes"}
+        model = SavedModel(classes=classes, network=network, true_probabilities=true, novelty=novelty, **given)
+        _check_thresholds(model)
         width = sum(FeatureSpace.from_dict(space).dim for space in model.spaces)
     except HeadstartError as error:
         raise ModelError(str(error) if str(path) in str(error) else f"{path} is damaged: {error}") from error
@@ -144,6 +174,23 @@ def load_model(path: Path) -> SavedModel:
     if network.n_classes != len(classes) or network.n_features != width:
         raise ModelError(f"{path} is damaged: its numbers do not fit its classes and its feature spaces")
     return model
+
+
+def _taken_out(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, Novelty | None]:
+    """Take what is not the network's out of the arrays of a model."""
+    true = arrays.pop(_TRUE, np.zeros(0, np.float32))
+    if true.ndim != 1 or true.dtype != np.float32 or not np.isfinite(true).all() or (np.diff(true) < 0).any():
+        raise ModelError("its cross-validated probabilities are none")
+    found = {name.removeprefix(_NOVELTY): arrays.pop(name) for name in list(arrays) if name.startswith(_NOVELTY)}
+    return true, Novelty.from_arrays(found) if found else None
+
+
+def _check_thresholds(model: SavedModel) -> None:
+    wanted = len(model.classes) if model.multi_label else 0
+    if len(model.thresholds) != wanted or not all(isinstance(value, float) for value in model.thresholds):
+        raise ModelError("it has not one threshold for each label")
+    if model.novelty is not None and model.novelty.reference.shape[1] != model.network.n_features:
+        raise ModelError("its training pictures are not of its width")
 
 
 def _with_spaces(content: dict[str, Any]) -> dict[str, Any]:

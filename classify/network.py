@@ -24,6 +24,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return result
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities (n, K) float64, each label by itself, of logits (n, K)."""
+    small = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.asarray(np.where(logits >= 0, 1.0, small) / (1 + small))
+
+
 def forward(Z: np.ndarray, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray]) -> np.ndarray:
     """Return what linear layers with ReLU between them, as in `Network`, make of prepared embeddings (n, r)."""
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):

@@ -89,6 +89,12 @@ def search(
     return Search(best[0].C, scores, best[1], fit, steps, count, best[0].converged and fit.converged)
 
 
+def fit_rows(task: Task, C: float, *, tol: float = 1e-6, max_iter: int = 500, device: str = "auto") -> Solution:
+    """Return the fit to all rows at one C, which nothing was searched for."""
+    with passes_over(_without_folds(task), device) as passes:
+        return next(solve_path(passes, [C], tol=tol, max_iter=max_iter))
+
+
 def _without_folds(task: Task) -> Task:
     """Return the task of one fit to all rows."""
     weight = task.all_weight if task.all_weight is not None else np.ones((1, *task.class_weight.shape[1:]))
@@ -148,7 +154,7 @@ def class_task(
     TrainingError
         All rows of a class are in one fold.
     """
-    n_folds = int(folds.max()) + 1
+    n_folds = max(1, int(folds.max()) + 1)
     counts = np.stack([np.bincount(y[folds != fold], minlength=n_classes) for fold in range(n_folds)])
     if not counts.all():
         raise TrainingError("all images of a class are in one fold, copies of each other perhaps: add others")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .classify.evaluate import Evaluation, evaluate
-from .classify.fit import Fit, fit_head
+from .classify.fit import fit_head
+from .classify.fitted import Fit
 from .classify.predict import Prediction, load
 from .errors import DataError
 from .extract.job import Extraction, extract

@@ -99,10 +99,10 @@ class LogisticHead(Head):
         rows = np.full(len(y), -1)
         task = class_task(turned, y, rows, len(self.classes_), balanced=self.class_weight == "balanced")
         W = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter).W[0]
-        return _network(preparation, *_coefficients(W, back))
+        return _network(preparation, *coefficients(W, back))
 
     def _keep(self, W: np.ndarray, back: np.ndarray | None) -> None:
-        coef, intercept = _coefficients(W, back)
+        coef, intercept = coefficients(W, back)
         self.coef_, self.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
         self.network_ = _network(self.preparation_, coef, intercept)
 
@@ -119,7 +119,8 @@ class LogisticHead(Head):
         return {**super().facts(), "C": self.C_}
 
 
-def _coefficients(W: np.ndarray, back: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def coefficients(W: np.ndarray, back: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients (K, D) and intercepts (K,) of a solution on features that `rotated` turned."""
     coef = W[:, :-1]
     return coef if back is None else coef @ back.T, W[:, -1]
 

@@ -126,7 +126,7 @@ def score_multilabel(Y: np.ndarray, proba: np.ndarray, thresholds: np.ndarray, n
         "subset_accuracy": exact / n,
         "low": low,
         "high": high,
-        "log_loss": _binary_log_loss(Y, proba),
+        "log_loss": binary_log_loss(Y, proba),
         "ece": reliability_curve(proba.ravel(), Y.ravel()).ece,
         "per_label": [
             {"label": name, **row, "threshold": float(threshold)}
@@ -147,7 +147,13 @@ def _label_scores(y: np.ndarray, given: np.ndarray, proba: np.ndarray) -> dict[s
     }
 
 
-def _binary_log_loss(Y: np.ndarray, proba: np.ndarray) -> float:
-    """Return the mean of -log p of what is true, p clipped at 2.2e-16 so that one error stays finite."""
+def binary_log_loss(Y: np.ndarray, proba: np.ndarray) -> float:
+    """Return the mean over images and labels of -log p of what is true, p clipped at 2.2e-16 so that it stays finite.
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n, L), dtype bool
+    proba : ndarray of shape (n, L), dtype float
+    """
     true = np.where(Y, proba, 1 - proba)
     return float(-np.log(np.clip(true, np.finfo(np.float64).eps, 1.0)).mean())

@@ -168,6 +168,35 @@ def class_task(
     return Task(rows, y, folds, "softmax", n_classes, weight, all_weight)
 
 
+def label_task(Z: np.ndarray, Y: np.ndarray, folds: np.ndarray, *, balanced: bool = False) -> Task:
+    """Return the task of giving each of K labels by itself.
+
+    Parameters
+    ----------
+    Z : ndarray of shape (n, D), dtype float32 or float64
+    Y : ndarray of shape (n, K), dtype bool
+    folds : ndarray of shape (n,), dtype int64
+        From 0; -1 for rows that are in no test set.
+    balanced : bool, default False
+        Weigh rows so that presence and absence of each label count alike.
+    """
+    n_folds = max(1, int(folds.max()) + 1)
+    inside = np.stack([folds != fold for fold in range(n_folds)])
+    order = np.argsort(folds, kind="stable")
+    rows = InMemory(np.ascontiguousarray(Z[order]), order)
+    weight, all_weight = (_label_weights(Y, some, balanced) for some in (inside, np.ones((1, len(Y)), bool)))
+    return Task(rows, Y, folds, "sigmoid", Y.shape[1], weight, all_weight)
+
+
+def _label_weights(Y: np.ndarray, inside: np.ndarray, balanced: bool) -> np.ndarray:
+    """Return what absence and presence of each label count, (P, K, 2) float64, in the rows (P, n) of each fit."""
+    positive = inside.astype(np.float64) @ Y
+    counts = np.stack([inside.sum(axis=1, keepdims=True) - positive, positive], axis=2)
+    # A label that all rows have, or none, has one side only, which counts as it is.
+    even = balanced & (counts > 0).all(axis=2, keepdims=True)
+    return np.where(even, counts.sum(axis=2, keepdims=True) / (2 * np.maximum(counts, 1)), 1.0)
+
+
 def _class_weights(counts: np.ndarray, balanced: bool, table: np.ndarray | None) -> np.ndarray:
     """Return what a row of each class counts, (P, K) float64, for the numbers of rows `counts` (P, K)."""
     if balanced:

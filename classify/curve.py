@@ -1,0 +1,142 @@
+"""The learning curve: whether more labelled images would still help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .head import Head
+from .multilabel import mean_average_precision
+from .network import sigmoid
+from .several import LabelsHead
+from .splits import stratified_folds
+
+SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images that are not set aside
+REPEATS = 10
+_FOLDS = 5  # one part in five is set aside to be scored on
+
+
+@dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """How good a head is when it is fitted on a part of the training images.
+
+    Attributes
+    ----------
+    points : list of dict
+        ``n`` images, and of the accuracy on training images that were set aside the ``mean``, ``low`` and ``high``
+        (95 % interval of the mean over repeats) and ``std`` over repeats, for growing n.
+    measure : str
+        "accuracy", or "map" (mean average precision) where an image may have several labels.
+    verdict : str
+        In words, whether more images help.
+    """
+
+    points: list[dict[str, Any]]
+    measure: str
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields of ``fit-head --curve --json``."""
+        return {"points": self.points, "measure": self.measure, "verdict": self.verdict}
+
+    def lines(self) -> list[str]:
+        """Return a table and the verdict."""
+        name = "mAP" if self.measure == "map" else "accuracy"
+        lines = [f"  {'images':>7}  {name} on images that were set aside, {REPEATS} times"]
+        for point in self.points:
+            bar = "#" * round(40 * point["mean"])
+            spread = f"{100 * point['low']:.1f} to {100 * point['high']:.1f}"
+            lines.append(f"  {point['n']:>7}  {100 * point['mean']:5.1f} %  ({spread})  {bar}")
+        return [*lines, self.verdict]
+
+
+def learning_curve(
+    head: Head, X: np.ndarray, y: np.ndarray, groups: np.ndarray, *, repeats: int = REPEATS, seed: int = 0
+) -> LearningCurve:
+    """Fit growing parts of the training images at the settings that were chosen, and score each on others of them.
+
+    In each repeat another fifth, whole groups of copies, is set aside; the parts are nested and keep a row of each
+    class.
+
+    Parameters
+    ----------
+    head : Head
+        Fitted; it stays as it is.
+    X : ndarray of shape (n, D), dtype float32
+        Training embeddings.
+    y : ndarray of shape (n,), dtype int, or (n, K), dtype bool
+    groups : ndarray of shape (n,), dtype int
+    repeats : int, default 10
+        At least 2.
+    seed : int, default 0
+    """
+    strata = y if y.ndim == 1 else y.argmax(axis=1)
+    sizes: list[int] = []
+    scores = np.full((repeats, len(SHARES)), np.nan)
+    for repeat in range(repeats):
+        folds = stratified_folds(strata, _FOLDS, random_state=seed + repeat, groups=groups)
+        aside = folds == 0
+        order = _mixed(np.flatnonzero(~aside), strata, seed + repeat)
+        sizes = [max(_smallest(y, strata), round(share * len(order))) for share in SHARES]
+        for number, size in enumerate(sizes):
+            rows = order[: min(size, len(order))]
+            scores[repeat, number] = _score(head, X[rows], y[rows], X[aside], y[aside])
+    points = [_point(size, scores[:, number]) for number, size in enumerate(sizes)]
+    kept = [number for number, point in enumerate(points) if not number or point["n"] > points[number - 1]["n"]]
+    measure = "map" if isinstance(head, LabelsHead) else "accuracy"
+    return LearningCurve([points[number] for number in kept], measure, _verdict(scores[:, kept]))
+
+
+def _smallest(y: np.ndarray, strata: np.ndarray) -> int:
+    return 2 * (len(np.unique(strata)) if y.ndim == 1 else 1)
+
+
+def _mixed(rows: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
+    """Return rows in a random order in which every beginning has about the same share of each class.
+
+    A row of each class comes first, so that the smallest part knows all of them.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(rows)
+    place = np.empty(len(rows))
+    for label in np.unique(strata[rows]):
+        mine = strata[rows] == label
+        place[mine] = np.arange(mine.sum()) / mine.sum()
+    return np.asarray(rows[np.argsort(place, kind="stable")])
+
+
+def _score(head: Head, X: np.ndarray, y: np.ndarray, other_X: np.ndarray, other_y: np.ndarray) -> float:
+    logits = head.again(X, y).logits(other_X)
+    if isinstance(head, LabelsHead):
+        found = mean_average_precision(other_y, sigmoid(logits))
+        return np.nan if found is None else found
+    return float((logits.argmax(axis=1) == other_y).mean())
+
+
+def _point(size: int, scores: np.ndarray) -> dict[str, Any]:
+    mean, std = float(np.nanmean(scores)), float(np.nanstd(scores, ddof=1))
+    half = 1.96 * std * _of_the_mean(len(scores))
+    return {"n": size, "mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half), "std": std}
+
+
+def _of_the_mean(repeats: int) -> float:
+    """Return what a standard deviation over repeats is multiplied by to get the standard error of their mean.
+
+    Repeats share images, so they say less than as many independent ones: ``sqrt(1 / repeats + test / train)``, Nadeau
+    and Bengio (2003), "Inference for the generalization error".
+    """
+    return float(np.sqrt(1 / repeats + 1 / (_FOLDS - 1)))
+
+
+def _verdict(scores: np.ndarray) -> str:
+    """Say whether the last step up in images was worth it, by the differences within each repeat."""
+    if scores.shape[1] < 2:
+        return "too few training images for a learning curve"
+    gain = scores[:, -1] - scores[:, -2]
+    mean, error = float(np.nanmean(gain)), float(np.nanstd(gain, ddof=1)) * _of_the_mean(len(gain))
+    points = f"{100 * mean:+.1f} points (standard error {100 * error:.1f})"
+    if mean > 2 * error and mean > 0.001:
+        return f"more labelled images still help: the last step brought {points}"
+    return f"more labelled images of the same kind would hardly help: the last step brought {points}"

@@ -71,7 +71,7 @@ trained_options = options(
     click.option("--hidden", type=Several(int), multiple=True, metavar="N[,N...]",
                  help="Width of a hidden layer, or several to try; repeat for more layers (mlp) [default: 256]."),
     click.option("--dropout", type=Several(float), **several,
-                 help="Share of units dropped, or several to try (mlp) [default: 0.2,0.5]."),
+                 help="Share of units dropped, or several to try (mlp) [default: 0.5]."),
     click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), help="(linear, mlp) [default: adamw]"),
     click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of sgd (linear, mlp) [default: 0.9]."),
     click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]),

@@ -84,7 +84,7 @@ class Fit:
         what = "labels, any number an image" if self.model.multi_label else "classes"
         lines = [
             f"{counts['train']} training, {counts['val']} validation images{held}, {len(self.model.classes)} {what}",
-            f"{self.model.kind} head on {_joined_features(self.data)}, {sum(features.dims)} wide: {_choice(self.head)}",
+            f"{self.model.kind} head on {_joined_features(self.data)}, {sum(features.dims)} wide: {self.head.choice()}",
             f"cross-validation: {_cross_validated(scores['cv'])}",
             *_validation_lines(scores, multi_label=self.model.multi_label),
         ]
@@ -113,15 +113,6 @@ def _joined_features(data: LabelledSet) -> str:
     if len(spaces) == 1:
         return spaces[0].backbone
     return " + ".join(f"{space.backbone} {space.layer} ({space.dim})" for space in spaces)
-
-
-def _choice(head: Head) -> str:
-    setting = chosen(head.facts())
-    if not setting:
-        return "nothing to choose"
-    words = ", ".join(f"{name} = {_short(value)}" for name, value in setting.items())
-    searched = len(head.cv_.get("Cs", head.cv_.get("grid", ())))
-    return words + (f", the best of {searched} in cross-validation" if searched > 1 else "")
 
 
 def _short(value: Any) -> str:

@@ -165,6 +165,10 @@ class Head:
         """Return the constructor's arguments, to be saved beside the model."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def choice(self) -> str:
+        """Return in a few words what was chosen by cross-validation, for a person to read."""
+        return "nothing to choose"
+
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit, to be saved beside the model."""
         return {"settings": self.settings(), "cv": self.cv_, "notes": self.notes_}

@@ -209,6 +209,11 @@ class KNNHead(Head):
             raise UsageError(f"--k must be 'auto' or from 1 to {most}, the images that a fold leaves, and is {self.k}")
         return [self.k]
 
+    def choice(self) -> str:
+        """Return in a few words what was chosen by cross-validation."""
+        tried = len(self.cv_["grid"])
+        return f"k = {self.k_}" + (f", the best of {tried} in cross-validation" if tried > 1 else "")
+
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit."""
         return {**super().facts(), "k": self.k_}

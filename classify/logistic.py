@@ -114,6 +114,11 @@ class LogisticHead(Head):
         if len(candidates) > 1 and self.C_ in (candidates[0], candidates[-1]):
             self.notes_.append(f"the best C, {self.C_:.3g}, lies at the end of what was tried")
 
+    def choice(self) -> str:
+        """Return in a few words what was chosen by cross-validation."""
+        tried = len(self.cv_["Cs"])
+        return f"C = {self.C_:.3g}" + (f", the best of {tried} in cross-validation" if tried > 1 else "")
+
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit."""
         return {**super().facts(), "C": self.C_}

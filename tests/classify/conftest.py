@@ -17,12 +17,14 @@ class Embedded:
     train: np.ndarray
     y: np.ndarray
     val: np.ndarray
+    groups: np.ndarray
 
 
 def _embedded(data: Path, cache: Path) -> Embedded:
     features = headstart.extract(data, backbone=BACKBONE, cache=cache)
     training = features.split != "val"
-    return Embedded(features.X[training], features.y[training].astype(np.int64), features.X[~training])
+    groups = np.unique(features.digest[training], axis=0, return_inverse=True)[1].reshape(-1)
+    return Embedded(features.X[training], features.y[training].astype(np.int64), features.X[~training], groups)
 
 
 @pytest.fixture(scope="session")

@@ -248,6 +248,7 @@ def test_the_grid_is_reported_and_its_best_setting_taken():
     assert head.cv_["log_loss"] == pytest.approx(best["log_loss"])
     assert head.cv_["log_loss"] == pytest.approx(log_loss(y, head.oof_proba_))
     assert head.facts()["setting"] == head.setting_
+    assert head.choice().endswith(f", {head.epochs_} epochs, the best of 8 settings in 24 fits")
     assert len(head.network_.weights[0]) == best["hidden"][0]
 
 
@@ -388,7 +389,7 @@ def test_the_heads_of_the_tutorials_can_be_trained(dim, options):
     X = rng.standard_normal((400, dim)).astype(np.float32)
     X[:, :50] += y[:, None]
     head = make_head("mlp", dropout=0.5, **options).fit(X, y)
-    assert head.cv_["accuracy"] > 0.8
+    assert head.cv_["accuracy"] > 0.7
     assert [len(bias) for bias in head.network_.biases] == [*options["hidden"], 2]
     assert head.network_.n_features == dim
 
@@ -424,3 +425,11 @@ def test_a_gpu_that_is_not_here_is_refused():
     X, y = data()
     with pytest.raises(DeviceError, match="device cuda is not available here"):
         make_head("linear", cv=3, device="cuda").fit(X, y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dataset", "floor"), [("hymenoptera", 0.93), ("hotdog", 0.84)])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "knn", "ncm"])
+def test_heads_on_photographs(photographs, dataset, floor, kind):
+    X, y, groups = (getattr(photographs[dataset], name) for name in ("train", "y", "groups"))
+    assert make_head(kind).fit(X, y, groups=groups).cv_["accuracy"] > floor

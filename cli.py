@@ -167,17 +167,20 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @trained_options
 @click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
               help="Held out where DATA has no validation split.")  # fmt: skip
-@click.option("--dedupe", is_flag=True, help="Use one of images with the same bytes, and none that has two labels.")
+@click.option("--dedupe", is_flag=True, help="Use one of copies, none with two labels, none of train that val has.")
+@click.option("--near-copies", type=click.Choice(["auto", "all", "none"]), default="auto", show_default=True,
+              help="Look for near copies: among up to 50,000 images, all, none.")  # fmt: skip
 @click.option("--features", metavar="BACKBONE[:LAYER]", multiple=True, help="Embeddings to join; may repeat.")
 @click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
 @layer_option
 @space_options
 @result_options
-@click.option("--details", is_flag=True, help="Also the search over C and the per-class table.")
+@click.option("--details", is_flag=True, help="Also the search, classes, doubtful labels, outliers, near copies.")
+@click.option("--curve", is_flag=True, help="Also the learning curve: would more labelled images help?")
 @seed_option
 @cache_option
 @common
-def fit_head(data: Path | None, details: bool, **given: Any) -> Any:
+def fit_head(data: Path | None, **given: Any) -> Any:
     """Train a head on cached embeddings: choose on train, score once on validation, save.
 
     Without DATA it takes the dataset of the latest extract. Nothing here needs the images or a GPU.
@@ -187,13 +190,14 @@ def fit_head(data: Path | None, details: bool, **given: Any) -> Any:
     headstart fit-head photos --head mlp --hidden 1024 --dropout .5
     headstart fit-head photos --head mlp --hidden 256,1024 --lr .001,.0003
     headstart fit-head --class-weight balanced --out models/balanced
+    headstart fit-head --details --curve
     headstart fit-head --features resnet18 --features mobilenet_v3_small:features.8
     """
     from .classify.fit import fit_head as run
 
     given = _given(given)
     wanted = {name: given.pop(name) for name in SPACE_FIELDS if name in given}
-    return run(data, wanted=wanted, details=details, **given)
+    return run(data, wanted=wanted, **given)
 
 
 @commands.command()
@@ -224,25 +228,38 @@ def evaluate(model: Path, data: Path | None, split: str, against: Path | None, c
 @click.argument("paths", type=Data, nargs=-1, required=True, metavar="PATH...")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table.")
 @click.option("--top", type=positive, default=1, show_default=True, metavar="K", help="Show the K likeliest classes.")
+@click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
+              help="Also sets of classes that hold the right one this often, .95 say.")  # fmt: skip
 @device_options
 @cache_option
 @common
-def predict(model: Path, paths: tuple[Path, ...], as_csv: bool, top: int, cache: Path | None, **given: Any) -> Any:
+def predict(
+    model: Path,
+    paths: tuple[Path, ...],
+    as_csv: bool,
+    top: int,
+    coverage: float | None,
+    cache: Path | None,
+    **given: Any,
+) -> Any:
     """Say what MODEL sees in pictures. PATH is a picture, a folder of them, or - for a list on standard input.
 
     \b
     headstart predict models/photos-resnet18-logistic new/ other.jpg
     find . -name '*.jpg' | headstart predict models/photos-resnet18-logistic - --csv
+    headstart predict models/photos-resnet18-logistic new/ --coverage .95
     """
     from .classify.model import load_model
     from .classify.predict import Classifier, Predictions, paths_from_lines
     from .extract.options import RunOptions
 
+    shown = {"top": given.pop("top"), "as_csv": given.pop("as_csv")}
+    coverage = given.pop("coverage")
     classifier = Classifier(load_model(model), cache, RunOptions(**_given(given)))
     named = [path for path in paths if str(path) != "-"]
     if len(named) < len(paths):
         named += paths_from_lines(sys.stdin.buffer.read())
-    return Predictions(classifier.predict(named), top=top, as_csv=as_csv)
+    return Predictions(classifier.predict(named, coverage=coverage), **shown)
 
 
 @commands.group()

@@ -47,13 +47,25 @@ def fit_conformal(proba: np.ndarray, y: np.ndarray, coverage: float) -> float:
     UsageError
         The coverage is not between 0 and 1.
     """
+    return conformal_threshold(np.sort(proba[np.arange(len(y)), y]), coverage)
+
+
+def conformal_threshold(true: np.ndarray, coverage: float) -> float:
+    """Return what `fit_conformal` returns, of the probabilities of the true classes.
+
+    Parameters
+    ----------
+    true : ndarray of shape (n,), dtype float
+        Ascending.
+    coverage : float
+        Above 0 and below 1.
+    """
     if not 0 < coverage < 1:
         raise UsageError(f"the coverage must lie between 0 and 1, and is {coverage!r}")
-    n = len(y)
+    n = len(true)
     rank = math.ceil((n + 1) * coverage - 1e-9)  # a product such as 0.55 * 100 lies above 55 by rounding alone
     if rank > n:
         return 0.0
-    true = np.sort(proba[np.arange(n), y])
     return float(true[n - rank])
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,8 @@ def fit_head(
         true_probabilities=_true_probabilities(fitted, labelled),
         novelty=novelty,
         training=_facts(labelled, seed, val_fraction, near_copies),
-        scores=measured(fitted, labelled),
     )
+    model = replace(model, scores=measured(fitted, model, labelled))
     save_model(target, model, overwrite=overwrite)
     diagnostics = diagnose(fitted, labelled, novelty, seed) if details else None
     grown = learning_curve(fitted, *_training(labelled), seed=seed) if curve else None

@@ -105,7 +105,8 @@ def joined_backbones(data: LabelledSet) -> str:
 def chosen(facts: dict[str, Any]) -> dict[str, Any]:
     """Return what a search chose: C, k, or the learning rate and so on."""
     found: dict[str, Any] = {name: facts[name] for name in ("C", "k", "epochs") if name in facts}
-    return found | facts.get("setting", {})
+    found |= facts.get("setting", {})
+    return found
 
 
 def _joined_features(data: LabelledSet) -> str:

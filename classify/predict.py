@@ -16,7 +16,7 @@ import numpy as np
 from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import printable
+from ..errors import UsageError, printable
 from ..extract.embed import embed_listing
 from ..extract.embedder import Embedder
 from ..extract.features import gather_joined
@@ -24,9 +24,12 @@ from ..extract.images import list_paths
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
 from ..extract.resolve import embedders_of
+from .conformal import conformal_threshold, prediction_sets
 from .model import SavedModel, load_model
 
 logger = logging.getLogger("headstart.classify")
+
+UNLIKE = 0.01  # the share of training pictures as far away or farther, up to which a picture is called unlike any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,19 @@ class Prediction:
     path : str
         As it was given.
     label : str or None
-        The most probable class; None where the picture could not be read.
+        The most probable class; None where the picture could not be read. Where pictures may have several labels: those
+        that are given, with ``|`` between them.
     probability : float or None
-        Of that class.
+        Of that class; where pictures may have several labels, of the most probable one.
     probabilities : dict of str to float
         Of every class; empty where the picture could not be read.
+    labels : list of str or None
+        The labels that are given, where pictures may have several.
+    classes : list of str or None
+        Where a coverage was asked for: classes one of which is right as often as it promises.
+    novelty : float or None
+        Share of training pictures that are as far from the others as this one, or farther; near 0 for a picture unlike
+        anything in training, whose label means little then.
     error : str or None
         Why the picture could not be read.
     """
@@ -52,6 +63,14 @@ class Prediction:
     probability: float | None = None
     probabilities: dict[str, float] | None = None
     error: str | None = None
+    labels: list[str] | None = None
+    classes: list[str] | None = None
+    novelty: float | None = None
+
+    @property
+    def unlike_training(self) -> bool:
+        """Whether no more than one in a hundred training pictures is as far from the others."""
+        return self.novelty is not None and self.novelty <= UNLIKE
 
     def likeliest(self, count: int) -> list[tuple[str, float]]:
         """Return the `count` likeliest classes with their probabilities, the likeliest first."""
@@ -66,6 +85,9 @@ class Prediction:
             "probability": self.probability,
             "probabilities": self.probabilities or {},
             "error": self.error,
+            "labels": self.labels,
+            "set": self.classes,
+            "novelty": self.novelty,
         }
 
 
@@ -97,18 +119,30 @@ class Predictions:
     def _line(self, row: Prediction) -> str:
         if row.error is not None:
             return f"{printable(row.path)}: not read, {row.error}"
-        guesses = ", ".join(f"{printable(name)} {100 * value:.1f} %" for name, value in row.likeliest(self.top))
-        return f"{printable(row.path)}: {guesses}"
+        named = [(name, (row.probabilities or {})[name]) for name in row.labels or ()]
+        shown = named if row.labels is not None and self.top == 1 else row.likeliest(self.top)
+        guesses = ", ".join(f"{printable(name)} {100 * value:.1f} %" for name, value in shown) or "none of the labels"
+        sets = "" if row.classes is None else f"; one of {{{', '.join(map(printable, row.classes))}}}"
+        unlike = "; unlike any training picture" if row.unlike_training else ""
+        return f"{printable(row.path)}: {guesses}{sets}{unlike}"
+
+    def _guesses(self, row: Prediction) -> list[tuple[str, float]]:
+        """Return what a line of the CSV is for: the likeliest classes, or all labels that are given together."""
+        if row.labels is None or self.top > 1 or row.error is not None:
+            return row.likeliest(self.top)
+        return [("|".join(row.labels), row.probability or 0.0)]
 
     def _csv_lines(self) -> list[str]:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["path", "label", "probability", "error"])
+        table.writerow(["path", "label", "probability", "error", "set", "novelty"])
         for row in self.rows:
-            for name, value in row.likeliest(self.top):
-                table.writerow([_cell(row.path), _cell(name), f"{value:.6f}", ""])
+            novelty = "" if row.novelty is None else f"{row.novelty:.6f}"
+            sets = _cell("|".join(row.classes or ()))
+            for name, value in self._guesses(row):
+                table.writerow([_cell(row.path), _cell(name), f"{value:.6f}", "", sets, novelty])
             if row.error is not None:
-                table.writerow([_cell(row.path), "", "", _cell(row.error)])
+                table.writerow([_cell(row.path), "", "", _cell(row.error), "", ""])
         return text.getvalue().rstrip("\n").split("\n")
 
 
@@ -171,13 +205,15 @@ class Classifier:
             self._embedders = embedders_of(self.spaces, requests, self._run)
         return embed_listing(self.store, self._embedders, listing, base)[0]
 
-    def predict(self, paths: Iterable[str | os.PathLike[str]]) -> list[Prediction]:
+    def predict(self, paths: Iterable[str | os.PathLike[str]], *, coverage: float | None = None) -> list[Prediction]:
         """Classify pictures.
 
         Parameters
         ----------
         paths : iterable of path
             Pictures, and folders of pictures.
+        coverage : float, optional
+            Also give sets of classes that hold the right one this often, between 0 and 1.
 
         Returns
         -------
@@ -188,33 +224,65 @@ class Classifier:
         ------
         DataNotFoundError
             A path is not there.
+        UsageError
+            The coverage is not between 0 and 1, or the model cannot give such sets.
         """
+        threshold = self._threshold(coverage)
         images = list_paths([Path(path) for path in paths])
         listing = unread_listing(images, failure_rules(self._run.max_pixels))
-        return self._describe(self.embed(listing, base_folder(images)))
+        return self._describe(self.embed(listing, base_folder(images)), threshold)
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
         """Return the probabilities (n, K) float64 of embeddings (n, D), those of the model's spaces side by side."""
         return self.model.predict_proba(features)
 
-    def _describe(self, listing: Listing) -> list[Prediction]:
+    def _threshold(self, coverage: float | None) -> float | None:
+        """Return the probability from which a class belongs to the sets that were asked for."""
+        if coverage is None:
+            return None
+        true = self.model.true_probabilities
+        if self.model.multi_label:
+            raise UsageError("--coverage asks for sets of which one class is right; this model gives several labels")
+        if not true.size:
+            raise UsageError("the model has no cross-validated probabilities to draw up sets by; fit the head again")
+        threshold = conformal_threshold(true, coverage)
+        if threshold == 0:
+            logger.warning(
+                "%d training images are too few for a coverage of %g: every set holds all classes", len(true), coverage
+            )
+        return threshold
+
+    def _describe(self, listing: Listing, threshold: float | None) -> list[Prediction]:
         usable = np.flatnonzero(listing.usable)
-        proba = self.predict_proba(gather_joined(self.store, self.spaces, listing.digest[usable]))
+        X = gather_joined(self.store, self.spaces, listing.digest[usable])
+        proba = self.predict_proba(X)
+        novelty = None if self.model.novelty is None or not len(X) else self.model.novelty.score(X)
         row_of = {int(index): row for row, index in enumerate(usable)}
         result = []
         for index, name in enumerate(listing.paths):
             path = os.fsdecode(name)
             if index in row_of:
-                result.append(_prediction(path, proba[row_of[index]], self.classes))
+                row = row_of[index]
+                new = None if novelty is None else float(novelty[row])
+                result.append(self._prediction(path, proba[row], threshold, new))
             else:
                 result.append(Prediction(path, error=listing.failures[index]))
         return result
 
-
-def _prediction(path: str, proba: np.ndarray, classes: tuple[str, ...]) -> Prediction:
-    best = int(proba.argmax())
-    probabilities = {name: float(value) for name, value in zip(classes, proba, strict=True)}
-    return Prediction(path, classes[best], float(proba[best]), probabilities)
+    def _prediction(self, path: str, proba: np.ndarray, threshold: float | None, novelty: float | None) -> Prediction:
+        best = int(proba.argmax())
+        probabilities = {name: float(value) for name, value in zip(self.classes, proba, strict=True)}
+        label, labels, classes = self.classes[best], None, None
+        if self.model.multi_label:
+            given = np.flatnonzero(proba >= np.array(self.model.thresholds))
+            labels = [self.classes[place] for place in given]
+            label = "|".join(labels)
+        if threshold is not None:
+            chosen = np.flatnonzero(prediction_sets(proba[None], threshold)[0])
+            classes = [self.classes[place] for place in chosen[np.argsort(-proba[chosen], kind="stable")]]
+        return Prediction(
+            path, label, float(proba[best]), probabilities, labels=labels, classes=classes, novelty=novelty
+        )
 
 
 def load(

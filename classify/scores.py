@@ -6,37 +6,40 @@ from typing import Any
 
 import numpy as np
 
-from .conformal import coverage_of, fit_conformal, prediction_sets
+from .conformal import conformal_threshold, coverage_of, prediction_sets
 from .dataset import LabelledSet
 from .head import Head
 from .metrics import expected_calibration_error, majority_baseline, nearest_mean_baseline, reliability_curve, score
+from .model import SavedModel
 from .multilabel import mean_average_precision, score_multilabel
 from .network import sigmoid, softmax
-from .several import LabelsHead
 
 COVERAGE = 0.9  # of the sets whose coverage is measured on the validation images
-_BY_CLASS = ("per_class", "confusion", "per_label")
 
 
-def measured(head: Head, data: LabelledSet) -> dict[str, Any]:
-    """Return the scores of a head.
+Rows = tuple[np.ndarray, np.ndarray]
+"""Embeddings (n, D) float32, and labels (n,) int or (n, K) bool."""
+
+
+def measured(head: Head, model: SavedModel, data: LabelledSet) -> dict[str, Any]:
+    """Return the scores of a head that has just been fitted.
 
     Returns
     -------
     dict
-        ``train``, ``cv``, ``val`` (None without such a split), ``baseline``, ``conformal`` (None without a validation
-        split, or with several labels an image), ``per_class``: the validation images' table.
+        ``train``, ``cv``, ``temperature``, ``val`` (None without such a split), ``baseline``, ``conformal`` (None
+        without a validation split, or with several labels an image), ``per_class``: the validation images' table.
     """
-    X, y = data.part("train")
+    X, y = train = data.part("train")
     scores: dict[str, Any] = {"train": _on_training(head, X, y), "cv": head.cv_, "temperature": head.temperature_}
-    scores |= {"val": None, "baseline": _no_baseline(head), "conformal": None, "per_class": []}
-    val_X, val_y = data.part("val")
-    if not len(val_y):
-        return scores
-    logits = head.decision_function(val_X)
-    if isinstance(head, LabelsHead):
-        return scores | _of_labels(head, logits, y, val_y)
-    return scores | _of_classes(head, logits, (X, y), (val_X, val_y))
+    val = data.part("val")
+    if not len(val[1]):
+        return scores | {"val": None, "baseline": _baseline(model, None, None), "conformal": None, "per_class": []}
+    full = scores_of(model, model.network.logits(val[0]), val, train)
+    table = full.pop("per_label" if model.multi_label else "per_class")
+    full.pop("confusion", None)
+    apart = {name: full.pop(name) for name in ("baseline", "conformal")}
+    return scores | apart | {"val": full, "per_class": table}
 
 
 def _on_training(head: Head, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -44,37 +47,55 @@ def _on_training(head: Head, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return {"n": len(y), "accuracy": float((right if right.ndim == 1 else right.all(axis=1)).mean())}
 
 
-def _no_baseline(head: Head) -> dict[str, Any]:
-    return {"map": None} if isinstance(head, LabelsHead) else {"majority": None, "nearest_mean": None}
+def scores_of(model: SavedModel, logits: np.ndarray, rows: Rows, train: Rows | None) -> dict[str, Any]:
+    """Return all scores of a model on some images.
+
+    Parameters
+    ----------
+    model : SavedModel
+    logits : ndarray of shape (n, K), dtype float64
+        Of the images, before the temperature.
+    rows : (X, y)
+        The images.
+    train : (X, y) or None
+        The training images, for the baselines.
+
+    Returns
+    -------
+    dict
+        What `metrics.score` or `multilabel.score_multilabel` returns (there also as ``accuracy`` that of all labels of
+        an image together), ``ece_uncalibrated``, ``baseline``, ``conformal``.
+    """
+    y = rows[1]
+    train = train if train is not None and len(train[1]) else None
+    common = {"baseline": _baseline(model, rows, train), "conformal": None}
+    if model.multi_label:
+        full = score_multilabel(y, sigmoid(logits / model.temperature), np.array(model.thresholds), model.classes)
+        plain = sigmoid(logits)
+        ece = reliability_curve(plain.ravel(), y.ravel()).ece
+        return full | {"accuracy": full["subset_accuracy"], "ece_uncalibrated": ece} | common
+    proba = softmax(logits / model.temperature)
+    common["conformal"] = _coverage(model, proba, y)
+    return (
+        score(y, proba, model.classes) | {"ece_uncalibrated": expected_calibration_error(y, softmax(logits))} | common
+    )
 
 
-_Rows = tuple[np.ndarray, np.ndarray]
+def _coverage(model: SavedModel, proba: np.ndarray, y: np.ndarray) -> dict[str, Any] | None:
+    if not model.true_probabilities.size:
+        return None
+    threshold = conformal_threshold(model.true_probabilities, COVERAGE)
+    return {"promised": COVERAGE, "threshold": threshold, **coverage_of(prediction_sets(proba, threshold), y)}
 
 
-def _of_classes(head: Head, logits: np.ndarray, train: _Rows, val: _Rows) -> dict[str, Any]:
-    X, y = val
-    proba = softmax(logits / head.temperature_)
-    full = score(y, proba, head.classes_)
-    brief = {name: value for name, value in full.items() if name not in _BY_CLASS}
-    threshold = fit_conformal(head.oof_proba_, train[1], COVERAGE)
-    return {
-        "val": brief | {"ece_uncalibrated": expected_calibration_error(y, softmax(logits))},
-        "baseline": {
-            "majority": majority_baseline(train[1], y),
-            "nearest_mean": nearest_mean_baseline(*train, X, y),
-        },
-        "conformal": {"promised": COVERAGE, **coverage_of(prediction_sets(proba, threshold), y)},
-        "per_class": full["per_class"],
-    }
+def _baseline(model: SavedModel, rows: Rows | None, train: Rows | None) -> dict[str, Any]:
+    """Return what answers without a fit achieve: the commonest class and the nearest mean, or each label's share."""
+    if model.multi_label:
+        return {"map": None if rows is None or train is None else _by_chance(train[1], rows[1])}
+    if rows is None or train is None:
+        return {"majority": None, "nearest_mean": None}
+    return {"majority": majority_baseline(train[1], rows[1]), "nearest_mean": nearest_mean_baseline(*train, *rows)}
 
 
-def _of_labels(head: LabelsHead, logits: np.ndarray, train_Y: np.ndarray, Y: np.ndarray) -> dict[str, Any]:
-    full = score_multilabel(Y, sigmoid(logits / head.temperature_), head.thresholds_, head.classes_)
-    brief = {name: value for name, value in full.items() if name not in _BY_CLASS}
-    brief |= {"accuracy": full["subset_accuracy"], "ece_uncalibrated": _ece(Y, sigmoid(logits))}
-    share = np.broadcast_to(train_Y.mean(axis=0), Y.shape)
-    return {"val": brief, "baseline": {"map": mean_average_precision(Y, share)}, "per_class": full["per_label"]}
-
-
-def _ece(Y: np.ndarray, proba: np.ndarray) -> float:
-    return reliability_curve(proba.ravel(), Y.ravel()).ece
+def _by_chance(train_Y: np.ndarray, Y: np.ndarray) -> float | None:
+    return mean_average_precision(Y, np.broadcast_to(train_Y.mean(axis=0), Y.shape))

@@ -38,7 +38,8 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     class_weight : dict, "balanced" or None, default None
         What each row counts by its class; "balanced" lets all classes count alike in what each fit trains on.
     tol : float, default 1e-6
-        By how large a share an objective may be above its minimum, as its last steps suggest.
+        By how large a share the objective may be above its minimum, as its last steps suggest; in the folds ten times
+        that.
     max_iter : int, default 500
         Steps at most for each C.
     device : {"auto", "cpu", "cuda"}, default "auto"

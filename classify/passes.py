@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ class Passes:
         large = n * width * task.n_outputs * task.n_fits >= THREADS_FROM
         self._threads = available_cores() if large else 1
         self._stack = contextlib.ExitStack()
-        self._pool: ThreadPoolExecutor | None = None
+        self.pool: Executor | None = None
 
     def __enter__(self) -> Passes:
         if self._threads > 1:
@@ -80,7 +80,7 @@ class Passes:
             # A tile for each thread, and each thread with one core for its products: the threads of a shared product
             # would wait for each other, and leave all that is no product to one core.
             self._stack.enter_context(threadpool_limits(1))
-            self._pool = self._stack.enter_context(ThreadPoolExecutor(self._threads, thread_name_prefix="pass"))
+            self.pool = self._stack.enter_context(ThreadPoolExecutor(self._threads, thread_name_prefix="pass"))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -109,11 +109,11 @@ class Passes:
         return result
 
     def _map(self, work: Callable[[Sequence[_Tile]], _Accumulator], tiles: list[_Tile]) -> Iterator[_Accumulator]:
-        if self._pool is None or len(tiles) < 2:
+        if self.pool is None or len(tiles) < 2:
             yield work(tiles)
         else:
             # Which thread has which tiles never changes, so the same sums are added in the same order.
-            yield from self._pool.map(work, [tiles[number :: self._threads] for number in range(self._threads)])
+            yield from self.pool.map(work, [tiles[number :: self._threads] for number in range(self._threads)])
 
     def _sum(self, tiles: Sequence[_Tile], joined: _Joined, curvature: bool) -> _Accumulator:
         total = _Accumulator(self.task, curvature, self._diagonal)

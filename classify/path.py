@@ -12,6 +12,7 @@ plus ``|W|^2 / (2 C sum of weights)``, the intercept not penalised.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,9 @@ _TRIES = 12
 # What a step promises falls short of what is left to gain, by up to ten times in weak directions (measured on 4,000 x
 # 256 and 8,000 x 512 against solutions in float64); the tolerance is to hold for what is left.
 _PROMISED_SHARE = 0.1
+# Nats an image. Where rows can be told apart wholly, a weak penalty lets the objective fall towards 0, and shares of it
+# soon are less than anything that could be seen in a probability.
+_NEGLIGIBLE = 1e-3
 _NOISE = {4: 2e-7, 8: 1e-14}  # relative error of an objective, by bytes a number of the products
 
 
@@ -66,7 +70,8 @@ def solve_path(
     start : ndarray of shape (P, K, D + 1), optional
         Zeros where it is None.
     tol : float, default 1e-6
-        A fit has converged when its objective is about this share above the minimum, as its last steps suggest.
+        A fit has converged when its objective is about this share above the minimum, as its last steps suggest; or,
+        where the objective is smaller than a thousandth of a nat a row, this share of that.
     max_iter : int, default 500
         Steps for each C at most.
     """
@@ -109,7 +114,9 @@ class _Descent:
         sums = passes.run(W, self._active, curvature=True)
         self._objective, self._gradient = self._penalised(W, sums)
         assert sums.curvature is not None
-        self._metric = Metric(sums.curvature, float(totals.mean()), float(penalty.mean()), passes.task.rows.dtype)
+        self._metric = Metric(
+            sums.curvature, float(totals.mean()), float(penalty.mean()), passes.task.rows.dtype, passes.pool
+        )
         self._memory = _Memory()
 
     def run(self, C: float, max_iter: int) -> Solution:
@@ -119,7 +126,8 @@ class _Descent:
             promise = -_dots(self._gradient, direction)
             # Half of it is what a quadratic with the curvature that was learnt would still fall by. The first step is
             # always taken, as the curvature has not been tried then.
-            enough = 0.5 * promise <= _PROMISED_SHARE * self._tol * np.abs(self._objective)
+            scale = np.maximum(np.abs(self._objective), _NEGLIGIBLE)
+            enough = 0.5 * promise <= _PROMISED_SHARE * self._tol * scale
             self._active &= ~(enough if steps else promise <= 0)
             if not self._active.any():
                 break
@@ -170,9 +178,14 @@ class Metric:
     penalty : float
     dtype : dtype
         In which eigenvectors are multiplied; they need not be exact.
+    pool : Executor, optional
+        Threads that take a fit each.
     """
 
-    def __init__(self, curvature: Curvature, total: float, penalty: float, dtype: Float) -> None:
+    def __init__(
+        self, curvature: Curvature, total: float, penalty: float, dtype: Float, pool: Executor | None = None
+    ) -> None:
+        self._pool = pool
         spread = curvature.total / total
         outputs, self._left = np.linalg.eigh(curvature.outputs)
         outputs = np.maximum(outputs, 0)
@@ -190,13 +203,16 @@ class Metric:
 
     def apply(self, gradient: np.ndarray) -> np.ndarray:
         """Return the step (P, K, D + 1) for a gradient (P, K, D + 1), of the same sign."""
-        of_intercept = gradient[:, :, -1]
-        of_weights = (gradient[:, :, :-1] - of_intercept[:, :, None] * self._mean).astype(self._weights.dtype)
+        return np.stack(list((self._pool.map if self._pool else map)(self._of_one, gradient)))
+
+    def _of_one(self, gradient: np.ndarray) -> np.ndarray:
+        of_intercept = gradient[:, -1]
+        of_weights = (gradient[:, :-1] - of_intercept[:, None] * self._mean).astype(self._weights.dtype)
         turned = self._left.T @ of_weights
         turned = (turned if self._right is None else turned @ self._right) * self._weights
         step = np.empty_like(gradient)
-        step[:, :, :-1] = self._left @ (turned if self._right is None else turned @ self._right.T)
-        step[:, :, -1] = (of_intercept @ self._left * self._intercepts) @ self._left.T - step[:, :, :-1] @ self._mean
+        step[:, :-1] = self._left @ (turned if self._right is None else turned @ self._right.T)
+        step[:, -1] = self._left @ (self._intercepts * (self._left.T @ of_intercept)) - step[:, :-1] @ self._mean
         return step
 
 

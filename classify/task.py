@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -185,6 +186,7 @@ class PassesLike(Protocol):
 
     task: Task
     count: int
+    pool: Executor | None
 
     def run(self, W: np.ndarray, active: np.ndarray, *, curvature: bool = False) -> Sums:
         """Compute loss and gradient of the active fits at coefficients W (P, K, D + 1); zeros for the others.

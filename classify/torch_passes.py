@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,7 @@ class TorchPasses:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise DeviceError("there is no NVIDIA GPU that torch can use; leave the device out, or say cpu")
         self.task, self.count = task, 0
+        self.pool: Executor | None = None
         self._diagonal = diagonal
         self._device = torch.device(device)
         self._dtype = torch.float64 if task.rows.dtype == np.float64 else torch.float32

@@ -107,7 +107,7 @@ def test_blocks_give_what_memory_gives(tmp_path):
     whole.fit(X, y)
     blocks.fit(np.memmap(tmp_path / "X", np.float32, "r", shape=X.shape), y)
     np.testing.assert_allclose(blocks.coef_, whole.coef_, atol=1e-3)
-    np.testing.assert_allclose(blocks.scores_, whole.scores_, rtol=1e-4)
+    np.testing.assert_allclose(blocks.scores_, whole.scores_, rtol=1e-3)
 
 
 def test_a_seed_shuffles_the_folds_and_none_leaves_the_order():
@@ -155,4 +155,5 @@ def test_classes_that_are_nearly_certain_keep_their_digits():
     X = (8 * np.eye(3)[y] @ rng.standard_normal((3, 30)) + rng.standard_normal((300, 30))).astype(np.float32)
     ours = LogisticRegressionPath([1e4], cv=3).fit(X, y)
     exact = LogisticRegressionPath([1e4], cv=3, tol=1e-8, max_iter=2000).fit(X.astype(np.float64), y)
-    assert objective(ours, X, y) <= objective(exact, X, y) * (1 + 1e-5)
+    # 1e-9 nats a row are as good as nothing; probabilities of 1 - 1e-7 in float32 would miss by far more.
+    assert objective(ours, X, y) <= objective(exact, X, y) * (1 + 1e-5) + len(y) * 3e-9

@@ -19,75 +19,23 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
-from .console import NumberOr, Numbers, Several, common, joined, options, run_command
+from .cli_options import (
+    Data,
+    cache_option,
+    device_options,
+    layer_option,
+    positive,
+    result_options,
+    seed_option,
+    space_options,
+    trained_options,
+)
+from .console import NumberOr, common, run_command
 from .errors import UsageError
 
-Data = click.Path(path_type=Path)
 GC_THRESHOLD = 100_000  # new objects between two looks of the collector; Python's own is 700
 # The options by which a reader of the cache chooses among feature spaces.
 SPACE_FIELDS = ("backbone", "layer", "pool", "resize", "crop", "interpolation", "mean", "std", "store_dtype")
-
-
-def _cache_folder(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
-    if value == "":  # a variable of the shell that is not set, most often
-        raise click.BadParameter("it is empty; name a folder, or leave the option out")
-    return None if value is None else Path(value)
-
-
-cache_option = click.option(
-    "--cache",
-    metavar="DIR",
-    callback=_cache_folder,
-    help="The cache's folder [default: $HEADSTART_CACHE, else .headstart].",
-)
-positive = click.IntRange(min=1)
-layer_option = click.option(
-    "--layer", metavar="NAME", help="Module whose output is taken [default: the classifier's input]."
-)
-space_options = options(
-    click.option(
-        "--pool", type=click.Choice(["avg", "max", "gem", "token", "none"]), help="How a map becomes a vector."
-    ),
-    click.option("--resize", type=NumberOr(int, "none"), help="Short side in pixels [default: the weights' own]."),
-    click.option("--crop", type=positive, metavar="N", help="Side of the centre crop [default: the weights' own]."),
-    click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), help="How to resize."),
-    click.option("--mean", type=Numbers(), help="Normalisation of values from 0 to 1."),
-    click.option("--std", type=Numbers(), help="Normalisation of values from 0 to 1."),
-    click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="What the cache keeps."),
-)
-device_options = options(
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
-    click.option("--batch-size", type=positive, metavar="N", help="Images a forward pass [default: found out]."),
-    click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
-    click.option("--max-pixels", type=positive, metavar="N", help="Larger images are failures [default: 89478485]."),
-)
-several: dict[str, Any] = {"multiple": True, "callback": joined, "metavar": "X[,X...]"}
-# Of the heads that are trained by mini-batches. Where several values are given, every combination is cross-validated.
-trained_options = options(
-    click.option("--lr", type=Several(float), **several,
-                 help="Learning rate, or several to try (linear, mlp)."),
-    click.option("--weight-decay", type=Several(float), **several,
-                 help="Or several to try (linear, mlp) [default: 0.01]."),
-    click.option("--hidden", type=Several(int), multiple=True, metavar="N[,N...]",
-                 help="Width of a hidden layer, or several to try; repeat for more layers (mlp) [default: 256]."),
-    click.option("--dropout", type=Several(float), **several,
-                 help="Share of units dropped, or several to try (mlp) [default: 0.5]."),
-    click.option("--optimizer", type=click.Choice(["adamw", "adam", "sgd"]), help="(linear, mlp) [default: adamw]"),
-    click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of sgd (linear, mlp) [default: 0.9]."),
-    click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]),
-                 help="Of the learning rate over --epochs (linear, mlp) [default: constant]."),
-    click.option("--epochs", type=positive, help="At most so many (linear, mlp) [default: 100]."),
-    click.option("--patience", type=positive, metavar="N",
-                 help="Epochs without gain that end a search (linear, mlp) [default: 10]."),
-    click.option("--batch-size", type=positive, metavar="N", help="Rows a step (linear, mlp) [default: 64 or more]."),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="(linear, mlp) [default: 0]"),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="(linear, mlp) [default: auto]"),
-)  # fmt: skip
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-result_options = options(
-    click.option("--out", "-o", type=Data, metavar="DIR", help="Where to write the result."),
-    click.option("--overwrite", is_flag=True, help="Replace a result that is there."),
-)
 
 
 @click.group(
@@ -233,15 +181,7 @@ def evaluate(model: Path, data: Path | None, split: str, against: Path | None, c
 @device_options
 @cache_option
 @common
-def predict(
-    model: Path,
-    paths: tuple[Path, ...],
-    as_csv: bool,
-    top: int,
-    coverage: float | None,
-    cache: Path | None,
-    **given: Any,
-) -> Any:
+def predict(model: Path, paths: tuple[Path, ...], cache: Path | None, **given: Any) -> Any:
     """Say what MODEL sees in pictures. PATH is a picture, a folder of them, or - for a list on standard input.
 
     \b

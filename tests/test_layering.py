@@ -12,7 +12,7 @@ import headstart
 ROOT = Path(headstart.__file__).parent
 FOLDERS = ("cache", "extract", "classify")
 MODULES = sorted(
-    [ROOT / name for name in ("__init__.py", "cli.py", "demo.py", "errors.py")]
+    [ROOT / name for name in ("__init__.py", "cli.py", "cli_options.py", "console.py", "demo.py", "errors.py")]
     + [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
 )
 ALLOWED = {
@@ -22,7 +22,8 @@ ALLOWED = {
     "classify": {"classify", "extract", "cache", "errors", ""},
     "demo": {"classify", "extract", "errors"},
     "console": {"errors"},
-    "cli": {"console", "demo", "classify", "extract", "cache", "errors", ""},
+    "cli_options": {"console"},
+    "cli": {"cli_options", "console", "demo", "classify", "extract", "cache", "errors", ""},
     "__init__": {"classify", "extract", "errors"},
 }
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "h5py", "PIL"}

@@ -88,7 +88,8 @@ def run(folder: Path) -> Demo:
 
 
 def _step(command: str) -> None:
-    logger.info("\n$ %s", command)
+    logger.info("")
+    logger.info("$ %s", command)
 
 
 def _tell(lines: list[str]) -> None:

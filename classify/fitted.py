@@ -113,7 +113,7 @@ def _joined_features(data: LabelledSet) -> str:
     spaces = data.features.spaces
     if len(spaces) == 1:
         return spaces[0].backbone
-    return " + ".join(f"{space.backbone} {space.layer} ({space.dim})" for space in spaces)
+    return " + ".join(f"{space.backbone}:{space.layer} ({space.dim})" for space in spaces)
 
 
 def _short(value: Any) -> str:

@@ -104,7 +104,7 @@ def test_no_image_with_any_label_and_no_class_at_all_come_back_too(tmp_path):
 
 def test_a_dataset_of_one_label_has_the_arrays_of_before_and_no_other(tmp_path):
     with h5py.File(save_listing(tmp_path, make_listing()), locking=False) as file:
-        assert sorted(file) == ["classes", "digest", "failed", "label", "path", "reason", "split", "stat"]
+        assert sorted(file) == ["classes", "digest", "failed", "label", "path", "phash", "reason", "split", "stat"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from headstart.classify.heads import make_head
 from headstart.classify.knn import Neighbours, vote_logits
 from headstart.classify.metrics import log_loss, nearest_mean_baseline
 from headstart.classify.model import SavedModel, load_model, save_model
+from headstart.classify.network import softmax
 from headstart.classify.splits import stratified_folds
 from headstart.errors import ModelError, UsageError
 from support import make_space
@@ -31,7 +32,7 @@ def test_neighbours_are_those_of_scikit_learn(metric, k):
     reference = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(scaler.transform(X), y)
     head = make_head("knn", k=k, metric=metric).fit(X, y)
     votes = reference.predict_proba(scaler.transform(new)) * k
-    np.testing.assert_allclose(head.predict_proba(new), (votes + 1 / 3) / (k + 1), atol=1e-9)
+    np.testing.assert_allclose(softmax(head.decision_function(new)), (votes + 1 / 3) / (k + 1), atol=1e-9)
     np.testing.assert_array_equal(head.predict(new), reference.predict(scaler.transform(new)))
 
 
@@ -118,7 +119,7 @@ def saved(tmp_path):
     X, y = data(dim=8)
     head = make_head("knn", k=5).fit(X, y)
     model = SavedModel(
-        kind="knn", classes=("a", "b", "c"), space=make_space().as_dict(), network=head.network_, facts=head.facts()
+        kind="knn", classes=("a", "b", "c"), spaces=[make_space().as_dict()], network=head.network_, facts=head.facts()
     )
     return head, X, save_model(tmp_path / "model", model)
 
@@ -127,7 +128,7 @@ def test_a_saved_model_answers_as_before(saved):
     head, X, folder = saved
     again = load_model(folder)
     assert isinstance(again.network, Neighbours)
-    np.testing.assert_array_equal(again.predict_proba(X), head.predict_proba(X))
+    np.testing.assert_array_equal(again.network.logits(X), head.decision_function(X))
     assert again.network.n_classes == 3
     np.testing.assert_allclose(again.network.predict_proba(X, 1e9), 1 / 3, atol=1e-6)
 

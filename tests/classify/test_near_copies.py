@@ -53,14 +53,28 @@ def test_a_near_copy_is_one_by_hash_and_embedding(bits, turn):
 
 @pytest.mark.parametrize("bits", [0, 12])
 @pytest.mark.parametrize("more", [-0.05, 0.05])
-def test_the_farther_apart_hashes_are_the_more_the_embeddings_have_to_agree(bits, more):
+def test_the_farther_apart_hashes_are_the_more_the_embeddings_have_to_agree(bits, more, monkeypatch):
     hashes, _, digest = pictures(2 * DIM)
     cosine = 0.4 + 0.025 * bits + more
     X = np.eye(DIM, dtype=np.float32)
     X[20] = cosine * X[3] + np.sqrt(1 - cosine**2) * X[20]
     hashes[20] = flipped(hashes[[3]], bits)[0]
+    monkeypatch.setattr(module, "MOST_OF_AROUND", 2.0)  # whatever is around
     found = near_copies(hashes, np.concatenate([X, -X]), digest)  # of which the mean is nothing
     assert partition(found) == ({(3, 20)} if more > 0 else set())
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_where_all_pictures_look_alike_a_copy_is_closer_still(looked, monkeypatch):
+    hashes, X, digest = pictures(60)
+    X[:30] = X[0] + 0.5 * X[:30]
+    for row in (0, 2, 40):
+        hashes[row + 1] = flipped(hashes[[row]], 5)[0]
+    X[41] = 1.001 * X[40]
+    if not looked:
+        monkeypatch.setattr(module, "MOST_OF_AROUND", 2.0)
+    alike = set() if looked else {(0, 1), (2, 3)}
+    assert partition(near_copies(hashes, X, digest)) == {(40, 41)} | alike
 
 
 def test_the_mean_of_the_embeddings_does_not_matter():
@@ -116,6 +130,9 @@ def test_it_finds_what_comparing_each_with_each_finds(monkeypatch):
     distance = np.bitwise_count(hashes[:, None] ^ np.stack([hashes, mirrored(hashes)])[:, None]).min(axis=0)
     agree = (distance <= MAX_DISTANCE) & (centred @ centred.T >= 0.4 + 0.025 * distance)
     agree[hashes == FLAT] = agree[:, hashes == FLAT] = False
+    others = np.where((distance <= MAX_DISTANCE) | (hashes == FLAT), -1, centred @ centred.T)
+    fifth = np.sort(others, axis=1)[:, -5]
+    agree &= 1 - centred @ centred.T <= 0.5 * (1 - np.maximum(fifth[:, None], fifth))
     wanted = np.argwhere(np.triu(agree, 1)).tolist()
     monkeypatch.setattr(module, "LARGEST_GROUP", 300)
     found = near_copies(hashes, X, digest)

@@ -13,7 +13,7 @@ from torch import nn
 from headstart.classify.grid import _Course, cross_validate, grid
 from headstart.classify.heads import make_head
 from headstart.classify.metrics import log_loss
-from headstart.classify.network import forward
+from headstart.classify.network import forward, softmax
 from headstart.classify.optimizers import SCHEDULES, Optimizer, rate_factor
 from headstart.classify.splits import stratified_folds
 from headstart.classify.training import Batches, Recipe, Rows, Setting, Stack, batch_loss, initial_parameters, train
@@ -246,7 +246,8 @@ def test_the_grid_is_reported_and_its_best_setting_taken():
     assert head.setting_ == {name: best[name] for name in ("lr", "weight_decay", "hidden", "dropout")}
     assert head.epochs_ == best["epochs"]
     assert head.cv_["log_loss"] == pytest.approx(best["log_loss"])
-    assert head.cv_["log_loss"] == pytest.approx(log_loss(y, head.oof_proba_))
+    assert head.cv_["log_loss"] == pytest.approx(log_loss(y, softmax(head.oof_logits_)))
+    assert head.cv_["log_loss_calibrated"] == pytest.approx(log_loss(y, head.oof_proba_))
     assert head.facts()["setting"] == head.setting_
     assert head.choice().endswith(f", {head.epochs_} epochs, the best of 8 settings in 24 fits")
     assert len(head.network_.weights[0]) == best["hidden"][0]
@@ -369,7 +370,9 @@ def test_class_weights_help_the_rare_class(kind):
 def test_smoothing_makes_a_head_less_sure():
     X, y = data(noise=0.3)
     sure = [
-        make_head("linear", cv=3, lr=0.1, epochs=30, label_smoothing=e).fit(X, y).predict_proba(X).max(1).mean()
+        softmax(make_head("linear", cv=3, lr=0.1, epochs=30, label_smoothing=e).fit(X, y).decision_function(X))
+        .max(1)
+        .mean()
         for e in (0.0, 0.3)
     ]
     assert sure[1] < sure[0] - 0.05

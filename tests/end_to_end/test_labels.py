@@ -35,11 +35,11 @@ def test_f34_the_same_bytes_under_two_labels_are_warned_of_and_both_kept(headsta
     shutil.copy(data / "train" / "cross" / "1.png", data / "train" / "circle" / "wrong.png")
     shutil.copy(data / "train" / "circle" / "wrong.png", data / "train" / "circle" / "wrong again.png")
     headstart_json("extract", data, "--backbone", BACKBONE)
-    status, _, err = headstart("fit-head")
+    status, _, err = headstart("fit-head", "--near-copies", "none")
     assert status == 0
     both = f"{data}/train/circle/wrong again.png = {data}/train/cross/1.png"
     assert f"warning: 1 images have two labels, byte for byte the same ({both}); --dedupe drops them" in err
-    fit = headstart_json("fit-head", "--overwrite")
+    fit = headstart_json("fit-head", "--near-copies", "none", "--overwrite")
     assert (fit["train"]["n"], fit["val"]["n"], fit["dedupe"]) == (18, 12, None)
 
 
@@ -50,7 +50,7 @@ def test_f34_dedupe_keeps_one_of_each_and_none_of_what_contradicts_itself(headst
     shutil.copy(train / "cross" / "3.png", val / "cross" / "leak.png")  # the one in train goes
     shutil.copy(val / "circle" / "4.png", val / "circle" / "copy.png")
     headstart_json("extract", data, "--backbone", BACKBONE)
-    status, out, err = headstart("fit-head", "--dedupe", "--out", "clean")
+    status, out, err = headstart("fit-head", "--near-copies", "none", "--dedupe", "--out", "clean")
     assert (status, out) == (0, "")
     assert "warning" not in err
     dropped = [line for line in err.splitlines() if line.startswith("dropped")]
@@ -58,7 +58,7 @@ def test_f34_dedupe_keeps_one_of_each_and_none_of_what_contradicts_itself(headst
         "dropped 3 copies of images that are kept, and 2 images that have two labels, neither to be believed "
         f"({train}/circle/wrong.png = {train}/cross/1.png)"
     ]
-    fit = headstart_json("fit-head", "--dedupe", "--out", "clean", "--overwrite")
+    fit = headstart_json("fit-head", "--near-copies", "none", "--dedupe", "--out", "clean", "--overwrite")
     assert fit["dedupe"] == {"kept": 27, "copies": 3, "contradictory": 2}
     assert (fit["train"]["n"], fit["val"]["n"]) == (14, 13)
     assert json.loads((tmp_path / "clean" / "model.json").read_text())["training"]["dedupe"] == fit["dedupe"]
@@ -68,7 +68,7 @@ def test_f34_dedupe_keeps_one_of_each_and_none_of_what_contradicts_itself(headst
         assert headstart_json("evaluate", "clean", *named, "--split", "train")["n"] == 14
     assert headstart_json("evaluate", "clean")["accuracy"] == pytest.approx(fit["val"]["accuracy"])
 
-    plain = headstart_json("fit-head", "--out", "plain")
+    plain = headstart_json("fit-head", "--near-copies", "none", "--out", "plain")
     assert (plain["train"]["n"], plain["val"]["n"], plain["dedupe"]) == (18, 14, None)
     assert headstart_json("evaluate", "plain")["n"] == 14
     assert headstart_json("evaluate", "clean", "--against", "plain")["n"] == 13, "both on what the first is scored on"
@@ -79,7 +79,7 @@ def test_f34_dedupe_that_leaves_a_class_with_too_little_says_what_was_dropped(he
     for path in (data / "train" / "cross").iterdir():
         shutil.copy(path, data / "train" / "circle" / f"again-{path.name}")
     headstart_json("extract", data, "--backbone", BACKBONE)
-    status, _, err = headstart("fit-head", "--dedupe")
+    status, _, err = headstart("fit-head", "--near-copies", "none", "--dedupe")
     assert status == 1
     assert "dropped 0 copies of images that are kept, and 16 images that have two labels" in err
     said = "class 'cross' has 0 training images, at least 2 are needed: add some or remove it"
@@ -93,7 +93,7 @@ def test_f35_the_same_bytes_in_train_and_another_split_are_counted_and_named(hea
     shutil.copy(train / "0.png", train / "0 again.png")
     shutil.copy(train / "0.png", other / "leak.png")
     headstart_json("extract", data, "--backbone", BACKBONE)
-    status, _, err = headstart("fit-head")
+    status, _, err = headstart("fit-head", "--near-copies", "none")
     assert status == 0
     pair = " = ".join(sorted([f"{train}/0 again.png", f"{other}/leak.png"]))
     said = "images are in train and in another split, byte for byte"
@@ -101,7 +101,7 @@ def test_f35_the_same_bytes_in_train_and_another_split_are_counted_and_named(hea
 
     shutil.copy(data / "train" / "circle" / "5.png", data / "val" / "circle" / "leak.png")
     headstart_json("extract", data, "--backbone", BACKBONE)
-    _, _, err = headstart("fit-head", "--overwrite")
+    _, _, err = headstart("fit-head", "--near-copies", "none", "--overwrite")
     (line,) = [line for line in err.splitlines() if "leakage" in line]
     assert line.startswith(f"warning: leakage: 2 {said} ({data}/")
     assert "leak.png" in line and f"{data}/train/" in line and ", and 1 more); " in line

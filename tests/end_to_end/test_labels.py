@@ -59,7 +59,7 @@ def test_f34_dedupe_keeps_one_of_each_and_none_of_what_contradicts_itself(headst
         f"({train}/circle/wrong.png = {train}/cross/1.png)"
     ]
     fit = headstart_json("fit-head", "--near-copies", "none", "--dedupe", "--out", "clean", "--overwrite")
-    assert fit["dedupe"] == {"kept": 27, "copies": 3, "contradictory": 2}
+    assert fit["dedupe"] == {"kept": 27, "copies": 3, "contradictory": 2, "near": 0}
     assert (fit["train"]["n"], fit["val"]["n"]) == (14, 13)
     assert json.loads((tmp_path / "clean" / "model.json").read_text())["training"]["dedupe"] == fit["dedupe"]
 

@@ -16,6 +16,7 @@ from .splits import stratified_folds
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images that are not set aside
 REPEATS = 10
 _FOLDS = 5  # one part in five is set aside to be scored on
+_HARDLY = 0.02  # a gain that is certainly smaller is not worth the labelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class LearningCurve:
     ----------
     points : list of dict
         ``n`` images, and of the accuracy on training images that were set aside the ``mean``, ``low`` and ``high``
-        (95 % interval of the mean over repeats) and ``std`` over repeats, for growing n.
+        (95 % interval of the mean over repeats) and ``std`` over repeats, for growing n; none where there are too few
+        images, or labels too rare, to say anything.
     measure : str
         "accuracy", or "map" (mean average precision) where an image may have several labels.
     verdict : str
@@ -73,20 +75,22 @@ def learning_curve(
     seed : int, default 0
     """
     strata = y if y.ndim == 1 else y.argmax(axis=1)
-    sizes: list[int] = []
-    scores = np.full((repeats, len(SHARES)), np.nan)
+    sizes, scores = np.empty((repeats, len(SHARES))), np.full((repeats, len(SHARES)), np.nan)
     for repeat in range(repeats):
         folds = stratified_folds(strata, _FOLDS, random_state=seed + repeat, groups=groups)
         aside = folds == 0
         order = _mixed(np.flatnonzero(~aside), strata, seed + repeat)
-        sizes = [max(_smallest(y, strata), round(share * len(order))) for share in SHARES]
-        for number, size in enumerate(sizes):
-            rows = order[: min(size, len(order))]
+        for number, share in enumerate(SHARES):
+            rows = order[: max(_smallest(y, strata), round(share * len(order)))]
+            sizes[repeat, number] = len(rows)
             scores[repeat, number] = _score(head, X[rows], y[rows], X[aside], y[aside])
-    points = [_point(size, scores[:, number]) for number, size in enumerate(sizes)]
-    kept = [number for number, point in enumerate(points) if not number or point["n"] > points[number - 1]["n"]]
-    measure = "map" if isinstance(head, LabelsHead) else "accuracy"
-    return LearningCurve([points[number] for number in kept], measure, _verdict(scores[:, kept]))
+    # Of labels so rare that the images that were set aside seldom have one, nothing is measured.
+    scores = scores[~np.isnan(scores).any(axis=1)]
+    count = sizes.mean(axis=0).round().astype(int).tolist()  # repeats differ where copies are set aside together
+    grows = [number for number in range(len(SHARES)) if not number or count[number] > count[number - 1]]
+    kept = grows if len(scores) > 1 else []
+    points = [_point(count[number], scores[:, number]) for number in kept]
+    return LearningCurve(points, "map" if isinstance(head, LabelsHead) else "accuracy", _verdict(scores[:, kept]))
 
 
 def _smallest(y: np.ndarray, strata: np.ndarray) -> int:
@@ -116,7 +120,7 @@ def _score(head: Head, X: np.ndarray, y: np.ndarray, other_X: np.ndarray, other_
 
 
 def _point(size: int, scores: np.ndarray) -> dict[str, Any]:
-    mean, std = float(np.nanmean(scores)), float(np.nanstd(scores, ddof=1))
+    mean, std = float(scores.mean()), float(scores.std(ddof=1))
     half = 1.96 * std * _of_the_mean(len(scores))
     return {"n": size, "mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half), "std": std}
 
@@ -135,8 +139,10 @@ def _verdict(scores: np.ndarray) -> str:
     if scores.shape[1] < 2:
         return "too few training images for a learning curve"
     gain = scores[:, -1] - scores[:, -2]
-    mean, error = float(np.nanmean(gain)), float(np.nanstd(gain, ddof=1)) * _of_the_mean(len(gain))
+    mean, error = float(gain.mean()), float(gain.std(ddof=1)) * _of_the_mean(len(gain))
     points = f"{100 * mean:+.1f} points (standard error {100 * error:.1f})"
     if mean > 2 * error and mean > 0.001:
         return f"more labelled images still help: the last step brought {points}"
-    return f"more labelled images of the same kind would hardly help: the last step brought {points}"
+    if mean + 2 * error < _HARDLY:
+        return f"more labelled images of the same kind would hardly help: the last step brought {points}"
+    return f"too few images to tell whether more would help: the last step brought {points}"

@@ -182,8 +182,8 @@ def without_copies(y: np.ndarray, split: np.ndarray, group: np.ndarray) -> tuple
 def _deduped(data: LabelledSet) -> LabelledSet:
     """Leave copies out and say in one line how many."""
     kept, dropped = without_copies(data.y, data.split, data.exact)
-    elsewhere = np.isin(data.group, data.group[data.split != "train"])
-    near = elsewhere[kept] & (data.split[kept] == "train")
+    group, training = data.group[kept], data.split[kept] == "train"
+    near = training & np.isin(group, group[~training])
     twice = _with_two_labels(data.y, data.exact)
     logger.info(
         "dropped %d copies of images that are kept, and %d images that have two labels, neither to be believed%s",

@@ -197,17 +197,19 @@ def evaluate(
     """
     first = Classifier(load_model(Path(model)), cache, run)
     dedupe = first.model.training.get("dedupe") is not None
-    result = _evaluate(first, data, split, dedupe=dedupe)
+    source = Path(first.model.training["source"])  # without DATA that of the second model, too
+    result = _evaluate(first, data, split, source, dedupe=dedupe)
     if against is None:
         return result
     other = Classifier(load_model(Path(against)), cache, run)
-    source = first.model.training["source"] if data is None else data
-    second = _evaluate(other, source, result.split, dedupe=dedupe)
+    second = _evaluate(other, data, result.split, source, dedupe=dedupe)
     return replace(result, against=_compare(result, second, str(against)))
 
 
-def _evaluate(classifier: Classifier, data: str | os.PathLike[str] | None, split: str, *, dedupe: bool) -> Evaluation:
-    labelled = _dataset(classifier, data, dedupe=dedupe)
+def _evaluate(
+    classifier: Classifier, data: str | os.PathLike[str] | None, split: str, source: Path, *, dedupe: bool
+) -> Evaluation:
+    labelled = _dataset(classifier, data, source, dedupe=dedupe)
     if not (labelled.split == split).any() and split == "val" and (labelled.split == "test").any():
         logger.info("there is no validation split: scoring on test")
         split = "test"
@@ -221,10 +223,12 @@ def _evaluate(classifier: Classifier, data: str | os.PathLike[str] | None, split
     return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes)
 
 
-def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, *, dedupe: bool) -> LabelledSet:
+def _dataset(
+    classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool
+) -> LabelledSet:
+    """Take a dataset from the disk, or, without one, the one that a model was trained on from the cache."""
     training = classifier.model.training
-    trained_on = Path(training["source"])
-    features = _from_cache(classifier, trained_on) if data is None else _from_disk(classifier, Path(data))
+    features = _from_cache(classifier, source) if data is None else _from_disk(classifier, Path(data))
     if features.multi_label != classifier.model.multi_label:
         several, one = "several labels an image", "one class an image"
         knows, has = (several, one) if classifier.model.multi_label else (one, several)
@@ -243,7 +247,7 @@ def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, *, ded
 
 
 def _from_cache(classifier: Classifier, source: Path) -> Features:
-    """Take the dataset that the model was trained on as it was last listed; embed only where the cache lacks rows."""
+    """Take the dataset that a model was trained on as it was last listed; embed only where the cache lacks rows."""
     listing = latest_listing(classifier.store.root, source)
     if listing is None:
         if not source.exists():

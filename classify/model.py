@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,7 @@ def load_model(path: Path) -> SavedModel:
         content = {"multi_label": False, "thresholds": [], **content}
         given = {name: content[name] for name in _in_json() if name != "classes"}
         model = SavedModel(classes=classes, network=network, true_probabilities=true, novelty=novelty, **given)
+        _check_fields(model)
         _check_thresholds(model)
         width = sum(FeatureSpace.from_dict(space).dim for space in model.spaces)
     except HeadstartError as error:
@@ -179,15 +181,26 @@ def load_model(path: Path) -> SavedModel:
 def _taken_out(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, Novelty | None]:
     """Take what is not the network's out of the arrays of a model."""
     true = arrays.pop(_TRUE, np.zeros(0, np.float32))
-    if true.ndim != 1 or true.dtype != np.float32 or not np.isfinite(true).all() or (np.diff(true) < 0).any():
+    ascending = true.ndim == 1 and true.dtype == np.float32 and not (np.diff(true) < 0).any()
+    if not ascending or not ((true >= 0) & (true <= 1)).all():
         raise ModelError("its cross-validated probabilities are none")
     found = {name.removeprefix(_NOVELTY): arrays.pop(name) for name in list(arrays) if name.startswith(_NOVELTY)}
     return true, Novelty.from_arrays(found) if found else None
 
 
+def _check_fields(model: SavedModel) -> None:
+    types = {"kind": str, "multi_label": bool, "temperature": float, "facts": dict, "training": dict, "scores": dict}
+    for name, wanted in types.items():
+        if not isinstance(getattr(model, name), wanted):
+            raise ModelError(f"its {name} is {getattr(model, name)!r:.40}")
+    if not 0 < model.temperature < math.inf:
+        raise ModelError(f"its temperature is {model.temperature}")
+
+
 def _check_thresholds(model: SavedModel) -> None:
     wanted = len(model.classes) if model.multi_label else 0
-    if len(model.thresholds) != wanted or not all(isinstance(value, float) for value in model.thresholds):
+    numbers = all(isinstance(value, float) and math.isfinite(value) for value in model.thresholds)
+    if len(model.thresholds) != wanted or not numbers:
         raise ModelError("it has not one threshold for each label")
     if model.novelty is not None and model.novelty.reference.shape[1] != model.network.n_features:
         raise ModelError("its training pictures are not of its width")

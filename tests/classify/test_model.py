@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 
 from headstart.classify.model import SavedModel, check_target, load_model, save_model
 from headstart.classify.network import Network
+from headstart.classify.novelty import Novelty
 from headstart.classify.preparation import Preparation
 from headstart.errors import ModelError
 from support import make_space
@@ -227,3 +229,122 @@ def test_arrays_that_do_not_fit_are_refused():
         Network.from_arrays({**arrays, "mean": np.full(8, np.nan, np.float32)})
     with pytest.raises(ModelError, match="width 8, and got an array of"):
         make_model().network.logits(np.zeros((2, 9), np.float32))
+
+
+# What was added later: several labels, sets of classes, novelty
+
+
+def make_full(**changes):
+    """Return a model that has all of it."""
+    rng = np.random.default_rng(1)
+    novelty = Novelty(rng.standard_normal((6, 8)).astype(np.float32), np.array([0.1, 0.2, 0.4], np.float32))
+    true = np.array([0.2, 0.5, 0.9], np.float32)
+    several = {"multi_label": True, "thresholds": [0.5, 0.25, 1 / 3], "true_probabilities": true, "novelty": novelty}
+    return dataclasses.replace(make_model(), **{**several, **changes})
+
+
+@pytest.fixture
+def full(tmp_path):
+    return save_model(tmp_path / "full", make_full())
+
+
+def test_all_of_it_comes_back_as_it_was(full):
+    model, again = make_full(), load_model(full)
+    assert (again.multi_label, again.thresholds) == (True, model.thresholds)
+    np.testing.assert_array_equal(again.true_probabilities, model.true_probabilities)
+    for name, array in model.novelty.arrays().items():
+        np.testing.assert_array_equal(again.novelty.arrays()[name], array)
+    X = np.random.default_rng(2).standard_normal((5, 8)).astype(np.float32)
+    proba = again.predict_proba(X)
+    np.testing.assert_allclose(proba, 1 / (1 + np.exp(-model.network.logits(X) / 2)))
+    assert not np.allclose(proba.sum(axis=1), 1)
+    assert set(json.loads((full / "model.json").read_text())) & {"novelty", "true_probabilities"} == set()
+
+
+def test_a_model_of_before_there_were_several_labels_has_one_class_an_image(folder):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    assert content.pop("multi_label") is False and content.pop("thresholds") == []
+    path.write_text(json.dumps(content))
+    model = load_model(folder)
+    assert (model.multi_label, model.thresholds, model.novelty, model.true_probabilities.size) == (False, [], None, 0)
+    np.testing.assert_allclose(model.predict_proba(np.ones((1, 8), np.float32)).sum(), 1)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"thresholds": [0.5, 0.5]}, "it has not one threshold for each label"),
+        ({"thresholds": []}, "it has not one threshold for each label"),
+        ({"thresholds": [0.5, 0.5, "x"]}, "it has not one threshold for each label"),
+        ({"thresholds": [0.5, 0.5, True]}, "it has not one threshold for each label"),
+        ({"thresholds": [0.5, 0.5, NAN]}, "it has not one threshold for each label"),
+        ({"thresholds": 7}, "damaged"),
+        ({"thresholds": None}, "damaged"),
+        ({"multi_label": False}, "it has not one threshold for each label"),
+        ({"multi_label": "no"}, "damaged"),
+        ({"multi_label": 1}, "damaged"),
+        ({"temperature": "2"}, "damaged"),
+        ({"temperature": 0.0}, "damaged"),
+        ({"temperature": -1.0}, "damaged"),
+        ({"temperature": NAN}, "damaged"),
+        ({"temperature": INFINITE}, "damaged"),
+        ({"temperature": None}, "damaged"),
+        ({"training": []}, "damaged"),
+        ({"scores": 7}, "damaged"),
+        ({"facts": "x"}, "damaged"),
+        ({"kind": ["knn"]}, "damaged"),
+    ],
+)
+def test_damage_of_its_fields_is_named_in_one_line(full, changes, said):
+    edit(full, **changes)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_model(full)
+    assert "\n" not in str(caught.value) and str(full) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("true_probabilities", np.array([0.5, 0.2], np.float32), "cross-validated probabilities"),
+        ("true_probabilities", np.array([0.5, np.nan], np.float32), "cross-validated probabilities"),
+        ("true_probabilities", np.array([[0.5]], np.float32), "cross-validated probabilities"),
+        ("true_probabilities", np.array([0.2, 0.5]), "cross-validated probabilities"),
+        ("true_probabilities", np.array([0.2, 1.5], np.float32), "cross-validated probabilities"),
+        ("true_probabilities", np.array([-0.2, 0.5], np.float32), "cross-validated probabilities"),
+        ("novelty.reference", np.zeros((6, 7), np.float32), "its training pictures are not of its width"),
+        ("novelty.reference", np.zeros(8, np.float32), "do not fit each other"),
+        ("novelty.reference", None, "lacks the array 'reference'"),
+        ("novelty.distances", None, "lacks the array 'distances'"),
+        ("novelty.distances", np.array([0.2, 0.1], np.float32), "are not in order"),
+        ("novelty.distances", np.zeros(0, np.float32), "do not fit each other"),
+        ("novelty.distances", np.array([np.inf], np.float32), "not finite"),
+    ],
+)
+def test_damage_of_its_numbers_is_named_in_one_line(full, name, array, said):
+    import hashlib
+
+    from safetensors.numpy import load, save
+
+    arrays = load(tensors(full).read_bytes())
+    arrays = {**arrays, name: array}
+    data = save({name: array for name, array in arrays.items() if array is not None})
+    tensors(full).unlink()
+    file = f"tensors-{hashlib.sha256(data).hexdigest()}.safetensors"
+    (full / file).write_bytes(data)
+    edit(full, tensors=file)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_model(full)
+    assert "\n" not in str(caught.value) and str(full) in str(caught.value)
+
+
+def test_every_truncation_of_a_full_model_is_refused(full):
+    path = tensors(full)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match="is damaged: "):
+            load_model(full)

@@ -223,9 +223,7 @@ def _evaluate(
     return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes)
 
 
-def _dataset(
-    classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool
-) -> LabelledSet:
+def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool) -> LabelledSet:
     """Take a dataset from the disk, or, without one, the one that a model was trained on from the cache."""
     training = classifier.model.training
     features = _from_cache(classifier, source) if data is None else _from_disk(classifier, Path(data))
@@ -272,7 +270,10 @@ def _from_disk(classifier: Classifier, data: Path) -> Features:
 def _compare(first: Evaluation, second: Evaluation, name: str) -> dict[str, Any]:
     """Compare two models on the images that both were scored on, by McNemar's exact test."""
     if list(first.paths) != list(second.paths):
-        raise DataError(f"the model {name} was scored on other images; name DATA so that both see the same")
+        raise DataError(
+            f"the model {name} was scored on other images: the two were fitted with other validation images held out or "
+            "after the dataset had changed; fit one of them again"
+        )
     one, two = first.right(), second.right()
     only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
     p_value = mcnemar_exact(only_first, only_second)

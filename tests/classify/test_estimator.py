@@ -157,3 +157,16 @@ def test_classes_that_are_nearly_certain_keep_their_digits():
     exact = LogisticRegressionPath([1e4], cv=3, tol=1e-8, max_iter=2000).fit(X.astype(np.float64), y)
     # 1e-9 nats a row are as good as nothing; probabilities of 1 - 1e-7 in float32 would miss by far more.
     assert objective(ours, X, y) <= objective(exact, X, y) * (1 + 1e-5) + len(y) * 3e-9
+
+
+@pytest.mark.parametrize("name", ["hymenoptera", "hotdog"])
+def test_on_photographs_it_predicts_what_scikit_learn_predicts(photographs, name):
+    rows = photographs[name]
+    mean, scale = rows.train.mean(axis=0), rows.train.std(axis=0)
+    X, new = ((some - mean) / np.where(scale > 0, scale, 1) for some in (rows.train, rows.val))
+    for Cs in (11, [0.001]):
+        ours = LogisticRegressionPath(Cs, random_state=0).fit(X, rows.y)
+        theirs = LogisticRegression(C=ours.C_, tol=1e-6, max_iter=10_000).fit(X, rows.y)
+        theirs.C_ = ours.C_
+        assert objective(ours, X, rows.y) <= objective(theirs, X, rows.y) * (1 + 1e-5)
+        np.testing.assert_array_equal(ours.predict(new), theirs.predict(new))

@@ -113,8 +113,8 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @click.option("--k", type=NumberOr(int, "auto"), help="Neighbours that vote (knn) [default: auto].")
 @click.option("--metric", type=click.Choice(["cosine", "euclidean"]), help="(knn) [default: cosine]")
 @trained_options
-@click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
-              help="Held out where DATA has no validation split.")  # fmt: skip
+@click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True),
+              help="Held out where DATA has no validation split [default: 0.2].")  # fmt: skip
 @click.option("--dedupe", is_flag=True, help="Use one of copies, none with two labels, none of train that val has.")
 @click.option("--near-copies", type=click.Choice(["auto", "all", "none"]), default="auto", show_default=True,
               help="Look for near copies: among up to 50,000 images, all, none.")  # fmt: skip
@@ -380,3 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The words after the program's name; those of the process where it is None.
     """
     return run_command(commands, sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":  # as `python -m headstart.cli`
+    run()

@@ -225,14 +225,14 @@ def _warn_of_near_copies(data: LabelledSet, copies: NearCopies, training: np.nda
     if near.size:
         count = int((np.isin(copies.group, near) & ~training).sum())
         logger.warning(
-            "leakage: %d images of another split are nearly copies of training images (%s); "
+            "leakage: %d images of another split are nearly copies of training images (%s)%s; "
             "--dedupe drops those from train",
             count, _example(data, copies.group, near, training, sign="~"),
+            ", which headstart held out by their bytes" if data.held_out else "",
         )  # fmt: skip
     for group in copies.refused:
         logger.warning(
-            "%d images look so much alike that they are taken for different ones (%s and others): no near copies are "
-            "looked for among them",
+            "%d images look alike, too many to be copies of one (%s and others): they are taken for different images",
             len(group), printable(str(data.features.paths[data.rows[group[0]]])) if data.dedupe is None else "some",
         )  # fmt: skip
     if not copies.compared:

@@ -14,10 +14,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import TrainingError
+from .logistic import coefficients
 from .metrics import log_loss
 from .network import softmax
-from .search import both_rows, class_task, default_Cs, search
+from .search import both_rows, class_task, default_Cs, rotated, search
 from .task import InBlocks, Task
+
+_LEAST_C = 1e-30  # below it, and above its inverse, a penalty is lost in the digits of the loss, or the other way round
 
 
 class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -117,19 +120,27 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         if len(self.classes_) < 2:
             raise ValueError(
                 f"LogisticRegressionPath needs samples of at least 2 classes in the data, and has one class: "
-                f"{self.classes_[0]!r}"
+                f"{self.classes_.tolist()[0]!r}"
             )
         self.Cs_ = _inverse_penalties(self.Cs)
-        folds = self._folds(X, y)
-        task = self._task(X, codes.astype(np.int64), folds)
+        folds = self._folds(y)
+        centre, centred = self._centred(X)
+        turned, back = (centred, None) if self.block_rows else rotated(centred)
+        turned = turned if self.block_rows else turned.astype(X.dtype, copy=False)
+        task = self._task(turned, codes.astype(np.int64), folds)
+
+        def straight(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            coef, intercept = coefficients(W, back)
+            return coef, intercept - coef @ centre
+
         found = search(
-            task, self.Cs_.tolist(), self._scorer(X, y, codes, folds),
+            task, self.Cs_.tolist(), self._scorer(X, y, codes, folds, straight),
             tol=self.tol, max_iter=self.max_iter, device=self.device,
         )  # fmt: skip
         self.C_, self.scores_, self.n_iter_ = found.C, found.scores.T, found.steps
+        coef, intercept = straight(found.fit.W[0])
         dtype = np.float32 if task.rows.dtype == np.float32 else np.float64
-        self.coef_ = found.fit.W[0, :, :-1].astype(dtype)
-        self.intercept_ = found.fit.W[0, :, -1].astype(dtype)
+        self.coef_, self.intercept_ = coef.astype(dtype), intercept.astype(dtype)
         if not found.converged:
             _warn_of_steps(self.max_iter, found.C)
         return self
@@ -148,7 +159,10 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return logarithms of probabilities, (n_samples, n_classes) float64."""
-        return np.asarray(np.log(self.predict_proba(X)))
+        logits = self.decision_function(X)
+        both = both_rows(logits if logits.ndim == 2 else logits[:, None], 1).astype(np.float64)
+        shifted = both - both.max(axis=1, keepdims=True)
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the likeliest class of each row, (n_samples,)."""
@@ -157,33 +171,49 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         return np.asarray(self.classes_[codes])
 
     def _validated(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
+        if not (self.tol > 0 and np.isfinite(self.tol)) or self.max_iter < 1:
+            raise ValueError(f"tol must be above 0 and max_iter at least 1: {self.tol!r}, {self.max_iter!r}")
         if self.block_rows is None:
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         else:
             self.n_features_in_, y = int(X.shape[1]), np.asarray(y)
             if y.shape != (X.shape[0],) or self.block_rows < 1:
                 raise ValueError(f"block_rows must be above 0, and y have a label a row: {self.block_rows}, {y.shape}")
+            rows = range(0, X.shape[0], self.block_rows)
+            if not all(np.isfinite(X[start : start + self.block_rows]).all() for start in rows):
+                raise ValueError("X holds NaN or infinity")
         check_classification_targets(y)
         return X, np.asarray(y)
 
-    def _folds(self, X: Any, y: np.ndarray) -> np.ndarray:
+    def _centred(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Take the mean from the features, which the intercept makes up for: float32 has more digits then."""
+        if self.block_rows is not None:
+            return np.zeros(X.shape[1]), X
+        centre = X.mean(axis=0, dtype=np.float64)
+        return centre, np.asarray(X - centre, X.dtype)
+
+    def _folds(self, y: np.ndarray) -> np.ndarray:
         splitter = self.cv
         if isinstance(splitter, int) and self.random_state is not None:
             splitter = StratifiedKFold(splitter, shuffle=True, random_state=self.random_state)
-        folds, trained = np.full(len(y), -1), np.zeros(len(y), int)
-        number = -1
-        for number, (train, test) in enumerate(check_cv(splitter, y, classifier=True).split(np.zeros(len(y)), y)):
-            if (folds[test] >= 0).any() or len(train) + len(test) != len(y):
+        folds, number = np.full(len(y), -1), -1
+        for number, sides in enumerate(check_cv(splitter, y, classifier=True).split(np.zeros(len(y)), y)):
+            train, test = (np.arange(len(y))[side] for side in sides)  # numbers, also of masks
+            if (folds[test] >= 0).any() or len(np.union1d(train, test)) != len(y) or len(train) + len(test) != len(y):
                 raise ValueError("cv must divide the rows: test sets without common rows, all other rows for training")
             folds[test] = number
-            trained[train] += 1
+        if number < 1:
+            raise ValueError(f"cv must make at least 2 folds, and makes {number + 1}")
         return folds
 
     def _task(self, X: Any, codes: np.ndarray, folds: np.ndarray) -> Task:
         weight = self.class_weight
         table = None
         if isinstance(weight, dict):
-            table = np.array([float(weight.get(label, 1.0)) for label in self.classes_.tolist()])
+            known = self.classes_.tolist()
+            table = np.array([float(weight.get(label, 1.0)) for label in known])
+            if not set(weight) <= set(known) or not ((table > 0) & np.isfinite(table)).all():
+                raise ValueError(f"class_weight must have finite weights above 0 of classes that there are: {weight!r}")
         elif weight not in (None, "balanced"):
             raise ValueError(f"class_weight must be a dict, 'balanced' or None, and is {weight!r}")
         rows = None if self.block_rows is None else InBlocks(X, self.block_rows)
@@ -195,7 +225,12 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             raise ValueError(f"a class is held out as a whole, so cv cannot be {self.cv!r}: {error}") from error
 
     def _scorer(
-        self, X: Any, y: np.ndarray, codes: np.ndarray, folds: np.ndarray
+        self,
+        X: Any,
+        y: np.ndarray,
+        codes: np.ndarray,
+        folds: np.ndarray,
+        straight: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """Return what scores held-out logits, or coefficients, by fold."""
         mine = [np.flatnonzero(folds == fold) for fold in range(folds.max() + 1)]
@@ -203,29 +238,35 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             return lambda logits, _: np.array(
                 [-log_loss(codes[rows], softmax(both_rows(logits[rows], 1))) for rows in mine]
             )
+        if not isinstance(self.scoring, str) and not callable(self.scoring):
+            raise ValueError(f"scoring must be a scorer's name or a callable, and is {self.scoring!r}")
         scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
 
         def score(_: np.ndarray, W: np.ndarray) -> np.ndarray:
-            return np.array([scorer(self._plain(W[fold]), X[rows], y[rows]) for fold, rows in enumerate(mine)])
+            return np.array(
+                [scorer(self._plain(*straight(W[fold])), X[rows], y[rows]) for fold, rows in enumerate(mine)]
+            )
 
         return score
 
-    def _plain(self, W: np.ndarray) -> LogisticRegression:
+    def _plain(self, coef: np.ndarray, intercept: np.ndarray) -> LogisticRegression:
         """Return scikit-learn's own estimator with the coefficients of a fold."""
         model = LogisticRegression()
-        model.classes_, model.n_features_in_ = self.classes_, W.shape[1] - 1
-        model.coef_, model.intercept_ = W[:, :-1], W[:, -1]
+        model.classes_, model.n_features_in_ = self.classes_, coef.shape[1]
+        model.coef_, model.intercept_ = coef, intercept
         return model
 
 
 def _inverse_penalties(Cs: Any) -> np.ndarray:
+    if isinstance(Cs, bool) or (isinstance(Cs, float) or Cs is None):
+        raise ValueError(f"Cs must be a number of values or the values themselves, and is {Cs!r}")
     if isinstance(Cs, int | np.integer):
         if Cs < 1:
             raise ValueError(f"Cs must be at least 1, and is {Cs}")
         return default_Cs(int(Cs))
     values = np.sort(np.asarray(Cs, np.float64))
-    if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"Cs must be a number of values or finite values above 0, and is {Cs!r}")
+    if values.ndim != 1 or not len(values) or not ((values >= _LEAST_C) & (values <= 1 / _LEAST_C)).all():
+        raise ValueError(f"Cs must be a number of values or values from {_LEAST_C:g} to {1 / _LEAST_C:g}: {Cs!r}")
     return values
 
 

@@ -124,8 +124,7 @@ class Evaluation:
             f"{self.split}: {100 * s['accuracy']:.1f} % of {s['n']} images "
             f"(95 % interval {100 * s['low']:.1f} to {100 * s['high']:.1f}){_baseline_words(s['baseline'])}",
             f"balanced accuracy {100 * s['balanced_accuracy']:.1f} %, macro F1 {100 * s['macro_f1']:.1f} %{top}{auc}, "
-            f"log loss {s['log_loss']:.3f}, calibration error {100 * s['ece']:.1f} % "
-            f"(before temperature {100 * s['ece_uncalibrated']:.1f} %)",
+            f"{calibration_words(s)}",
         ]
         for row in s["per_class"][:SHOWN_CLASSES]:
             recall = "-" if row["recall"] is None else f"{100 * row['recall']:.1f} %"
@@ -181,7 +180,8 @@ def evaluate(
     data : path, optional
         The dataset; the one that the model was trained on where it is None. What the cache lacks is embedded.
     split : {"val", "test", "train"}, default "val"
-        Where there is no validation split, the test split is taken, and that is said.
+        Where there is no validation split, the test split is taken, and that is said; of a dataset without any splits
+        that the model was not trained on all images are ("all").
     against : path, optional
         A second model, to be compared on the same images. Where the first was fitted with `dedupe`, and so is scored
         without copies, the second one is too.
@@ -210,17 +210,39 @@ def _evaluate(
     classifier: Classifier, data: str | os.PathLike[str] | None, split: str, source: Path, *, dedupe: bool
 ) -> Evaluation:
     labelled = _dataset(classifier, data, source, dedupe=dedupe)
-    if not (labelled.split == split).any() and split == "val" and (labelled.split == "test").any():
-        logger.info("there is no validation split: scoring on test")
-        split = "test"
+    split = _split_there(labelled, split, own=_trained_on(classifier, labelled.features))
+    if split == "all":
+        labelled = replace(labelled, split=np.full(len(labelled.y), "all"))
     X, y = labelled.part(split)
     if not len(y):
-        raise DataError(f"{labelled.features.listing.root} has no labelled image in split {split}")
+        there = ", ".join(sorted(set(labelled.split.tolist())))
+        raise DataError(
+            f"{labelled.features.listing.root} has no labelled image in split {split}; name another one with --split: "
+            f"{there}"
+        )
     model = classifier.model
     proba = classifier.predict_proba(X)
     scores = scores_of(model, model.network.logits(X), (X, y), labelled.part("train"))
     predicted = proba >= np.array(model.thresholds) if model.multi_label else proba.argmax(axis=1)
     return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes)
+
+
+def _trained_on(classifier: Classifier, features: Features) -> bool:
+    return bool(features.listing.source == classifier.model.training["source"])
+
+
+def _split_there(labelled: LabelledSet, split: str, *, own: bool) -> str:
+    """Return the split that is scored where `split` is asked for, and say what is odd about that."""
+    if split == "val" and not (labelled.split == "val").any():
+        if (labelled.split == "test").any():
+            logger.info("there is no validation split: scoring on test")
+            return "test"
+        if not own:
+            logger.info("the dataset has no splits, and the model was not trained on it: scoring all its images")
+            return "all"
+    if own and split in ("train", "all"):
+        logger.warning("the model was trained on these images: its score here says little of new ones")
+    return split
 
 
 def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool) -> LabelledSet:
@@ -239,7 +261,7 @@ def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source
             f"the model knows the classes {list(classifier.classes)}, {features.listing.root} has "
             f"{list(features.classes)}; fit a head anew with `headstart fit-head {features.listing.root}`"
         )
-    fraction = training.get("held_out")
+    fraction = training.get("held_out") if _trained_on(classifier, features) else None
     near_copies = training.get("near_copies", "none") if dedupe else "none"
     return labelled_set(features, 0.0 if fraction is None else fraction, dedupe=dedupe, near_copies=near_copies)
 
@@ -271,8 +293,8 @@ def _compare(first: Evaluation, second: Evaluation, name: str) -> dict[str, Any]
     """Compare two models on the images that both were scored on, by McNemar's exact test."""
     if list(first.paths) != list(second.paths):
         raise DataError(
-            f"the model {name} was scored on other images: the two were fitted with other validation images held out or "
-            "after the dataset had changed; fit one of them again"
+            f"the model {name} was scored on other images: the two were fitted with other validation images held out, "
+            "or the dataset has changed since; fit one of them again"
         )
     one, two = first.right(), second.right()
     only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -27,6 +28,8 @@ from .novelty import Novelty, fit_novelty
 from .scores import measured
 from .several import LabelsHead, labels_head
 
+logger = logging.getLogger("headstart.classify")
+
 NEAR_COPIES = ("auto", "all", "none")
 KEPT_PROBABILITIES = 10_000  # of training images; sets of classes are drawn up by their quantiles
 
@@ -41,7 +44,7 @@ def fit_head(
     cache: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    val_fraction: float = VAL_FRACTION,
+    val_fraction: float | None = None,
     dedupe: bool = False,
     wanted: dict[str, Any] | None = None,
     features: str | Sequence[str] = (),
@@ -65,8 +68,8 @@ def fit_head(
         Folder of the model; `default_model` where it is None, ``models/photos-resnet18-logistic`` say.
     overwrite : bool, default False
         Replace a model that is there.
-    val_fraction : float, default 0.2
-        Share of the training images held out where the dataset has no validation split.
+    val_fraction : float, optional
+        Share of the training images held out where the dataset has no validation split; 0.2 where it is None.
     dedupe : bool, default False
         Of images with the same bytes use one, and none where they have two labels. One that is in train and in
         another split, byte for byte or nearly, is left out of train. Without it all are used, and warned of.
@@ -102,12 +105,15 @@ def fit_head(
     begin = time.perf_counter()
     if near_copies not in NEAR_COPIES:
         raise UsageError(f"--near-copies must be one of {', '.join(NEAR_COPIES)}, and is {near_copies!r}")
-    if not 0 <= val_fraction < 1:
-        raise UsageError(f"--val-fraction must be from 0 to below 1, and is {val_fraction:g}")
+    share = VAL_FRACTION if val_fraction is None else val_fraction
+    if not 0 <= share < 1:
+        raise UsageError(f"--val-fraction must be from 0 to below 1, and is {share:g}")
     loaded = load_features(cache_dir(cache), None if data is None else Path(data), wanted, features)
     target = Path(out) if out is not None else default_model(loaded, head)
     check_target(target, overwrite=overwrite)
-    labelled = labelled_set(loaded, val_fraction, dedupe=dedupe, near_copies=near_copies)
+    labelled = labelled_set(loaded, share, dedupe=dedupe, near_copies=near_copies)
+    if val_fraction and not labelled.held_out:
+        logger.warning("--val-fraction has no effect: the dataset has a validation split")
     warn_of_copies(labelled)
     fitted = _fitted(labelled, head, {"random_state": seed, **head_options})
     novelty = _novelty(labelled, seed)
@@ -122,7 +128,7 @@ def fit_head(
         thresholds=fitted.thresholds_.tolist() if isinstance(fitted, LabelsHead) else [],
         true_probabilities=_true_probabilities(fitted, labelled),
         novelty=novelty,
-        training=_facts(labelled, seed, val_fraction, near_copies),
+        training=_facts(labelled, seed, share, near_copies),
     )
     model = replace(model, scores=measured(fitted, model, labelled))
     save_model(target, model, overwrite=overwrite)
@@ -141,7 +147,19 @@ def _fitted(data: LabelledSet, kind: str, options: dict[str, Any]) -> Head:
     if not len(y):
         raise TrainingError(f"{printable(data.features.listing.root)} has no training image with a label")
     unfitted = make_head(kind, **options) if data.Y is None else labels_head(kind, **options)
-    return unfitted.fit(X, y, data.features.classes, groups=groups, blocks=data.features.dims)
+    try:
+        return unfitted.fit(X, y, data.features.classes, groups=groups, blocks=data.features.dims)
+    except TrainingError as error:
+        raise _told_of_held_out(error, data) from error
+
+
+def _told_of_held_out(error: TrainingError, data: LabelledSet) -> TrainingError:
+    """Return the error with a word on images that were there and did not count, if there are any."""
+    held = int((data.split == "val").sum()) if data.held_out else 0
+    copies = int((data.split == "train").sum()) - len(np.unique(data.exact[data.split == "train"]))
+    words = [f"{held} images are held out for validation, see --val-fraction"] if held else []
+    words += [f"{copies} copies of training images do not count"] if copies else []
+    return TrainingError(f"{error} ({'; '.join(words)})") if words else error
 
 
 def _novelty(data: LabelledSet, seed: int) -> Novelty | None:
@@ -155,9 +173,10 @@ def _novelty(data: LabelledSet, seed: int) -> Novelty | None:
 def _true_probabilities(head: Head, data: LabelledSet) -> np.ndarray:
     """Return what cross-validation gave the true classes, ascending, thinned evenly where they are many."""
     if data.Y is not None:
-        return np.zeros(0, np.float32)
+        return np.zeros(0)
     y = data.part("train")[1]
-    true = np.sort(head.oof_proba_[np.arange(len(y)), y].astype(np.float32))
+    # With all their digits: where many probabilities are equal, as those of knn are, rounding would move a whole set.
+    true = np.sort(head.oof_proba_[np.arange(len(y)), y].astype(np.float64))
     if len(true) <= KEPT_PROBABILITIES:
         return true
     return true[np.linspace(0, len(true) - 1, KEPT_PROBABILITIES).astype(np.int64)]

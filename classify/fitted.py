@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ class Fit:
             lines += _detail_lines(self) + self.diagnostics.lines()
         if self.curve is not None:
             lines += ["learning curve:", *self.curve.lines()]
-        lines.append(f"saved {self.out} in {self.seconds:.1f} s; next: headstart predict {self.out} PICTURE...")
+        command = f"headstart predict {shlex.quote(str(self.out))} PICTURE..."
+        lines.append(f"saved {self.out} in {self.seconds:.1f} s; next: {command}")
         return lines
 
 

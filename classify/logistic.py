@@ -112,7 +112,9 @@ class LogisticHead(Head):
                 f"the solver stopped at {self.max_iter} steps before it had converged at C = {self.C_:.3g}"
             )
         if len(candidates) > 1 and self.C_ in (candidates[0], candidates[-1]):
-            self.notes_.append(f"the best C, {self.C_:.3g}, lies at the end of what was tried")
+            self.notes_.append(
+                f"the best C, {self.C_:.3g}, lies at the end of what was tried; fix another one with --C to see further"
+            )
 
     def choice(self) -> str:
         """Return in a few words what was chosen by cross-validation."""

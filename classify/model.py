@@ -56,7 +56,7 @@ class SavedModel:
         An image may have several of the classes, or none: each has a probability of its own.
     thresholds : list of float, K
         From which probability on a label is given; empty where there is one class an image.
-    true_probabilities : ndarray of shape (c,), dtype float32
+    true_probabilities : ndarray of shape (c,), dtype float64
         What cross-validation gave the true class of training images, ascending: sets of classes are drawn up by it.
     novelty : Novelty or None
         What training pictures look like.
@@ -74,7 +74,7 @@ class SavedModel:
     temperature: float = 1.0
     multi_label: bool = False
     thresholds: list[float] = field(default_factory=list)
-    true_probabilities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    true_probabilities: np.ndarray = field(default_factory=lambda: np.zeros(0))
     novelty: Novelty | None = None
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -180,8 +180,8 @@ def load_model(path: Path) -> SavedModel:
 
 def _taken_out(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, Novelty | None]:
     """Take what is not the network's out of the arrays of a model."""
-    true = arrays.pop(_TRUE, np.zeros(0, np.float32))
-    ascending = true.ndim == 1 and true.dtype == np.float32 and not (np.diff(true) < 0).any()
+    true = arrays.pop(_TRUE, np.zeros(0))
+    ascending = true.ndim == 1 and true.dtype == np.float64 and not (np.diff(true) < 0).any()
     if not ascending or not ((true >= 0) & (true <= 1)).all():
         raise ModelError("its cross-validated probabilities are none")
     found = {name.removeprefix(_NOVELTY): arrays.pop(name) for name in list(arrays) if name.startswith(_NOVELTY)}

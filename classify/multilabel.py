@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .metrics import reliability_curve, wilson_interval
+from .metrics import binary_auc, reliability_curve, wilson_interval
 
 THRESHOLD = 0.5  # where nothing speaks for another one
+_BEYOND_CHANCE = 3.0
 
 
 def average_precision(y: np.ndarray, score: np.ndarray) -> float | None:
@@ -71,13 +73,14 @@ def best_thresholds(Y: np.ndarray, proba_oof: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of shape (L,), dtype float64
-        To be used as ``proba >= threshold``; 0.5 for labels that no image has, or all have.
+        To be used as ``proba >= threshold``; 0.5 for labels that no image has, or all have, and for those that are not
+        ranked better than by chance: F1 would be highest where everything is given.
     """
     return np.array([_best_threshold(np.asarray(Y[:, i], bool), proba_oof[:, i]) for i in range(Y.shape[1])])
 
 
 def _best_threshold(y: np.ndarray, proba: np.ndarray) -> float:
-    if y.all() or not y.any():  # also where there are no images
+    if y.all() or not y.any() or not _ranked(y, proba):  # also where there are no images
         return THRESHOLD
     hits, claimed, at = _ranking(y, np.asarray(proba, np.float64))
     f1 = 2 * hits / (claimed + y.sum())
@@ -86,6 +89,18 @@ def _best_threshold(y: np.ndarray, proba: np.ndarray) -> float:
     middle = np.where(middle > np.append(at[1:], -1.0), middle, at)
     best = np.flatnonzero(f1 >= f1.max() * (1 - 1e-12))
     return float(middle[best[np.abs(middle[best] - THRESHOLD).argmin()]])
+
+
+def _ranked(y: np.ndarray, proba: np.ndarray) -> bool:
+    """Tell whether positives are ranked above negatives by more than three standard errors of chance.
+
+    The error is that of Mann and Whitney's statistic for equal distributions: ``sqrt((n + 1) / (12 p q))`` for p
+    positives and q negatives.
+    """
+    n, positives = len(y), int(y.sum())
+    error = math.sqrt((n + 1) / (12 * positives * (n - positives)))
+    area = binary_auc(y, proba)
+    return area is not None and area - 0.5 > _BEYOND_CHANCE * error
 
 
 def score_multilabel(Y: np.ndarray, proba: np.ndarray, thresholds: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

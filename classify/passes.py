@@ -18,6 +18,7 @@ from ..errors import UsageError
 from ..extract.device import available_cores
 from .losses import sigmoid_loss, softmax_loss
 from .task import Curvature, Float, PassesLike, Sums, Task
+from .threads import one_thread_each
 
 TILE_ROWS = 256  # with 512 float32 features half a megabyte: a core's second-level cache
 FLUSH_TILES = 16  # float32 sums over more tiles than this go to float64
@@ -75,11 +76,9 @@ class Passes:
 
     def __enter__(self) -> Passes:
         if self._threads > 1:
-            from threadpoolctl import threadpool_limits
-
             # A tile for each thread, and each thread with one core for its products: the threads of a shared product
             # would wait for each other, and leave all that is no product to one core.
-            self._stack.enter_context(threadpool_limits(1))
+            self._stack.enter_context(one_thread_each())
             self.pool = self._stack.enter_context(ThreadPoolExecutor(self._threads, thread_name_prefix="pass"))
         return self
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ _PROMISED_SHARE = 0.1
 # Nats an image. Where rows can be told apart wholly, a weak penalty lets the objective fall towards 0, and shares of it
 # soon are less than anything that could be seen in a probability.
 _NEGLIGIBLE = 1e-3
+_STANDING_STILL = 100.0  # times the tolerance: a fit that cannot move and promises more than this has failed
 _NOISE = {4: 2e-7, 8: 1e-14}  # relative error of an objective, by bytes a number of the products
 
 
@@ -47,7 +48,7 @@ class Solution:
     steps : int
         Steps of the slowest fit.
     converged : bool
-        No fit stopped because of the number of steps.
+        No fit stopped because of the number of steps, or because it could not get on far from its minimum.
     """
 
     C: float
@@ -55,6 +56,15 @@ class Solution:
     objective: np.ndarray
     steps: int
     converged: bool
+
+
+def better_start(passes: PassesLike, C: float, start: np.ndarray) -> np.ndarray | None:
+    """Return a start for one C, or None where zeros are a better one."""
+    penalty = 1 / (C * passes.task.totals())
+    everyone = np.ones(len(start), bool)
+    found = [passes.run(W, everyone).loss * C * penalty for W in (start, np.zeros_like(start))]
+    found[0] = found[0] + 0.5 * penalty * np.einsum("pkd,pkd->p", start[:, :, :-1], start[:, :, :-1])
+    return start if (found[0] < found[1]).all() else None
 
 
 def solve_path(
@@ -110,13 +120,11 @@ class _Descent:
         self._noise = _NOISE[passes.task.rows.dtype.itemsize]
         self._W = W.copy()
         self._active = np.ones(len(W), bool)
-        self._stalled = np.zeros(len(W), bool)
+        self._failed = np.zeros(len(W), bool)
+        self._bounded = False
         sums = passes.run(W, self._active, curvature=True)
         self._objective, self._gradient = self._penalised(W, sums)
-        assert sums.curvature is not None
-        self._metric = Metric(
-            sums.curvature, float(totals.mean()), float(penalty.mean()), passes.task.rows.dtype, passes.pool
-        )
+        self._metric = self._metric_of(sums)
         self._memory = _Memory()
 
     def run(self, C: float, max_iter: int) -> Solution:
@@ -126,15 +134,24 @@ class _Descent:
             promise = -_dots(self._gradient, direction)
             # Half of it is what a quadratic with the curvature that was learnt would still fall by. The first step is
             # always taken, as the curvature has not been tried then.
-            scale = np.maximum(np.abs(self._objective), _NEGLIGIBLE)
-            enough = 0.5 * promise <= _PROMISED_SHARE * self._tol * scale
+            enough = 0.5 * promise <= _PROMISED_SHARE * self._tol * self._scale()
             self._active &= ~(enough if steps else promise <= 0)
             if not self._active.any():
                 break
             steps += 1
             self._step(direction, promise)
-        converged = not (self._active & ~self._stalled).any()
+        converged = not (self._active | self._failed).any()
         return Solution(C, self._W, self._objective, steps, converged)
+
+    def _scale(self) -> np.ndarray:
+        """Return what the tolerance is a share of, (P,)."""
+        return np.asarray(np.maximum(np.abs(self._objective), _NEGLIGIBLE))
+
+    def _metric_of(self, sums: Sums, factor: float = 1.0) -> Metric:
+        assert sums.curvature is not None
+        curvature = replace(sums.curvature, total=factor * sums.curvature.total)
+        total, penalty = float(self._totals.mean()), float(self._penalty.mean())
+        return Metric(curvature, total, penalty, self._passes.task.rows.dtype, self._passes.pool)
 
     def _step(self, direction: np.ndarray, promise: np.ndarray) -> None:
         """Move every active fit, each as far as its own objective falls by enough."""
@@ -151,10 +168,28 @@ class _Descent:
             if not waiting.any():
                 break
             length[waiting] *= _SHORTER
-        self._stalled |= waiting  # no step is left that the precision of the sums could tell from standing still
-        self._active &= ~waiting
         self._memory.remember(W - self._W, gradient - self._gradient)
         self._W, self._objective, self._gradient = W, objective, gradient
+        if waiting.any():
+            self._recover(waiting, promise)
+
+    def _recover(self, stuck: np.ndarray, promise: np.ndarray) -> None:
+        """Forget what was learnt of the curvature where it leads nowhere; give fits up that nothing helps.
+
+        Where rows are wrong and yet nearly certain, the curvature at a point is next to nothing, and steps from there
+        are far too long. The curvature at 0, times K / 2 for a softmax, is nowhere exceeded (Boehning and Lindsay 1988,
+        Boehning 1992): with it a step of length one never leads up.
+        """
+        if not self._bounded:
+            task = self._passes.task
+            sums = self._passes.run(np.zeros_like(self._W), np.ones(len(self._W), bool), curvature=True)
+            self._metric = self._metric_of(sums, max(1.0, task.n_outputs / 2) if task.link == "softmax" else 1.0)
+            self._bounded, self._memory = True, _Memory()
+        elif self._memory.steps[:-1]:
+            self._memory = _Memory()
+        else:  # no step is left that the precision of the sums could tell from standing still
+            self._active &= ~stuck
+            self._failed |= stuck & (0.5 * promise > _STANDING_STILL * self._tol * self._scale())
 
     def _penalised(self, W: np.ndarray, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
         weights = W[:, :, :-1]

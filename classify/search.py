@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import TrainingError
 from .passes import passes_over
-from .path import Solution, solve_path
+from .path import Solution, better_start, solve_path
 from .task import InMemory, Rows, Task
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -80,12 +80,14 @@ def search(
         for number, solution in enumerate(solve_path(passes, Cs, tol=_FOLDS_LOOSER * tol, max_iter=max_iter)):
             logits = passes.decide(solution.W)
             scores[number], steps[number] = score(logits, solution.W), solution.steps
+            if np.isnan(scores[number]).any():
+                raise TrainingError(f"the score of a fold is not a number at C = {solution.C:.3g}")
             if best is None or scores[number].mean() > scores[:number].mean(axis=1).max():
                 best = solution, logits
         count = passes.count
     assert best is not None
     with passes_over(_without_folds(task), device) as passes:
-        start = best[0].W.mean(axis=0, keepdims=True)
+        start = better_start(passes, best[0].C, best[0].W.mean(axis=0, keepdims=True))
         fit = next(solve_path(passes, [best[0].C], start=start, tol=tol, max_iter=max_iter))
         count += passes.count
     return Search(best[0].C, scores, best[1], fit, steps, count, best[0].converged and fit.converged)

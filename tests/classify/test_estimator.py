@@ -130,7 +130,17 @@ def test_settings_without_meaning_are_refused():
     X, y = problem(n=60)
     for settings, words in [
         ({"Cs": 0}, "Cs must be at least 1"),
-        ({"Cs": [1.0, -1.0]}, "finite values above 0"),
+        ({"Cs": [1.0, -1.0]}, "or values from 1e-30 to 1e"),
+        ({"Cs": 2.5}, "or the values themselves, and is 2.5"),
+        ({"Cs": None}, "or the values themselves, and is None"),
+        ({"Cs": [1e-320]}, "or values from 1e-30 to 1e"),
+        ({"cv": []}, "at least 2 folds, and makes 0"),
+        ({"class_weight": {"lynx": -1.0}}, "finite weights above 0"),
+        ({"class_weight": {"dodo": 1.0}}, "of classes that there are"),
+        ({"scoring": None}, "scoring must be"),
+        ({"scoring": lambda *_: float("nan")}, "the score of a fold is not a number"),
+        ({"tol": -1.0}, "tol must be above 0"),
+        ({"max_iter": 0}, "max_iter at least 1"),
         ({"cv": ShuffleSplit(3, random_state=0)}, "cv must divide the rows"),
         ({"class_weight": "even"}, "class_weight must be"),
         ({"device": "abacus"}, "device must be"),
@@ -140,6 +150,66 @@ def test_settings_without_meaning_are_refused():
             LogisticRegressionPath(**settings).fit(X, y)
     with pytest.raises(ValueError, match="a class is held out as a whole"):
         LogisticRegressionPath(cv=KFold(3)).fit(X[:6], np.array(list("aabbcc")))
+
+
+def test_masks_divide_rows_as_numbers_do():
+    X, y = problem(n=90)
+    numbers = list(StratifiedKFold(3).split(X, y))
+    masks = [tuple(np.isin(np.arange(90), side) for side in sides) for sides in numbers]
+    one, other = (LogisticRegressionPath(3, cv=cv).fit(X, y).scores_ for cv in (numbers, masks))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_rows_with_nan_are_refused_in_blocks_too():
+    X, y = problem(n=60)
+    X[50, 3] = np.nan
+    with pytest.raises(ValueError, match="X holds NaN or infinity"):
+        LogisticRegressionPath(block_rows=20).fit(X, y)
+
+
+@pytest.mark.parametrize("C", [1.0, 1e4, 1e6])
+def test_folds_that_are_separable_lead_the_fit_to_all_rows_nowhere_wrong(C):
+    # Each half can be told apart, all rows together cannot: the folds' coefficients are far too large for them.
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((200, 20)), (np.arange(200) < 10).astype(int)
+    ours = LogisticRegressionPath([C], cv=2).fit(X, y)
+    theirs = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(X, y)
+    theirs.C_ = C
+    assert objective(ours, X, y) <= objective(theirs, X, y) * (1 + 1e-5)
+
+
+def test_more_features_than_rows_are_turned_into_as_few():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((60, 3000)), np.arange(60) % 3
+    ours = LogisticRegressionPath([0.01, 1.0], cv=3, tol=1e-10, scoring="accuracy").fit(X, y)
+    theirs = LogisticRegression(C=ours.C_, tol=1e-10, max_iter=10_000).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-5)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=1e-4)
+
+
+def test_far_from_zero_float32_keeps_its_digits():
+    X, y = problem(n=200, dim=5)
+    near, far = (LogisticRegressionPath([1.0], cv=3).fit(some.astype(np.float32), y) for some in (X, X + 1000))
+    np.testing.assert_allclose(far.coef_, near.coef_, atol=5e-3)
+
+
+def test_logarithms_of_probabilities_stay_finite():
+    X, y = problem(n=60)
+    found = LogisticRegressionPath([1e3], cv=3).fit(X, y).predict_log_proba(1e4 * X)
+    assert np.isfinite(found).all()
+    assert found.min() < -1000
+
+
+def test_threads_of_other_fits_get_their_products_threads_back():
+    from concurrent.futures import ThreadPoolExecutor
+
+    from threadpoolctl import threadpool_info
+
+    X, y = problem(n=4000, dim=100, classes=3)
+    before = [pool["num_threads"] for pool in threadpool_info()]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda seed: LogisticRegressionPath(3, random_state=seed).fit(X, y), range(6)))
+    assert [pool["num_threads"] for pool in threadpool_info()] == before
 
 
 def test_too_few_steps_are_told():

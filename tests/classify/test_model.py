@@ -238,7 +238,7 @@ def make_full(**changes):
     """Return a model that has all of it."""
     rng = np.random.default_rng(1)
     novelty = Novelty(rng.standard_normal((6, 8)).astype(np.float32), np.array([0.1, 0.2, 0.4], np.float32))
-    true = np.array([0.2, 0.5, 0.9], np.float32)
+    true = np.array([0.2, 0.5, 0.9])
     several = {"multi_label": True, "thresholds": [0.5, 0.25, 1 / 3], "true_probabilities": true, "novelty": novelty}
     return dataclasses.replace(make_model(), **{**several, **changes})
 
@@ -309,12 +309,12 @@ def test_damage_of_its_fields_is_named_in_one_line(full, changes, said):
 @pytest.mark.parametrize(
     ("name", "array", "said"),
     [
-        ("true_probabilities", np.array([0.5, 0.2], np.float32), "cross-validated probabilities"),
-        ("true_probabilities", np.array([0.5, np.nan], np.float32), "cross-validated probabilities"),
-        ("true_probabilities", np.array([[0.5]], np.float32), "cross-validated probabilities"),
-        ("true_probabilities", np.array([0.2, 0.5]), "cross-validated probabilities"),
-        ("true_probabilities", np.array([0.2, 1.5], np.float32), "cross-validated probabilities"),
-        ("true_probabilities", np.array([-0.2, 0.5], np.float32), "cross-validated probabilities"),
+        ("true_probabilities", np.array([0.5, 0.2]), "cross-validated probabilities"),
+        ("true_probabilities", np.array([0.5, np.nan]), "cross-validated probabilities"),
+        ("true_probabilities", np.array([[0.5]]), "cross-validated probabilities"),
+        ("true_probabilities", np.array([0.2, 0.5], np.float32), "cross-validated probabilities"),
+        ("true_probabilities", np.array([0.2, 1.5]), "cross-validated probabilities"),
+        ("true_probabilities", np.array([-0.2, 0.5]), "cross-validated probabilities"),
         ("novelty.reference", np.zeros((6, 7), np.float32), "its training pictures are not of its width"),
         ("novelty.reference", np.zeros(8, np.float32), "do not fit each other"),
         ("novelty.reference", None, "lacks the array 'reference'"),

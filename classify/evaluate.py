@@ -20,7 +20,7 @@ from .dataset import LabelledSet, labelled_set
 from .metrics import mcnemar_exact
 from .model import load_model
 from .predict import Classifier
-from .scores import scores_of
+from .scores import calibration_words, scores_of
 
 logger = logging.getLogger("headstart.classify")
 
@@ -138,7 +138,7 @@ class Evaluation:
         lines = [
             f"{self.split}: {ranked}, macro F1 {f1}, all labels right in {100 * s['accuracy']:.1f} % of "
             f"{s['n']} images (95 % interval {100 * s['low']:.1f} to {100 * s['high']:.1f}), "
-            f"log loss {s['log_loss']:.3f}, calibration error {100 * s['ece']:.1f} %"
+            f"{calibration_words(s)}"
         ]
         for row in s["per_label"][:SHOWN_CLASSES]:
             found = "-" if row["average_precision"] is None else f"{100 * row['average_precision']:.1f} %"

@@ -14,8 +14,7 @@ from .dataset import LabelledSet
 from .diagnostics import Diagnostics
 from .head import Head
 from .model import SavedModel
-
-_CALIBRATED_BY = 0.005  # a change of the calibration error below this is not worth a word
+from .scores import calibration_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +136,13 @@ def _validation_lines(scores: dict[str, Any], *, multi_label: bool) -> list[str]
     if val is None:
         return ["validation: none, the dataset has no such split and --val-fraction is 0"]
     if multi_label:
-        return [_labels_line(scores), _calibration_line(val, scores["temperature"])]
+        return [_labels_line(scores), calibration_words(val)]
     baseline = scores["baseline"]
     return [
         f"validation: {100 * val['accuracy']:.1f} % of {val['n']} images (95 % interval {100 * val['low']:.1f} to "
         f"{100 * val['high']:.1f}); majority class {100 * baseline['majority']:.1f} %, "
         f"nearest class mean {100 * baseline['nearest_mean']:.1f} %",
-        _calibration_line(val, scores["temperature"]),
+        calibration_words(val),
     ]
 
 
@@ -155,16 +154,6 @@ def _labels_line(scores: dict[str, Any]) -> str:
     return (
         f"validation: {ranked}{by_chance}, macro F1 {f1}, all labels right in {100 * val['accuracy']:.1f} % of "
         f"{val['n']} images (95 % interval {100 * val['low']:.1f} to {100 * val['high']:.1f})"
-    )
-
-
-def _calibration_line(val: dict[str, Any], temperature: float) -> str:
-    before, after = val["ece_uncalibrated"], val["ece"]
-    if abs(before - after) < _CALIBRATED_BY:
-        return f"log loss {val['log_loss']:.3f}, calibration error {100 * after:.1f} %"
-    return (
-        f"log loss {val['log_loss']:.3f}, calibration error {100 * after:.1f} % (before temperature "
-        f"{temperature:.2f}: {100 * before:.1f} %)"
     )
 
 

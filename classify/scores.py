@@ -14,6 +14,7 @@ from .model import SavedModel
 from .multilabel import mean_average_precision, score_multilabel
 from .network import sigmoid, softmax
 
+_WORTH_A_WORD = 0.005  # the least change of the calibration error that is told
 COVERAGE = 0.9  # of the sets whose coverage is measured on the validation images
 
 
@@ -68,7 +69,7 @@ def scores_of(model: SavedModel, logits: np.ndarray, rows: Rows, train: Rows | N
     """
     y = rows[1]
     train = train if train is not None and len(train[1]) else None
-    common = {"baseline": _baseline(model, rows, train), "conformal": None}
+    common = {"temperature": model.temperature, "baseline": _baseline(model, rows, train), "conformal": None}
     if model.multi_label:
         full = score_multilabel(y, sigmoid(logits / model.temperature), np.array(model.thresholds), model.classes)
         plain = sigmoid(logits)
@@ -79,6 +80,15 @@ def scores_of(model: SavedModel, logits: np.ndarray, rows: Rows, train: Rows | N
     return (
         score(y, proba, model.classes) | {"ece_uncalibrated": expected_calibration_error(y, softmax(logits))} | common
     )
+
+
+def calibration_words(scores: dict[str, Any]) -> str:
+    """Return log loss and calibration error for a person, with what the temperature changed where it did."""
+    before, after = scores["ece_uncalibrated"], scores["ece"]
+    words = f"log loss {scores['log_loss']:.3f}, calibration error {100 * after:.1f} %"
+    if abs(before - after) < _WORTH_A_WORD:
+        return words
+    return f"{words} (before temperature {scores['temperature']:.2f}: {100 * before:.1f} %)"
 
 
 def _coverage(model: SavedModel, proba: np.ndarray, y: np.ndarray) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from .preparation import Preparation, fit_preparation
 from .splits import check_trainable, stratified_folds
 
 if TYPE_CHECKING:
-    from .knn import Neighbours
+    from .voters import Neighbours
 
 
 class Head:

@@ -2,140 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ModelError, UsageError
+from ..errors import UsageError
 from .head import Head
 from .metrics import log_loss
 from .network import Network, forward, softmax
 from .preparation import Preparation
+from .voters import BLOCK_NUMBERS, Neighbours, compared, distances_to, nearest_rows, vote_logits
 
 K_TRIED = (1, 3, 5, 10, 20, 50, 100)
 METRICS = ("cosine", "euclidean")
-_BLOCK_NUMBERS = 4 << 20  # distances that are held at a time
 _NEVER = -1e30  # a logit that no other falls below
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """A fitted head that keeps its training rows; it stands in the place of a `Network`.
-
-    Attributes
-    ----------
-    preparation : Preparation
-        What is done to embeddings first.
-    rows : ndarray of shape (n, r), dtype float32
-        The training embeddings, prepared; of length 1 where `cosine` is set.
-    labels : ndarray of shape (n,), dtype int32
-    k : int
-        How many neighbours vote, at most n.
-    n_classes : int
-    cosine : bool
-        Whether embeddings are compared by angle, not by distance.
-    """
-
-    preparation: Preparation
-    rows: np.ndarray
-    labels: np.ndarray
-    k: int
-    n_classes: int
-    cosine: bool
-
-    @property
-    def n_features(self) -> int:
-        """Width of the embeddings that go in."""
-        return self.preparation.n_features
-
-    def logits(self, X: np.ndarray) -> np.ndarray:
-        """Return log probabilities (n, K) float64 of embeddings (n, D) float32, as `vote_logits` gives them.
-
-        Raises
-        ------
-        ModelError
-            The embeddings have another width.
-        """
-        result = np.empty((len(X), self.n_classes))
-        block = max(1, _BLOCK_NUMBERS // max(len(self.rows), self.n_features))
-        for start in range(0, len(X), block):
-            part = slice(start, start + block)
-            Z = _compared(self.preparation.apply(X[part]), self.cosine)
-            nearest = _nearest(_distances(Z, self.rows), self.k)
-            result[part] = vote_logits(self.labels[nearest], self.n_classes)
-        return result
-
-    def predict_proba(self, X: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-        """Return probabilities (n, K) float64; a temperature above 1 makes them less sure."""
-        return softmax(self.logits(X) / temperature)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return all numbers by name, to be saved."""
-        numbers = np.array([self.k, self.n_classes, self.cosine], np.int64)
-        return {**self.preparation.arrays(), "rows": self.rows, "labels": self.labels, "neighbours": numbers}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Neighbours:
-        """Rebuild it from `arrays`.
-
-        Raises
-        ------
-        ModelError
-            An array is missing, or they do not fit each other.
-        """
-        preparation = Preparation.from_arrays(arrays)
-        try:
-            rows, labels, numbers = arrays["rows"], arrays["labels"], arrays["neighbours"]
-        except KeyError as error:
-            raise ModelError(f"the saved head lacks the array {error}") from error
-        whole = numbers.shape == (3,) and numbers.dtype == np.int64 and labels.dtype == np.int32 and labels.ndim == 1
-        if not whole or rows.shape != (len(labels), preparation.n_outputs):
-            raise ModelError("the arrays of the saved head do not fit each other")
-        k, n_classes, cosine = map(int, numbers)
-        inside = len(labels) > 0 and labels.min() >= 0 and labels.max() < n_classes and 1 <= k <= len(labels)
-        if not inside or cosine not in (0, 1):
-            raise ModelError("the arrays of the saved head do not fit each other")
-        real = [array for name, array in arrays.items() if name not in ("blocks", "labels", "neighbours")]
-        if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in real):
-            raise ModelError("the arrays of the saved head are not finite numbers of 32 bits")
-        return cls(preparation, rows, labels, k, n_classes, bool(cosine))
-
-
-def vote_logits(labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return log probabilities (n, K) float64 of the labels (n, k) of each row's neighbours.
-
-    Each neighbour has a vote; one more is divided evenly among the K classes, ``p = (votes + 1 / K) / (k + 1)``, so a
-    class without any keeps a small probability and the log loss stays finite.
-    """
-    n, k = labels.shape
-    flat = (np.arange(n)[:, None] * n_classes + labels).reshape(-1)
-    votes = np.bincount(flat, minlength=n * n_classes).reshape(n, n_classes)
-    return np.asarray(np.log((votes + 1 / n_classes) / (k + 1)))
-
-
-def _compared(Z: np.ndarray, cosine: bool) -> np.ndarray:
-    if not cosine:
-        return Z
-    length = np.linalg.norm(Z, axis=1, keepdims=True)
-    return np.asarray(Z / np.maximum(length, np.finfo(np.float32).tiny), np.float32)
-
-
-def _distances(Z: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return squared distances (m, n) less ``|z|^2``, the same for all rows; those of length 1 it orders by angle."""
-    return np.asarray(np.einsum("ij,ij->i", rows, rows) - 2 * (Z @ rows.T))
-
-
-def _nearest(distances: np.ndarray, k: int) -> np.ndarray:
-    """Return the numbers (m, k) of the nearest rows, the nearest first; of equal ones the earlier row."""
-    if k < distances.shape[1]:
-        # Sorted by number before they are sorted by distance, so that equal distances keep the order of the rows.
-        found = np.sort(np.argpartition(distances, k - 1, axis=1)[:, :k], axis=1)
-    else:
-        found = np.broadcast_to(np.arange(distances.shape[1]), distances.shape)
-    order = np.argsort(np.take_along_axis(distances, found, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(found, order, axis=1)
 
 
 class KNNHead(Head):
@@ -185,7 +65,7 @@ class KNNHead(Head):
             raise UsageError(f"--metric must be one of {', '.join(METRICS)}, and is {self.metric!r}")
         candidates = self._candidates(len(y) - int(np.bincount(folds).max()))
         cosine = self.metric == "cosine"
-        rows = _compared(Z, cosine)
+        rows = compared(Z, cosine)
         nearest = _nearest_of_other_folds(rows, folds, max(candidates))
         held_out = [vote_logits(y[nearest[:, :k]], len(self.classes_)) for k in candidates]
         tried = [
@@ -200,7 +80,7 @@ class KNNHead(Head):
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Neighbours:
         cosine, k = self.metric == "cosine", min(self.k_, len(y))
-        return Neighbours(preparation, _compared(Z, cosine), y.astype(np.int32), k, len(self.classes_), cosine)
+        return Neighbours(preparation, compared(Z, cosine), y.astype(np.int32), k, len(self.classes_), cosine)
 
     def _candidates(self, most: int) -> list[int]:
         if self.k == "auto":
@@ -222,12 +102,12 @@ class KNNHead(Head):
 def _nearest_of_other_folds(rows: np.ndarray, folds: np.ndarray, k: int) -> np.ndarray:
     """Return the numbers (n, k) of each row's nearest rows that are not in its fold."""
     result = np.empty((len(rows), k), np.int64)
-    block = max(1, _BLOCK_NUMBERS // len(rows))
+    block = max(1, BLOCK_NUMBERS // len(rows))
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
-        distances = _distances(rows[part], rows)
+        distances = distances_to(rows[part], rows)
         distances[folds[part, None] == folds] = np.inf
-        result[part] = _nearest(distances, k)
+        result[part] = nearest_rows(distances, k)
     return result
 
 

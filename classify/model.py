@@ -20,9 +20,10 @@ import numpy as np
 from ..cache.publish import make_folder, publish
 from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError, printable
-from .knn import KNNHead, Neighbours
+from .knn import KNNHead
 from .network import Network, sigmoid, softmax
 from .novelty import Novelty
+from .voters import Neighbours
 
 MODEL_FORMAT = 1
 MODEL_FILE = "model.json"

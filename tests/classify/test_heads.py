@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from headstart.classify.heads import make_head
-from headstart.classify.knn import Neighbours
 from headstart.classify.logistic import LogisticHead
 from headstart.classify.network import Network, softmax
 from headstart.classify.preparation import standardisation
+from headstart.classify.voters import Neighbours
 from headstart.errors import TrainingError, UsageError
 
 KINDS = {

@@ -5,13 +5,13 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
-from headstart.classify import knn as neighbours
+from headstart.classify import voters
 from headstart.classify.heads import make_head
-from headstart.classify.knn import Neighbours, vote_logits
 from headstart.classify.metrics import log_loss, nearest_mean_baseline
 from headstart.classify.model import SavedModel, load_model, save_model
 from headstart.classify.network import softmax
 from headstart.classify.splits import stratified_folds
+from headstart.classify.voters import Neighbours, vote_logits
 from headstart.errors import ModelError, UsageError
 from support import make_space
 
@@ -40,7 +40,7 @@ def test_small_blocks_change_nothing(monkeypatch):
     X, y = data()
     head = make_head("knn").fit(X, y)
     logits, cv = head.decision_function(X), head.cv_
-    monkeypatch.setattr(neighbours, "_BLOCK_NUMBERS", 700)
+    monkeypatch.setattr(voters, "BLOCK_NUMBERS", 700)
     head.fit(X, y)
     np.testing.assert_array_equal(head.decision_function(X), logits)
     assert head.cv_ == cv

@@ -115,7 +115,11 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @trained_options
 @click.option("--val-fraction", type=click.FloatRange(0, 1, max_open=True),
               help="Held out where DATA has no validation split [default: 0.2].")  # fmt: skip
-@click.option("--dedupe", is_flag=True, help="Use one of copies, none with two labels, none of train that val has.")
+@click.option(
+    "--dedupe",
+    is_flag=True,
+    help="Use one of copies, none with two labels, none of train that another split has or nearly has.",
+)
 @click.option("--near-copies", type=click.Choice(["auto", "all", "none"]), default="auto", show_default=True,
               help="Look for near copies: among up to 50,000 images, all, none.")  # fmt: skip
 @click.option("--features", metavar="BACKBONE[:LAYER]", multiple=True, help="Embeddings to join; may repeat.")

@@ -62,10 +62,10 @@ trained_options = options(
                  help="Of the learning rate over --epochs (linear, mlp) [default: constant]."),
     click.option("--epochs", type=positive, help="At most so many (linear, mlp) [default: 100]."),
     click.option("--patience", type=positive, metavar="N",
-                 help="Epochs without gain that end a search (linear, mlp) [default: 10]."),
+                 help="Epochs without gain that end a search (linear, mlp) [default: 10, with --schedule constant]."),
     click.option("--batch-size", type=positive, metavar="N", help="Rows a step (linear, mlp) [default: 64 or more]."),
     click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="(linear, mlp) [default: 0]"),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="(linear, mlp) [default: auto]"),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="(not knn, ncm) [default: auto]"),
 )  # fmt: skip
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 result_options = options(

@@ -10,7 +10,7 @@ import numpy as np
 from .head import Head
 from .multilabel import mean_average_precision
 from .network import sigmoid
-from .several import LabelsHead
+from .several import LabelsHead, rarest_label
 from .splits import stratified_folds
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images that are not set aside
@@ -74,7 +74,7 @@ def learning_curve(
         At least 2.
     seed : int, default 0
     """
-    strata = y if y.ndim == 1 else y.argmax(axis=1)
+    strata = y if y.ndim == 1 else rarest_label(y)
     sizes, scores = np.empty((repeats, len(SHARES))), np.full((repeats, len(SHARES)), np.nan)
     for repeat in range(repeats):
         folds = stratified_folds(strata, _FOLDS, random_state=seed + repeat, groups=groups)

@@ -195,7 +195,8 @@ def _deduped(data: LabelledSet) -> LabelledSet:
     kept = kept[~near]
     columns = {name: getattr(data, name)[kept] for name in ("rows", "y", "split", "exact")}
     columns["Y"] = None if data.Y is None else data.Y[kept]
-    columns["copies"] = None if data.copies is None else replace(data.copies, group=data.copies.group[kept])
+    if data.copies is not None:  # told of before rows went: what is left of it is who belongs together
+        columns["copies"] = replace(data.copies, group=data.copies.group[kept], pairs=data.copies.pairs[:0], refused=[])
     return replace(data, dedupe=replace(dropped, kept=len(kept), near=int(near.sum())), **columns)
 
 
@@ -235,6 +236,12 @@ def _warn_of_near_copies(data: LabelledSet, copies: NearCopies, training: np.nda
             "%d images look alike, too many to be copies of one (%s and others): they are taken for different images",
             len(group), printable(str(data.features.paths[data.rows[group[0]]])) if data.dedupe is None else "some",
         )  # fmt: skip
+    if copies.without_hash:
+        logger.info(
+            "near copies are not looked for among %d images, for nothing was noted of what they look like; "
+            "`headstart extract --rehash` does it, without a forward pass",
+            copies.without_hash,
+        )
     if not copies.compared:
         logger.info("near copies are not looked for among so many images; --near-copies all does, for minutes")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -51,7 +52,7 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         Read the rows anew in every pass, so many at a time, from X as it is (a file mapped into memory, say) rather
         than from a copy; products are then in float32, and folds are cut from contiguous or mixed rows alike.
     random_state : int, RandomState or None, default None
-        Shuffles rows before they are divided into folds; None leaves their order.
+        Shuffles rows before they are divided into folds; None leaves their order. A splitter shuffles by itself.
 
     Attributes
     ----------
@@ -125,8 +126,7 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.Cs_ = _inverse_penalties(self.Cs)
         folds = self._folds(y)
         centre, centred = self._centred(X)
-        turned, back = (centred, None) if self.block_rows else rotated(centred)
-        turned = turned if self.block_rows else turned.astype(X.dtype, copy=False)
+        turned, back = (centred, None) if self.block_rows else rotated(centred, X.dtype)
         task = self._task(turned, codes.astype(np.int64), folds)
 
         def straight(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,8 +194,10 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     def _folds(self, y: np.ndarray) -> np.ndarray:
         splitter = self.cv
-        if isinstance(splitter, int) and self.random_state is not None:
-            splitter = StratifiedKFold(splitter, shuffle=True, random_state=self.random_state)
+        if (splitter is None or isinstance(splitter, Integral)) and self.random_state is not None:
+            splitter = StratifiedKFold(
+                5 if splitter is None else splitter, shuffle=True, random_state=self.random_state
+            )
         folds, number = np.full(len(y), -1), -1
         for number, sides in enumerate(check_cv(splitter, y, classifier=True).split(np.zeros(len(y)), y)):
             train, test = (np.arange(len(y))[side] for side in sides)  # numbers, also of masks

@@ -221,8 +221,9 @@ def _evaluate(
             f"{there}"
         )
     model = classifier.model
-    proba = classifier.predict_proba(X)
-    scores = scores_of(model, model.network.logits(X), (X, y), labelled.part("train"))
+    logits = model.network.logits(X)
+    proba = model.probabilities(logits)
+    scores = scores_of(model, logits, (X, y), labelled.part("train"))
     predicted = proba >= np.array(model.thresholds) if model.multi_label else proba.argmax(axis=1)
     return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes)
 
@@ -283,7 +284,7 @@ def _from_cache(classifier: Classifier, source: Path) -> Features:
 
 def _from_disk(classifier: Classifier, data: Path) -> Features:
     images = list_images(data)
-    rules = failure_rules(RunOptions().max_pixels)
+    rules = failure_rules(classifier.run.max_pixels)
     listing = recall_listing(classifier.store.root, images, rules, scanned_ns=0)
     listing = classifier.embed(listing, base_folder(images))
     return Features(listing, classifier.spaces, classifier.store)

@@ -131,9 +131,9 @@ def fit_head(
         training=_facts(labelled, seed, share, near_copies),
     )
     model = replace(model, scores=measured(fitted, model, labelled))
-    save_model(target, model, overwrite=overwrite)
     diagnostics = diagnose(fitted, labelled, novelty, seed) if details else None
     grown = learning_curve(fitted, *_training(labelled), seed=seed) if curve else None
+    save_model(target, model, overwrite=overwrite)
     return Fit(model, fitted, labelled, target, time.perf_counter() - begin, diagnostics, grown)
 
 

@@ -128,7 +128,7 @@ def _cross_validated(cv: dict[str, Any]) -> str:
     if "map" in cv:
         found = "no label could be ranked" if cv["map"] is None else f"mean average precision {100 * cv['map']:.1f} %"
         return f"{found}, all labels right in {100 * cv['accuracy']:.1f} %, {cv['folds']} folds"
-    return f"{100 * cv['accuracy']:.1f} %{spread}, log loss {cv['log_loss']:.3f}, {cv['folds']} folds"
+    return f"{100 * cv['accuracy']:.1f} %{spread}, log loss {cv['log_loss_calibrated']:.3f}, {cv['folds']} folds"
 
 
 def _validation_lines(scores: dict[str, Any], *, multi_label: bool) -> list[str]:

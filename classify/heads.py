@@ -210,7 +210,7 @@ class LinearHead(Head):
         if lost:
             rates = ", ".join(f"{lr:g}" for lr in lost)
             self.notes_.append(f"training diverged with a learning rate of {rates}: left out of the choice")
-        if best.epochs == self.epochs:
+        if best.epochs == self.epochs and self.schedule == "constant":
             self.notes_.append(f"the best epoch was the last of {self.epochs}: more --epochs may do better")
         return best
 

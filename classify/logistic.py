@@ -32,6 +32,8 @@ class LogisticHead(Head):
         By how large a share an objective may be above its minimum.
     max_iter : int, default 500
         Steps at most, for each value of C.
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        "auto" is an NVIDIA GPU where there is one and the work is long: only then torch is loaded.
     random_state : int, default 0
         For the folds.
 
@@ -58,6 +60,7 @@ class LogisticHead(Head):
         class_weight: str = "none",
         tol: float = 1e-6,
         max_iter: int = 500,
+        device: str = "auto",
         random_state: int = 0,
     ) -> None:
         self.C = C
@@ -68,6 +71,7 @@ class LogisticHead(Head):
         self.class_weight = class_weight
         self.tol = tol
         self.max_iter = max_iter
+        self.device = device
         self.random_state = random_state
 
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
@@ -79,7 +83,7 @@ class LogisticHead(Head):
             proba = softmax(both_rows(logits, 1))
             return np.array([-log_loss(y[folds == fold], proba[folds == fold]) for fold in range(self.cv)])
 
-        found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter)
+        found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter, device=self.device)
         self.C_ = found.C
         self._score_folds(y, folds, both_rows(found.logits, 1))
         losses, spread = -found.scores.mean(axis=1), found.scores.std(axis=1)
@@ -98,7 +102,7 @@ class LogisticHead(Head):
         turned, back = rotated(Z)
         rows = np.full(len(y), -1)
         task = class_task(turned, y, rows, len(self.classes_), balanced=self.class_weight == "balanced")
-        W = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter).W[0]
+        W = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device).W[0]
         return _network(preparation, *coefficients(W, back))
 
     def _keep(self, W: np.ndarray, back: np.ndarray | None) -> None:

@@ -82,8 +82,11 @@ class SavedModel:
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return probabilities (n, K) float64 of embeddings (n, D) float32; those of several labels do not sum to 1."""
-        logits = self.network.logits(X) / self.temperature
-        return sigmoid(logits) if self.multi_label else softmax(logits)
+        return self.probabilities(self.network.logits(X))
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return probabilities (n, K) float64 of logits (n, K), the temperature taken into account."""
+        return (sigmoid if self.multi_label else softmax)(logits / self.temperature)
 
 
 def check_target(out: Path, *, overwrite: bool = False) -> None:
@@ -169,6 +172,8 @@ def load_model(path: Path) -> SavedModel:
         model = SavedModel(classes=classes, network=network, true_probabilities=true, novelty=novelty, **given)
         _check_fields(model)
         _check_thresholds(model)
+        if novelty is not None and novelty.reference.shape[1] != network.n_features:
+            raise ModelError("its training pictures are not of its width")
         width = sum(FeatureSpace.from_dict(space).dim for space in model.spaces)
     except HeadstartError as error:
         raise ModelError(str(error) if str(path) in str(error) else f"{path} is damaged: {error}") from error
@@ -203,8 +208,6 @@ def _check_thresholds(model: SavedModel) -> None:
     numbers = all(isinstance(value, float) and math.isfinite(value) for value in model.thresholds)
     if len(model.thresholds) != wanted or not numbers:
         raise ModelError("it has not one threshold for each label")
-    if model.novelty is not None and model.novelty.reference.shape[1] != model.network.n_features:
-        raise ModelError("its training pictures are not of its width")
 
 
 def _with_spaces(content: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class NearCopies:
 def near_copies(phash: np.ndarray, X: np.ndarray, digest: np.ndarray, *, exhaustive: bool = False) -> NearCopies:
     """Find the groups of pictures that are copies of each other, byte for byte or nearly.
 
-    All pairs are compared, a nanosecond and a half each: two seconds for 50,000 pictures. Memory beyond the arguments
+    All pairs are compared, a nanosecond and a half each: three seconds for 50,000 pictures. Memory beyond the arguments
     is some 50 bytes a picture and 60 a pair that is found. A group counts as too large from eleven different pictures
     that are more than 1 % of all.
 
@@ -173,7 +173,11 @@ def _confirmed(hashes: np.ndarray, X: np.ndarray, rows: np.ndarray) -> tuple[np.
     """
     if not len(rows):
         return np.zeros((0, 2), np.int64), 0
-    mean = X[rows].mean(axis=0) if len(rows) < len(X) else X.mean(axis=0)
+    sums = [
+        X[rows[start : start + _ROWS * _ROWS]].sum(axis=0, dtype=np.float64)
+        for start in range(0, len(rows), _ROWS * _ROWS)
+    ]
+    mean = (np.sum(sums, axis=0) / len(rows)).astype(np.float32)
     neighbours = np.zeros(len(hashes), np.int64)
     most = max(MOST_NEIGHBOURS, int(LARGEST_SHARE * len(hashes)))
     found = [np.zeros((0, 2), np.int64)]

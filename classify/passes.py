@@ -98,7 +98,7 @@ class Passes:
 
     def decide(self, W: np.ndarray) -> np.ndarray:
         """Return the logits (n, K) float64 of each row by the fit that did not train on it."""
-        result = np.empty((self.task.rows.shape[0], self.task.n_outputs))
+        result = np.full((self.task.rows.shape[0], self.task.n_outputs), np.nan)
         for numbers, Z in self.task.rows.blocks():
             fold = self.task.fold[numbers]
             for fit in range(self.task.n_fits):

@@ -3,7 +3,7 @@
 Each C starts from the solution of the one before. All folds take their steps together, so that they share each pass
 over the rows. Steps are those of L-BFGS (Nocedal and Wright 2006, algorithm 7.4), which begins not from a multiple of
 the identity but from the inverse of the Hessian's Kronecker-factored approximation at the start of each C: what is
-left for L-BFGS to learn is little, and a C takes about a dozen passes.
+left for L-BFGS to learn is little, and a C takes 5 to 40 passes.
 
 The objective is scikit-learn's, divided by C and by the sum of the rows' weights: the weighted mean of the log loss
 plus ``|W|^2 / (2 C sum of weights)``, the intercept not penalised.

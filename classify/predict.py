@@ -175,7 +175,7 @@ class Classifier:
         self.model = model
         self.store = FeatureStore(cache_dir(cache))
         self.spaces = tuple(FeatureSpace.from_dict(space) for space in model.spaces)
-        self._run = run or RunOptions()
+        self.run = run or RunOptions()
         self._embedders: list[Embedder] = []
 
     @property
@@ -202,7 +202,7 @@ class Classifier:
         """
         if not self._embedders:
             requests = self.model.training.get("requests", [{}] * len(self.spaces))
-            self._embedders = embedders_of(self.spaces, requests, self._run)
+            self._embedders = embedders_of(self.spaces, requests, self.run)
         return embed_listing(self.store, self._embedders, listing, base)[0]
 
     def predict(self, paths: Iterable[str | os.PathLike[str]], *, coverage: float | None = None) -> list[Prediction]:
@@ -229,7 +229,7 @@ class Classifier:
         """
         threshold = self._threshold(coverage)
         images = list_paths([Path(path) for path in paths])
-        listing = unread_listing(images, failure_rules(self._run.max_pixels))
+        listing = unread_listing(images, failure_rules(self.run.max_pixels))
         return self._describe(self.embed(listing, base_folder(images)), threshold)
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:

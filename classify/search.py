@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import TrainingError
 from .passes import passes_over
 from .path import Solution, better_start, solve_path
-from .task import InMemory, Rows, Task
+from .task import Float, InMemory, Rows, Task
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Turns held-out logits (n, K) and coefficients (P, K, D + 1) into how good each fold is, (P,); more is better."""
@@ -105,20 +105,27 @@ def _without_folds(task: Task) -> Task:
     return replace(task, fold=np.full(len(task.fold), -1), class_weight=weight)
 
 
-def rotated(Z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def rotated(Z: np.ndarray, dtype: Float | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Turn features into as few as there are rows, without loss.
 
     The minimum of a loss of ``Z w`` with an L2 penalty on ``w`` lies in the row space of Z (the representer theorem;
     Hastie and Tibshirani 2004, "Efficient quadratic regularization for expression arrays"). With fewer rows than
     features the problem in the coordinates of the right singular vectors is the same one, and smaller.
 
+    Parameters
+    ----------
+    Z : ndarray of shape (n, D), dtype float32 or float64
+    dtype : dtype, optional
+        Of the result; where it is None float64 where that is small, else float32.
+
     Returns
     -------
-    rotated : ndarray of shape (n, min(n, D)), float64 where it is small, else float32
+    rotated : ndarray of shape (n, min(n, D))
     back : ndarray of shape (D, n) or None
         Takes coefficients back to the features; None where nothing was turned.
     """
-    dtype = np.float64 if min(Z.shape) * len(Z) <= _DOUBLE_UP_TO else np.float32
+    if dtype is None:
+        dtype = np.dtype(np.float64 if min(Z.shape) * len(Z) <= _DOUBLE_UP_TO else np.float32)
     if len(Z) >= Z.shape[1]:
         return Z.astype(dtype, copy=False), None
     left, singular, right = np.linalg.svd(Z.astype(np.float64), full_matrices=False)

@@ -26,7 +26,7 @@ class LabelsHead(LogisticHead):
 
     Parameters
     ----------
-    C, Cs, l2_norm, pca, cv, class_weight, tol, max_iter, random_state
+    C, Cs, l2_norm, pca, cv, class_weight, tol, max_iter, device, random_state
         As in `LogisticHead`; "balanced" lets presence and absence of each label count alike.
 
     Attributes
@@ -78,7 +78,7 @@ class LabelsHead(LogisticHead):
         X = np.asarray(X, np.float32)
         self._blocks = tuple(blocks)
         self.preparation_ = fit_preparation(X, l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
-        folds = stratified_folds(_rarest_label(Y), self.cv, random_state=self.random_state, groups=groups)
+        folds = stratified_folds(rarest_label(Y), self.cv, random_state=self.random_state, groups=groups)
         self._fit_labels(self.preparation_.apply(X), Y, folds)
         return self
 
@@ -113,7 +113,7 @@ class LabelsHead(LogisticHead):
             proba = sigmoid(logits)
             return np.array([-binary_log_loss(Y[folds == fold], proba[folds == fold]) for fold in range(self.cv)])
 
-        found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter)
+        found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter, device=self.device)
         self.C_ = found.C
         self._score_labels(Y, found.logits)
         losses, spread = -found.scores.mean(axis=1), found.scores.std(axis=1)
@@ -141,7 +141,8 @@ class LabelsHead(LogisticHead):
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
         turned, back = rotated(Z)
         task = label_task(turned, y.astype(bool), np.full(len(y), -1), balanced=self.class_weight == "balanced")
-        coef, intercept = coefficients(fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter).W[0], back)
+        fit = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device)
+        coef, intercept = coefficients(fit.W[0], back)
         return Network(preparation, (coef.astype(np.float32),), (intercept.astype(np.float32),))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
@@ -176,7 +177,7 @@ def labels_head(kind: str, **options: Any) -> LabelsHead:
     return LabelsHead(**options)
 
 
-def _rarest_label(Y: np.ndarray) -> np.ndarray:
+def rarest_label(Y: np.ndarray) -> np.ndarray:
     """Return what folds are balanced by, (n,) int64: the rarest label of each image, one number more for none.
 
     Sechidis, Tsoumakas and Vlahavas (2011) divide the images of the rarest label first for the same reason: the common

@@ -82,7 +82,7 @@ def check_trainable(y: np.ndarray, class_names: Sequence[str], n_folds: int, gro
     if groups is not None:
         y = y[np.unique(groups, return_index=True)[1]]
     counts = np.bincount(y, minlength=len(class_names))
-    if len(class_names) < MINIMUM_PER_CLASS:
+    if len(class_names) < 2:
         name = printable(class_names[0]) if class_names else ""
         raise TrainingError(f"there is one class only ({name!r}): a classifier needs two, one folder each")
     rarest = int(counts.argmin())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -66,18 +66,15 @@ class InBlocks:
     array : object with ``shape`` (n, D) and slices
     size : int
         Rows a block; what is in memory at a time.
-    prepare : callable, optional
-        Turns a block into what is fitted.
     """
 
     array: np.ndarray
     size: int
-    prepare: Callable[[np.ndarray], np.ndarray] = lambda block: block
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and features."""
-        return int(self.array.shape[0]), int(self.prepare(self.array[:1]).shape[1])
+        return int(self.array.shape[0]), int(self.array.shape[1])
 
     @property
     def dtype(self) -> Float:
@@ -87,7 +84,7 @@ class InBlocks:
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the blocks in order."""
         for start in range(0, self.array.shape[0], self.size):
-            block = np.asarray(self.prepare(np.asarray(self.array[start : start + self.size])), np.float32)
+            block = np.asarray(self.array[start : start + self.size], np.float32)
             yield np.arange(start, start + len(block)), block
 
 
@@ -200,4 +197,4 @@ class PassesLike(Protocol):
         """
 
     def decide(self, W: np.ndarray) -> np.ndarray:
-        """Return the logits (n, K) float64 of each row by the fit that did not train on it."""
+        """Return the logits (n, K) float64 of each row by the fit that did not train on it; NaN where all did."""

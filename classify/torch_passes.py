@@ -66,7 +66,7 @@ class TorchPasses:
 
     def decide(self, W: np.ndarray) -> np.ndarray:
         """Return the logits (n, K) float64 of each row by the fit that did not train on it."""
-        result = np.empty((self.task.rows.shape[0], self.task.n_outputs))
+        result = np.full((self.task.rows.shape[0], self.task.n_outputs), np.nan)
         coefficients = self._tensor(W)
         for numbers, Z in self._blocks():
             fold = self.task.fold[numbers]

@@ -123,9 +123,8 @@ def distances_to(Z: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def nearest_rows(distances: np.ndarray, k: int) -> np.ndarray:
-    """Return the numbers (m, k) of the nearest rows, the nearest first; of equal ones the earlier row."""
+    """Return the numbers (m, k) of the nearest rows, the nearest first; of equal ones any."""
     if k < distances.shape[1]:
-        # Sorted by number before they are sorted by distance, so that equal distances keep the order of the rows.
         found = np.sort(np.argpartition(distances, k - 1, axis=1)[:, :k], axis=1)
     else:
         found = np.broadcast_to(np.arange(distances.shape[1]), distances.shape)

@@ -135,11 +135,11 @@ def test_cache_commands(headstart_json, listed, tmp_path):
 
 def test_a_head_of_one_label_an_image_is_refused_in_one_line(headstart, headstart_json, listed, tmp_path):
     headstart_json("extract", listed, "--backbone", BACKBONE)
-    said = "has several labels an image; a head learns one class an image: use a CSV with the column label"
-    for head in ("logistic", "linear", "mlp"):
+    said = "learns one class an image, and this dataset has several: use --head logistic"
+    for head in ("linear", "mlp", "knn", "ncm"):
         status, out, err = headstart("fit-head", "--head", head)
-        assert (status, out) == (1, "")
-        assert err.splitlines()[-1] == f"error: {listed} {said}"
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1] == f"error: --head {head} {said}"
         assert "Traceback" not in err
     assert not (tmp_path / "models").exists()
 

@@ -223,9 +223,7 @@ def _evaluate(
     return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes)
 
 
-def _dataset(
-    classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool
-) -> LabelledSet:
+def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool) -> LabelledSet:
     """Take a dataset from the disk, or, without one, the one that a model was trained on from the cache."""
     training = classifier.model.training
     features = _from_cache(classifier, source) if data is None else _from_disk(classifier, Path(data))

@@ -113,7 +113,9 @@ def test_a_point_never_claims_more_images_than_there_are(count):
 
 def test_the_verdict_weighs_a_gain_against_its_error():
     steady = np.tile([0.5, 0.8], (10, 1)) + np.linspace(0, 0.02, 10)[:, None]
-    assert _verdict(steady) == "more labelled images still help: the last step brought +30.0 points (standard error 0.0)"
+    assert (
+        _verdict(steady) == "more labelled images still help: the last step brought +30.0 points (standard error 0.0)"
+    )
     noisy = np.stack([np.full(10, 0.5), 0.52 + 0.1 * (-1.0) ** each(10)], axis=1)
     assert _verdict(noisy).startswith("too few images to tell whether more would help: the last step brought +2.0")
     assert _verdict(steady[:, ::-1]).startswith("more labelled images of the same kind would hardly help")

@@ -246,7 +246,11 @@ def test_several_labels_are_a_table_and_a_number_for_each_set(tmp_path):
     np.testing.assert_array_equal(data.rows, known)
     np.testing.assert_array_equal(data.Y, made.y[known])
     sets = {tuple(row) for row in data.Y.tolist()}
-    assert len(np.unique(data.y)) == len(sets) == len({(*row, int(y)) for row, y in zip(data.Y.tolist(), data.y)})
+    assert (
+        len(np.unique(data.y))
+        == len(sets)
+        == len({(*row, int(y)) for row, y in zip(data.Y.tolist(), data.y, strict=True)})
+    )
     X, Y = data.part("val")
     np.testing.assert_array_equal(Y, data.Y[data.split == "val"])
     np.testing.assert_array_equal(X, made.X[known][data.split == "val"])

@@ -55,7 +55,7 @@ def test_a_picture_from_elsewhere_is_the_first_outlier(made, tmp_path):
     assert outliers[0]["path"] == f"photos/{place:04d}.jpg"
     assert outliers[0]["score"] == pytest.approx(1 / 150)
     scores = [row["score"] for row in outliers]
-    assert scores == sorted(scores) and 0 < scores[0] and scores[-1] <= 1
+    assert scores == sorted(scores) and scores[0] > 0 and scores[-1] <= 1
     assert any(f"photos/{place:04d}.jpg (" in line for line in diagnosed(made, tmp_path).lines())
 
 

@@ -47,9 +47,9 @@ def test_held_out_logits_are_of_fits_without_the_fold():
         np.testing.assert_allclose(head.oof_logits_[~inside, label], expected, atol=5e-3)
 
 
-def test_the_chosen_C_has_the_lowest_held_out_loss():
+def test_the_chosen_penalty_has_the_lowest_held_out_loss():
     head = fitted()
-    assert head.C_ == head.cv_["Cs"][int(np.argmin(head.cv_["log_losses"]))]
+    assert head.cv_["Cs"][int(np.argmin(head.cv_["log_losses"]))] == head.C_
     assert len(head.cv_["Cs"]) == 11
     at_both_ends = [fitted(C=C).cv_["log_loss"] for C in (1e-4, 1e2)]
     assert fitted(C=head.C_).cv_["log_loss"] < min(at_both_ends)

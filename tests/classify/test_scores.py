@@ -187,7 +187,7 @@ def test_a_split_without_images_is_named(tmp_path):
 def test_probabilities_for_sets_are_thinned_evenly_and_ascend(tmp_path, monkeypatch):
     made = classes_made()
     full = run(made, tmp_path).model.true_probabilities
-    assert len(full) == 60 and (np.diff(full) >= 0).all() and full.dtype == np.float32
+    assert len(full) == 60 and (np.diff(full) >= 0).all() and full.dtype == np.float64
     monkeypatch.setattr("headstart.classify.fit.KEPT_PROBABILITIES", 7)
     few = run(made, tmp_path).model.true_probabilities
     assert len(few) == 7 and (few[0], few[-1]) == (full[0], full[-1]) and np.isin(few, full).all()

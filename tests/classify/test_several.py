@@ -47,7 +47,7 @@ def test_held_out_logits_are_of_fits_without_the_fold():
         np.testing.assert_allclose(head.oof_logits_[~inside, label], expected, atol=5e-3)
 
 
-def test_the_chosen_c_has_the_lowest_held_out_loss():
+def test_the_chosen_penalty_has_the_lowest_held_out_loss():
     head = fitted()
     assert head.cv_["Cs"][int(np.argmin(head.cv_["log_losses"]))] == head.C_
     assert len(head.cv_["Cs"]) == 11

@@ -1,5 +1,8 @@
 """A dataset in which an image may have several labels, from its CSV to the arrays and the files that others read."""
 
+import csv
+import io
+
 import h5py
 import numpy as np
 import pytest
@@ -133,24 +136,70 @@ def test_cache_commands(headstart_json, listed, tmp_path):
         np.testing.assert_array_equal(load_features(tmp_path / cache).Y, expected())
 
 
-def test_a_head_of_one_label_an_image_is_refused_in_one_line(headstart, headstart_json, listed, tmp_path):
+def test_a_head_that_learns_one_class_an_image_is_refused_in_one_line(headstart, headstart_json, listed, tmp_path):
     headstart_json("extract", listed, "--backbone", BACKBONE)
-    said = "learns one class an image, and this dataset has several: use --head logistic"
     for head in ("linear", "mlp", "knn", "ncm"):
         status, out, err = headstart("fit-head", "--head", head)
         assert (status, out) == (2, "")
-        assert err.splitlines()[-1] == f"error: --head {head} {said}"
+        said = f"--head {head} learns one class an image, and this dataset has several: use --head logistic"
+        assert err.splitlines()[-1] == f"error: {said}"
         assert "Traceback" not in err
     assert not (tmp_path / "models").exists()
 
 
-def test_evaluate_with_the_same_classes_is_refused_too(headstart, headstart_json, photos, tmp_path):
+def test_a_head_is_fitted_scored_and_gives_labels(headstart, headstart_json, listed, photos, tmp_path):
+    headstart_json("extract", listed, "--backbone", BACKBONE)
+    words = ["fit-head", "--cv", "3", "--near-copies", "none", "--val-fraction", ".4"]
+    fit = headstart_json(*words, "--details", "--curve")
+    assert (fit["multi_label"], fit["classes"], fit["baseline"].keys()) == (True, list(CLASSES), {"map"})
+    assert list(fit["thresholds"]) == list(CLASSES) and all(0 <= value <= 1 for value in fit["thresholds"].values())
+    assert {"n", "map", "macro_f1", "accuracy", "low", "high", "log_loss", "ece"} <= set(fit["val"])
+    assert fit["train"]["n"] + fit["val"]["n"] == 36, "pictures without a label are pictures, too"
+    assert fit["val"]["map"] > fit["baseline"]["map"]
+    assert [row["label"] for row in fit["per_class"]] == list(CLASSES)
+    assert fit["details"]["suspicious"] == [] and fit["curve"]["measure"] == "map"
+    status, out, err = headstart(*words, "--details", "--curve", "--overwrite")
+    assert (status, out) == (0, "")
+    assert "4 labels, any number an image" in err and "mean average precision" in err
+
+    scored = headstart_json("evaluate", fit["out"])
+    assert (scored["n"], scored["map"], scored["accuracy"]) == tuple(fit["val"][k] for k in ("n", "map", "accuracy"))
+    for error in scored["errors"]:
+        assert (error["label"] == "") != (error["predicted"] == "")
+        assert error["label"] or error["predicted"] in CLASSES
+    same = headstart_json("evaluate", fit["out"], "--against", fit["out"])["against"]
+    assert (same["only_first"], same["only_second"], same["verdict"]) == (0, 0, "no difference beyond chance")
+
+    found = headstart_json("predict", fit["out"], photos)["predictions"]
+    for row in found:
+        given = [name for name in CLASSES if row["probabilities"][name] >= fit["thresholds"][name]]
+        assert (row["labels"], row["label"], row["set"]) == (given, "|".join(given), None)
+        assert row["probability"] == max(row["probabilities"].values())
+    truth = {f"{shape}/{number:02d}.jpg": labels_of(shape, number) for shape in SHAPES for number in range(12)}
+    wrong = sum(set(row["labels"]) != set(truth["/".join(row["path"].split("/")[-2:])]) for row in found)
+    assert wrong < 18
+    status, out, _ = headstart("predict", fit["out"], photos, "--csv")
+    table = list(csv.DictReader(io.StringIO(out)))
+    assert [row["label"] for row in table] == [row["label"] for row in found]
+    status, out, err = headstart("predict", fit["out"], photos, "--coverage", ".9")
+    assert (status, out) == (2, "")
+    assert "--coverage asks for sets of which one class is right; this model gives several" in err.splitlines()[-1]
+
+
+def test_models_and_datasets_of_the_other_kind_are_refused(headstart, headstart_json, photos, tmp_path):
     headstart_json("extract", photos, "--backbone", BACKBONE)
     model = headstart_json("fit-head")["out"]
     listed = write(tmp_path, change=lambda shape, number, labels: [shape])
-    status, _, err = headstart("evaluate", model, listed)
-    assert status == 1
-    assert "has several labels an image" in err.splitlines()[-1]
+    headstart_json("extract", listed, "--backbone", BACKBONE)
+    several = headstart_json("fit-head", "--out", "several")["out"]
+    for words in (
+        ["evaluate", model, listed],
+        ["evaluate", several, photos],
+        ["evaluate", several, "--against", model],
+    ):
+        status, out, err = headstart(*words)
+        assert (status, out) == (1, "")
+        assert "several labels an image" in err.splitlines()[-1] and "one class an image" in err.splitlines()[-1]
 
 
 def test_bad_csvs_are_one_line_and_leave_no_cache(headstart, photos, tmp_path):

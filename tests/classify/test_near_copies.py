@@ -132,7 +132,7 @@ def test_it_finds_what_comparing_each_with_each_finds(monkeypatch):
     agree[hashes == FLAT] = agree[:, hashes == FLAT] = False
     others = np.where((distance <= MAX_DISTANCE) | (hashes == FLAT), -1, centred @ centred.T)
     fifth = np.sort(others, axis=1)[:, -5]
-    agree &= 1 - centred @ centred.T <= 0.5 * (1 - np.maximum(fifth[:, None], fifth))
+    agree &= 1 - centred @ centred.T <= (0.9 - 0.04 * distance) * (1 - np.maximum(fifth[:, None], fifth))
     wanted = np.argwhere(np.triu(agree, 1)).tolist()
     monkeypatch.setattr(module, "LARGEST_GROUP", 300)
     found = near_copies(hashes, X, digest)

@@ -34,11 +34,11 @@ def test_each_label_is_a_logistic_regression_of_its_own(class_weight):
 def test_held_out_logits_are_of_fits_without_the_fold():
     from sklearn.linear_model import LogisticRegression
 
-    from headstart.classify.several import _rarest_label
+    from headstart.classify.several import rarest_label
     from headstart.classify.splits import stratified_folds
 
     head = fitted(C=0.1, tol=1e-10)
-    folds = stratified_folds(_rarest_label(MADE.y), 5, random_state=0)
+    folds = stratified_folds(rarest_label(MADE.y), 5, random_state=0)
     Z = head.preparation_.apply(MADE.X).astype(np.float64)
     for label in range(4):
         inside = folds != 2

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .classify.evaluate import Evaluation, evaluate
+from .classify.evaluate import evaluate
+from .classify.evaluation import Evaluation
 from .classify.fit import fit_head
 from .classify.fitted import Fit
 from .classify.predict import Prediction, load

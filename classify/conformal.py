@@ -11,7 +11,7 @@ from ..errors import UsageError
 from .metrics import wilson_interval
 
 
-def fit_conformal(proba: np.ndarray, y: np.ndarray, coverage: float) -> float:
+def conformal_threshold(true: np.ndarray, coverage: float) -> float:
     """Return the probability from which a class belongs to the set.
 
     Split conformal prediction (Vovk et al. 2005; Papadopoulos et al. 2002) with the score 1 - p of the true class
@@ -30,9 +30,8 @@ def fit_conformal(proba: np.ndarray, y: np.ndarray, coverage: float) -> float:
 
     Parameters
     ----------
-    proba : ndarray of shape (n, K), dtype float
-        Probabilities of images that the classifier was not trained on.
-    y : ndarray of shape (n,), dtype int
+    true : ndarray of shape (n,), dtype float
+        The probabilities of the true classes of images that the classifier was not trained on, ascending.
     coverage : float
         Above 0 and below 1.
 
@@ -46,19 +45,6 @@ def fit_conformal(proba: np.ndarray, y: np.ndarray, coverage: float) -> float:
     ------
     UsageError
         The coverage is not between 0 and 1.
-    """
-    return conformal_threshold(np.sort(proba[np.arange(len(y)), y]), coverage)
-
-
-def conformal_threshold(true: np.ndarray, coverage: float) -> float:
-    """Return what `fit_conformal` returns, of the probabilities of the true classes.
-
-    Parameters
-    ----------
-    true : ndarray of shape (n,), dtype float
-        Ascending.
-    coverage : float
-        Above 0 and below 1.
     """
     if not 0 < coverage < 1:
         raise UsageError(f"the coverage must lie between 0 and 1, and is {coverage!r}")
@@ -78,7 +64,7 @@ def prediction_sets(proba: np.ndarray, threshold: float) -> np.ndarray:
     ----------
     proba : ndarray of shape (n, K), dtype float
     threshold : float
-        From `fit_conformal`.
+        From `conformal_threshold`.
 
     Returns
     -------

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from .calibration import fit_temperature
 from .metrics import expected_calibration_error, log_loss
 from .network import Network, softmax
@@ -17,6 +17,32 @@ from .splits import check_trainable, stratified_folds
 
 if TYPE_CHECKING:
     from .voters import Neighbours
+
+
+def check_rows(X: np.ndarray, y: np.ndarray) -> None:
+    """Raise where embeddings do not go with their labels, or cannot be computed with.
+
+    Raises
+    ------
+    TrainingError
+    """
+    if X.ndim != 2 or len(X) != len(y):
+        raise TrainingError(f"a head is trained on (n, D) embeddings with n labels, and got {X.shape} and {y.shape}")
+    if not np.isfinite(X).all():
+        raise TrainingError("the embeddings hold NaN or infinity; run `headstart extract` with --store-dtype float32")
+
+
+def check_options(head: type[Head], options: Mapping[str, Any]) -> None:
+    """Raise where an option means nothing to a head.
+
+    Raises
+    ------
+    UsageError
+    """
+    meant = inspect.signature(head).parameters
+    for name in options:
+        if name not in meant:
+            raise UsageError(f"--{name.replace('_', '-')} means nothing to --head {head.kind}; leave it out")
 
 
 class Head:
@@ -94,14 +120,7 @@ class Head:
             As `check_trainable` says, or the embeddings hold NaN or infinity.
         """
         self.classes_ = tuple(class_names) if class_names is not None else tuple(map(str, range(int(y.max()) + 1)))
-        if X.ndim != 2 or len(X) != len(y):
-            raise TrainingError(
-                f"a head is trained on (n, D) embeddings with n labels, and got {X.shape} and {y.shape}"
-            )
-        if not np.isfinite(X).all():
-            raise TrainingError(
-                "the embeddings hold NaN or infinity; run `headstart extract` with --store-dtype float32"
-            )
+        check_rows(X, y)
         check_trainable(y, self.classes_, self.cv, groups)
         self.notes_ = []
         folds = stratified_folds(y, self.cv, random_state=self.random_state, groups=groups)

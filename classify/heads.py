@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ import numpy as np
 from ..errors import TrainingError, UsageError
 from ..extract.progress import progress_bar
 from .grid import Trial, cross_validate, grid
-from .head import Head
+from .head import Head, check_options
 from .knn import KNNHead, NCMHead
 from .logistic import LogisticHead
 from .network import Network
@@ -355,8 +354,5 @@ def make_head(kind: str, **options: Any) -> Head:
     """
     if kind not in HEADS:
         raise UsageError(f"there is no head {kind!r}: take one of {', '.join(HEADS)}")
-    meant = inspect.signature(HEADS[kind]).parameters
-    for name in options:
-        if name not in meant:
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to --head {kind}; leave it out")
+    check_options(HEADS[kind], options)
     return HEADS[kind](**options)

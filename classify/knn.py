@@ -10,8 +10,8 @@ from ..errors import UsageError
 from .head import Head
 from .metrics import log_loss
 from .network import Network, forward, softmax
-from .preparation import Preparation
-from .voters import BLOCK_NUMBERS, Neighbours, compared, distances_to, nearest_rows, vote_logits
+from .preparation import Preparation, of_length_one
+from .voters import BLOCK_NUMBERS, Neighbours, distances_to, nearest_rows, vote_logits
 
 K_TRIED = (1, 3, 5, 10, 20, 50, 100)
 METRICS = ("cosine", "euclidean")
@@ -65,7 +65,7 @@ class KNNHead(Head):
             raise UsageError(f"--metric must be one of {', '.join(METRICS)}, and is {self.metric!r}")
         candidates = self._candidates(len(y) - int(np.bincount(folds).max()))
         cosine = self.metric == "cosine"
-        rows = compared(Z, cosine)
+        rows = of_length_one(Z) if cosine else Z
         nearest = _nearest_of_other_folds(rows, folds, max(candidates))
         held_out = [vote_logits(y[nearest[:, :k]], len(self.classes_)) for k in candidates]
         tried = [
@@ -80,7 +80,8 @@ class KNNHead(Head):
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Neighbours:
         cosine, k = self.metric == "cosine", min(self.k_, len(y))
-        return Neighbours(preparation, compared(Z, cosine), y.astype(np.int32), k, len(self.classes_), cosine)
+        rows = of_length_one(Z) if cosine else Z
+        return Neighbours(preparation, rows, y.astype(np.int32), k, len(self.classes_), cosine)
 
     def _candidates(self, most: int) -> list[int]:
         if self.k == "auto":

@@ -201,21 +201,11 @@ def per_class(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[st
     return rows
 
 
-def macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
+def _mean_f1(table: Sequence[dict[str, Any]]) -> float:
     """Return the mean F1 of the classes that occur among labels or predictions, each of equal weight.
 
     The mean of the classes' F1, not the F1 of mean precision and recall (Opitz and Burst 2019 on the two).
-
-    Parameters
-    ----------
-    y, predicted : ndarray of shape (n,), dtype int
-        n is at least 1.
     """
-    n_classes = int(max(np.max(y), np.max(predicted))) + 1
-    return _mean_f1(per_class(confusion_matrix(y, predicted, n_classes), [""] * n_classes))
-
-
-def _mean_f1(table: Sequence[dict[str, Any]]) -> float:
     return float(np.mean([row["f1"] for row in table if row["f1"] is not None]))
 
 

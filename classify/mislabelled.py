@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .neighbours import nearest, normalised, references
+from .neighbours import nearest, references
+from .preparation import of_length_one
 
 NEIGHBOURS = 10
 MOST_ROWS = 4096  # images that neighbours are sought among
@@ -92,7 +93,7 @@ def _other_neighbours(X: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.nd
     wanted = np.clip(np.bincount(y[kept], minlength=int(y.max()) + 1)[y] // 2, 1, NEIGHBOURS)
     result = np.empty(len(y))
     most = min(NEIGHBOURS, len(kept))
-    for rows, distance, place in nearest(X, normalised(X[kept]), most, groups, groups[kept]):
+    for rows, distance, place in nearest(X, of_length_one(X[kept]), most, groups, groups[kept]):
         counts = (np.arange(most) < wanted[rows][:, None]) & np.isfinite(distance)
         different = y[kept][place] != y[rows][:, None]
         result[rows] = (different & counts).sum(axis=1) / np.maximum(counts.sum(axis=1), 1)

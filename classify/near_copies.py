@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..extract.phash import FLAT, MIRROR, UNKNOWN, mirrored
+from .preparation import of_length_one
 
 # Chosen on photographs of ants and bees and on copies planted among them; benchmarks/near_copies.py does the same.
 # A copy that is mirrored, resized, recompressed, cropped by 5 % and brightened at once is 5 bits away at the median and
@@ -222,20 +223,14 @@ def _cosine_around(
     result = np.full(len(members), -1.0)
     if len(others) <= rank:
         return result
-    reference = _centred(X[rows[others]], mean)
+    reference = of_length_one(X[rows[others]] - mean)
     halves = [(some.astype(np.uint32), (some >> np.uint64(32)).astype(np.uint32)) for some in (hashes, hashes[others])]
     for start in range(0, len(members), _ROWS):
         mine = members[start : start + _ROWS]
-        cosines = _centred(X[rows[mine]], mean) @ reference.T
+        cosines = of_length_one(X[rows[mine]] - mean) @ reference.T
         cosines[_distance(halves[0][0][mine], halves[0][1][mine], *halves[1]) <= MAX_DISTANCE] = -1
         result[start : start + _ROWS] = np.partition(cosines, -rank, axis=1)[:, -rank]
     return result
-
-
-def _centred(X: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    rows = X - mean
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(length > 0, length, 1))
 
 
 def _cosines(X: np.ndarray, mean: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -6,14 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .preparation import of_length_one
+
 BLOCK_ROWS = 1024  # rows that are compared at a time, which bounds the memory beside the embeddings
-
-
-def normalised(X: np.ndarray) -> np.ndarray:
-    """Return rows (n, D) float32 of length 1; a row of zeros stays one."""
-    X = np.asarray(X, np.float32)
-    length = np.linalg.norm(X, axis=1, keepdims=True)
-    return np.asarray(X / np.where(length > 0, length, 1), np.float32)
 
 
 def nearest(
@@ -44,7 +39,7 @@ def nearest(
     """
     for start in range(0, len(X), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        squared = 2 - 2 * (normalised(X[rows]) @ reference.T)
+        squared = 2 - 2 * (of_length_one(X[rows]) @ reference.T)
         if own is not None and kin is not None:
             squared[own[rows][:, None] == kin] = np.inf
         place = np.argpartition(squared, k - 1, axis=1)[:, :k] if k < squared.shape[1] else _every(squared)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ModelError, TrainingError
-from .neighbours import nearest, normalised, references
+from .neighbours import nearest, references
+from .preparation import of_length_one
 
 NEIGHBOURS = 5
 MOST_ROWS = 4096  # reference rows, and as many held-out ones; 34 MB of float32 at a width of 2048
@@ -126,7 +127,7 @@ def fit_novelty(
     """
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     kept = references(np.asarray(y), most, random_state)
-    reference = normalised(X[kept])
+    reference = of_length_one(X[kept])
     probe = kept
     if len(y) > len(kept):
         others = np.setdiff1d(np.arange(len(y)), kept, assume_unique=True)

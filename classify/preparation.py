@@ -66,7 +66,7 @@ class Preparation:
         """
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise ModelError(f"the head takes embeddings of width {self.n_features}, and got an array of {X.shape}")
-        Z = (_of_length_one(X, self.blocks) - self.mean) / self.scale
+        Z = (_blocks_of_length_one(X, self.blocks) - self.mean) / self.scale
         return np.asarray(Z if self.projection is None else Z @ self.projection, np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -120,19 +120,24 @@ def fit_preparation(
         `pca` means nothing.
     """
     widths = np.array(blocks or (X.shape[1],), np.int64) if l2_norm else np.zeros(0, np.int64)
-    scaled = _of_length_one(X, widths)
+    scaled = _blocks_of_length_one(X, widths)
     mean, scale = standardisation(scaled)
     return Preparation(mean, scale, widths, None if pca is None else principal_axes((scaled - mean) / scale, pca))
 
 
-def _of_length_one(X: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def of_length_one(X: np.ndarray) -> np.ndarray:
+    """Return rows (n, D) float32 divided by their lengths; a row of zeros stays one."""
+    X = np.asarray(X, np.float32)
+    return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), _TINY), np.float32)
+
+
+def _blocks_of_length_one(X: np.ndarray, widths: np.ndarray) -> np.ndarray:
     if not widths.size:
         return X
     ends = np.cumsum(widths).tolist()
     result = np.empty(X.shape, np.float32)
     for start, end in itertools.pairwise([0, *ends]):
-        block = X[:, start:end]
-        result[:, start:end] = block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), _TINY)
+        result[:, start:end] = of_length_one(X[:, start:end])
     return result
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import TrainingError, UsageError
 from .calibration import fit_temperature
+from .head import check_options, check_rows
 from .logistic import LogisticHead, coefficients
 from .metrics import reliability_curve
 from .multilabel import best_thresholds, binary_log_loss, mean_average_precision
@@ -83,12 +84,7 @@ class LabelsHead(LogisticHead):
         return self
 
     def _check(self, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) -> None:
-        if X.ndim != 2 or len(X) != len(Y):
-            raise TrainingError(f"a head is trained on (n, D) embeddings with n rows of labels: {X.shape}, {Y.shape}")
-        if not np.isfinite(X).all():
-            raise TrainingError(
-                "the embeddings hold NaN or infinity; run `headstart extract` with --store-dtype float32"
-            )
+        check_rows(X, Y)
         images = len(Y) if groups is None else len(np.unique(groups))
         if images < self.cv:
             raise TrainingError(f"there are {images} training images, {self.cv} folds need {self.cv}: add some")
@@ -166,14 +162,9 @@ def labels_head(kind: str, **options: Any) -> LabelsHead:
     UsageError
         There is none of this kind, or an option means nothing to it.
     """
-    import inspect
-
     if kind != LabelsHead.kind:
         raise UsageError(f"--head {kind} learns one class an image, and this dataset has several: use --head logistic")
-    meant = inspect.signature(LabelsHead).parameters
-    for name in options:
-        if name not in meant:
-            raise UsageError(f"--{name.replace('_', '-')} means nothing to --head {kind}; leave it out")
+    check_options(LabelsHead, options)
     return LabelsHead(**options)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ModelError
 from .network import softmax
-from .preparation import Preparation
+from .preparation import Preparation, of_length_one
 
 BLOCK_NUMBERS = 4 << 20  # distances that are held at a time
 
@@ -56,7 +56,8 @@ class Neighbours:
         block = max(1, BLOCK_NUMBERS // max(len(self.rows), self.n_features))
         for start in range(0, len(X), block):
             part = slice(start, start + block)
-            Z = compared(self.preparation.apply(X[part]), self.cosine)
+            Z = self.preparation.apply(X[part])
+            Z = of_length_one(Z) if self.cosine else Z
             nearest = nearest_rows(distances_to(Z, self.rows), self.k)
             result[part] = vote_logits(self.labels[nearest], self.n_classes)
         return result
@@ -107,14 +108,6 @@ def vote_logits(labels: np.ndarray, n_classes: int) -> np.ndarray:
     flat = (np.arange(n)[:, None] * n_classes + labels).reshape(-1)
     votes = np.bincount(flat, minlength=n * n_classes).reshape(n, n_classes)
     return np.asarray(np.log((votes + 1 / n_classes) / (k + 1)))
-
-
-def compared(Z: np.ndarray, cosine: bool) -> np.ndarray:
-    """Return rows (n, r) float32 as they are compared: of length 1 where it is by angle."""
-    if not cosine:
-        return Z
-    length = np.linalg.norm(Z, axis=1, keepdims=True)
-    return np.asarray(Z / np.maximum(length, np.finfo(np.float32).tiny), np.float32)
 
 
 def distances_to(Z: np.ndarray, rows: np.ndarray) -> np.ndarray:

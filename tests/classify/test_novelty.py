@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from headstart.classify.metrics import binary_auc
-from headstart.classify.neighbours import nearest, normalised, references
+from headstart.classify.neighbours import nearest, references
 from headstart.classify.novelty import Novelty, fit_novelty, training_outliers
+from headstart.classify.preparation import of_length_one
 from headstart.errors import ModelError, TrainingError
 
 
@@ -97,8 +98,8 @@ def test_neighbours_agree_with_scikit_learn(monkeypatch):
 
     monkeypatch.setattr("headstart.classify.neighbours.BLOCK_ROWS", 7)
     rng = np.random.default_rng(3)
-    X, reference = cloud(rng, 40, 0), normalised(cloud(rng, 90, 1))
-    distance, place = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(reference).kneighbors(normalised(X))
+    X, reference = cloud(rng, 40, 0), of_length_one(cloud(rng, 90, 1))
+    distance, place = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(reference).kneighbors(of_length_one(X))
     blocks = list(nearest(X, reference, 4))
     assert np.concatenate([block[1] for block in blocks]) == pytest.approx(distance, abs=1e-5)
     assert (np.concatenate([block[2] for block in blocks]) == place).all()

@@ -113,7 +113,7 @@ def test_a_label_that_nobody_can_learn_is_noted_and_stays_finite(count):
 @pytest.mark.parametrize(
     ("X", "Y", "said"),
     [
-        (MADE.X[:5], MADE.y[:4], "rows of labels"),
+        (MADE.X[:5], MADE.y[:4], "with n labels"),
         (np.full((30, 3), np.nan, np.float32), MADE.y[:30], "hold NaN or infinity"),
         (MADE.X[:4], MADE.y[:4], "there are 4 training images, 5 folds need 5"),
         (MADE.X, np.zeros((120, 3), bool), "no label is given to two training images and absent from two"),

@@ -234,7 +234,7 @@ def _warn_of_near_copies(data: LabelledSet, copies: NearCopies, training: np.nda
     for group in copies.refused:
         logger.warning(
             "%d images look alike, too many to be copies of one (%s and others): they are taken for different images",
-            len(group), printable(str(data.features.paths[data.rows[group[0]]])) if data.dedupe is None else "some",
+            len(group), printable(str(data.features.paths[data.rows[group[0]]])),
         )  # fmt: skip
     if copies.without_hash:
         logger.info(

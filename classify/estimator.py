@@ -154,15 +154,18 @@ class LogisticRegressionPath(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return probabilities, (n_samples, n_classes) float64."""
-        logits = self.decision_function(X)
-        return softmax(both_rows(logits if logits.ndim == 2 else logits[:, None], 1))
+        return softmax(self._both_logits(X))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return logarithms of probabilities, (n_samples, n_classes) float64."""
-        logits = self.decision_function(X)
-        both = both_rows(logits if logits.ndim == 2 else logits[:, None], 1).astype(np.float64)
+        both = self._both_logits(X).astype(np.float64)
         shifted = both - both.max(axis=1, keepdims=True)
         return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+    def _both_logits(self, X: Any) -> np.ndarray:
+        """Return logits with a column a class, also of two."""
+        logits = self.decision_function(X)
+        return both_rows(logits if logits.ndim == 2 else logits[:, None], 1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the likeliest class of each row, (n_samples,)."""

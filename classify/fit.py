@@ -115,8 +115,9 @@ def fit_head(
     if val_fraction and not labelled.held_out:
         logger.warning("--val-fraction has no effect: the dataset has a validation split")
     warn_of_copies(labelled)
-    fitted = _fitted(labelled, head, {"random_state": seed, **head_options})
-    novelty = _novelty(labelled, seed)
+    train = _training(labelled)
+    fitted = _fitted(labelled, train, head, {"random_state": seed, **head_options})
+    novelty = _novelty(labelled, train, seed)
     model = SavedModel(
         kind=head,
         classes=loaded.classes,
@@ -130,20 +131,23 @@ def fit_head(
         novelty=novelty,
         training=_facts(labelled, seed, share, near_copies),
     )
-    model = replace(model, scores=measured(fitted, model, labelled))
+    model = replace(model, scores=measured(fitted, model, train[:2], labelled.part("val")))
     diagnostics = diagnose(fitted, labelled, novelty, seed) if details else None
-    grown = learning_curve(fitted, *_training(labelled), seed=seed) if curve else None
+    grown = learning_curve(fitted, *train, seed=seed) if curve else None
     save_model(target, model, overwrite=overwrite)
     return Fit(model, fitted, labelled, target, time.perf_counter() - begin, diagnostics, grown)
 
 
-def _training(data: LabelledSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return embeddings, labels and groups of the training images."""
+_Training = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _training(data: LabelledSet) -> _Training:
+    """Return embeddings, a copy as large as they are, labels and groups of the training images."""
     return (*data.part("train"), data.group[data.split == "train"])
 
 
-def _fitted(data: LabelledSet, kind: str, options: dict[str, Any]) -> Head:
-    X, y, groups = _training(data)
+def _fitted(data: LabelledSet, train: _Training, kind: str, options: dict[str, Any]) -> Head:
+    X, y, groups = train
     if not len(y):
         raise TrainingError(f"{printable(data.features.listing.root)} has no training image with a label")
     unfitted = make_head(kind, **options) if data.Y is None else labels_head(kind, **options)
@@ -162,9 +166,9 @@ def _told_of_held_out(error: TrainingError, data: LabelledSet) -> TrainingError:
     return TrainingError(f"{error} ({'; '.join(words)})") if words else error
 
 
-def _novelty(data: LabelledSet, seed: int) -> Novelty | None:
+def _novelty(data: LabelledSet, train: _Training, seed: int) -> Novelty | None:
     """Learn what training pictures look like, where there are two that are no copies of each other."""
-    X, _, groups = _training(data)
+    X, _, groups = train
     if len(np.unique(groups)) < 2:
         return None
     return fit_novelty(X, data.y[data.split == "train"], groups=groups, random_state=seed)
@@ -174,7 +178,7 @@ def _true_probabilities(head: Head, data: LabelledSet) -> np.ndarray:
     """Return what cross-validation gave the true classes, ascending, thinned evenly where they are many."""
     if data.Y is not None:
         return np.zeros(0)
-    y = data.part("train")[1]
+    y = data.y[data.split == "train"]
     # With all their digits: where many probabilities are equal, as those of knn are, rounding would move a whole set.
     true = np.sort(head.oof_proba_[np.arange(len(y)), y].astype(np.float64))
     if len(true) <= KEPT_PROBABILITIES:

@@ -119,16 +119,32 @@ class Head:
         TrainingError
             As `check_trainable` says, or the embeddings hold NaN or infinity.
         """
-        self.classes_ = tuple(class_names) if class_names is not None else tuple(map(str, range(int(y.max()) + 1)))
-        check_rows(X, y)
-        check_trainable(y, self.classes_, self.cv, groups)
+        y = self._labels(y)
+        self.classes_ = tuple(map(str, range(self._n_classes(y)))) if class_names is None else tuple(class_names)
         self.notes_ = []
-        folds = stratified_folds(y, self.cv, random_state=self.random_state, groups=groups)
+        check_rows(X, y)
+        self._check_labels(y, groups)
+        folds = stratified_folds(self._strata(y), self.cv, random_state=self.random_state, groups=groups)
         X = np.asarray(X, np.float32)
         self._blocks = tuple(blocks)
         self.preparation_ = fit_preparation(X, l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
-        self._fit(self.preparation_.apply(X), np.asarray(y, np.int64), folds)
+        self._fit(self.preparation_.apply(X), y, folds)
         return self
+
+    def _labels(self, y: np.ndarray) -> np.ndarray:
+        """Return labels as the fit takes them."""
+        return np.asarray(y, np.int64)
+
+    def _n_classes(self, y: np.ndarray) -> int:
+        return int(y.max()) + 1
+
+    def _check_labels(self, y: np.ndarray, groups: np.ndarray | None) -> None:
+        """Raise TrainingError where labels cannot be learnt or cross-validated."""
+        check_trainable(y, self.classes_, self.cv, groups)
+
+    def _strata(self, y: np.ndarray) -> np.ndarray:
+        """Return what folds have about the same share of, (n,) int."""
+        return y
 
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         """Set `network_`, and `cv_` by `_score_folds`, from prepared embeddings (n, r) float32."""
@@ -144,7 +160,7 @@ class Head:
             Labels of `classes_`; each class has a row.
         """
         preparation = fit_preparation(X, l2_norm=self.l2_norm, blocks=self._blocks, pca=self.pca)
-        return self._again(preparation, preparation.apply(X), np.asarray(y, np.int64))
+        return self._again(preparation, preparation.apply(X), self._labels(y))
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network | Neighbours:
         """Return what `_fit` would set as `network_` for other rows, at the settings that it chose."""

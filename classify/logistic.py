@@ -12,6 +12,7 @@ from .metrics import log_loss
 from .network import Network, softmax
 from .preparation import Preparation
 from .search import Search, both_rows, class_task, default_Cs, fit_rows, rotated, search
+from .task import Task
 
 
 class LogisticHead(Head):
@@ -77,19 +78,42 @@ class LogisticHead(Head):
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         candidates = self._candidates()
         turned, back = rotated(Z)
-        task = class_task(turned, y, folds, len(self.classes_), balanced=self.class_weight == "balanced")
+        mine = [folds == fold for fold in range(self.cv)]
 
         def score(logits: np.ndarray, _: np.ndarray) -> np.ndarray:
-            proba = softmax(both_rows(logits, 1))
-            return np.array([-log_loss(y[folds == fold], proba[folds == fold]) for fold in range(self.cv)])
+            return np.array([-self._loss(y[rows], logits[rows]) for rows in mine])
 
+        task = self._task(turned, y, folds)
         found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter, device=self.device)
         self.C_ = found.C
-        self._score_folds(y, folds, both_rows(found.logits, 1))
+        self._score_folds(y, folds, self._with_all_classes(found.logits, 1))
         losses, spread = -found.scores.mean(axis=1), found.scores.std(axis=1)
         self.cv_ |= {"Cs": candidates, "log_losses": losses.tolist(), "log_loss_std": spread.tolist()}
-        self._keep(found.fit.W[0], back)
+        coef, intercept = coefficients(found.fit.W[0], back)
+        self.coef_, self.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
+        self.network_ = self._network(self.preparation_, coef, intercept)
         self._note(found, candidates)
+
+    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
+        turned, back = rotated(Z)
+        task = self._task(turned, y, np.full(len(y), -1))
+        fit = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device)
+        return self._network(preparation, *coefficients(fit.W[0], back))
+
+    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> Task:
+        return class_task(Z, y, folds, len(self.classes_), balanced=self.class_weight == "balanced")
+
+    def _loss(self, y: np.ndarray, logits: np.ndarray) -> float:
+        """Return the log loss by which C is chosen, of logits as the solver has them."""
+        return log_loss(y, softmax(self._with_all_classes(logits, 1)))
+
+    def _with_all_classes(self, values: np.ndarray, axis: int) -> np.ndarray:
+        """Return what the solver has, which knows two classes by one number, with one for each class."""
+        return both_rows(values, axis)
+
+    def _network(self, preparation: Preparation, coef: np.ndarray, intercept: np.ndarray) -> Network:
+        weight, bias = (self._with_all_classes(values, 0).astype(np.float32) for values in (coef, intercept))
+        return Network(preparation, (weight,), (bias,))
 
     def _candidates(self) -> list[float]:
         if self.C == "auto":
@@ -97,18 +121,6 @@ class LogisticHead(Head):
         if not isinstance(self.C, int | float) or not 0 < self.C < float("inf"):
             raise UsageError(f"--C must be 'auto' or a number above 0, and is {self.C!r}")
         return [float(self.C)]
-
-    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
-        turned, back = rotated(Z)
-        rows = np.full(len(y), -1)
-        task = class_task(turned, y, rows, len(self.classes_), balanced=self.class_weight == "balanced")
-        W = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device).W[0]
-        return _network(preparation, *coefficients(W, back))
-
-    def _keep(self, W: np.ndarray, back: np.ndarray | None) -> None:
-        coef, intercept = coefficients(W, back)
-        self.coef_, self.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
-        self.network_ = _network(self.preparation_, coef, intercept)
 
     def _note(self, found: Search, candidates: list[float]) -> None:
         if not found.converged:
@@ -134,8 +146,3 @@ def coefficients(W: np.ndarray, back: np.ndarray | None) -> tuple[np.ndarray, np
     """Return coefficients (K, D) and intercepts (K,) of a solution on features that `rotated` turned."""
     coef = W[:, :-1]
     return coef if back is None else coef @ back.T, W[:, -1]
-
-
-def _network(preparation: Preparation, coef: np.ndarray, intercept: np.ndarray) -> Network:
-    weight, bias = (both_rows(values, 0).astype(np.float32) for values in (coef, intercept))
-    return Network(preparation, (weight,), (bias,))

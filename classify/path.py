@@ -60,11 +60,17 @@ class Solution:
 
 def better_start(passes: PassesLike, C: float, start: np.ndarray) -> np.ndarray | None:
     """Return a start for one C, or None where zeros are a better one."""
-    penalty = 1 / (C * passes.task.totals())
+    totals = passes.task.totals()
+    penalty = 1 / (C * totals)
     everyone = np.ones(len(start), bool)
-    found = [passes.run(W, everyone).loss * C * penalty for W in (start, np.zeros_like(start))]
-    found[0] = found[0] + 0.5 * penalty * np.einsum("pkd,pkd->p", start[:, :, :-1], start[:, :, :-1])
-    return start if (found[0] < found[1]).all() else None
+    mine, zeros = (_objective(W, passes.run(W, everyone), totals, penalty) for W in (start, np.zeros_like(start)))
+    return start if (mine < zeros).all() else None
+
+
+def _objective(W: np.ndarray, sums: Sums, totals: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    """Return the mean loss and the penalty of each fit, (P,)."""
+    weights = W[:, :, :-1]
+    return np.asarray(sums.loss / totals + 0.5 * penalty * _dots(weights, weights))
 
 
 def solve_path(
@@ -192,11 +198,9 @@ class _Descent:
             self._failed |= stuck & (0.5 * promise > _STANDING_STILL * self._tol * self._scale())
 
     def _penalised(self, W: np.ndarray, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
-        weights = W[:, :, :-1]
-        objective = sums.loss / self._totals + 0.5 * self._penalty * np.einsum("pkd,pkd->p", weights, weights)
         gradient = sums.gradient / self._totals[:, None, None]
-        gradient[:, :, :-1] += self._penalty[:, None, None] * weights
-        return objective, gradient
+        gradient[:, :, :-1] += self._penalty[:, None, None] * W[:, :, :-1]
+        return _objective(W, sums, self._totals, self._penalty), gradient
 
 
 class Metric:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from .conformal import conformal_threshold, coverage_of, prediction_sets
-from .dataset import LabelledSet
 from .head import Head
 from .metrics import expected_calibration_error, majority_baseline, nearest_mean_baseline, reliability_curve, score
 from .model import SavedModel
@@ -22,8 +21,16 @@ Rows = tuple[np.ndarray, np.ndarray]
 """Embeddings (n, D) float32, and labels (n,) int or (n, K) bool."""
 
 
-def measured(head: Head, model: SavedModel, data: LabelledSet) -> dict[str, Any]:
+def measured(head: Head, model: SavedModel, train: Rows, val: Rows) -> dict[str, Any]:
     """Return the scores of a head that has just been fitted.
+
+    Parameters
+    ----------
+    head : Head
+    model : SavedModel
+        What is saved of it.
+    train, val : (X, y)
+        The images that it was trained on, and those of the validation split, of which there may be none.
 
     Returns
     -------
@@ -31,9 +38,7 @@ def measured(head: Head, model: SavedModel, data: LabelledSet) -> dict[str, Any]
         ``train``, ``cv``, ``temperature``, ``val`` (None without such a split), ``baseline``, ``conformal`` (None
         without a validation split, or with several labels an image), ``per_class``: the validation images' table.
     """
-    X, y = train = data.part("train")
-    scores: dict[str, Any] = {"train": _on_training(head, X, y), "cv": head.cv_, "temperature": head.temperature_}
-    val = data.part("val")
+    scores: dict[str, Any] = {"train": _on_training(head, *train), "cv": head.cv_, "temperature": head.temperature_}
     if not len(val[1]):
         return scores | {"val": None, "baseline": _baseline(model, None, None), "conformal": None, "per_class": []}
     full = scores_of(model, model.network.logits(val[0]), val, train)

@@ -36,8 +36,6 @@ class Search:
         The fit to all rows at the best C.
     steps : ndarray of shape (n_Cs,), dtype int64
         Of the slowest fold at each C.
-    passes : int
-        How often the rows were gone through.
     converged : bool
         The fits at the best C reached the tolerance.
     """
@@ -47,7 +45,6 @@ class Search:
     logits: np.ndarray
     fit: Solution
     steps: np.ndarray
-    passes: int
     converged: bool
 
 
@@ -84,13 +81,11 @@ def search(
                 raise TrainingError(f"the score of a fold is not a number at C = {solution.C:.3g}")
             if best is None or scores[number].mean() > scores[:number].mean(axis=1).max():
                 best = solution, logits
-        count = passes.count
     assert best is not None
     with passes_over(_without_folds(task), device) as passes:
         start = better_start(passes, best[0].C, best[0].W.mean(axis=0, keepdims=True))
         fit = next(solve_path(passes, [best[0].C], start=start, tol=tol, max_iter=max_iter))
-        count += passes.count
-    return Search(best[0].C, scores, best[1], fit, steps, count, best[0].converged and fit.converged)
+    return Search(best[0].C, scores, best[1], fit, steps, best[0].converged and fit.converged)
 
 
 def fit_rows(task: Task, C: float, *, tol: float = 1e-6, max_iter: int = 500, device: str = "auto") -> Solution:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import TrainingError, UsageError
 from .calibration import fit_temperature
-from .head import check_options, check_rows
-from .logistic import LogisticHead, coefficients
+from .head import check_options
+from .logistic import LogisticHead
 from .metrics import reliability_curve
 from .multilabel import best_thresholds, binary_log_loss, mean_average_precision
-from .network import Network, sigmoid
-from .preparation import Preparation, fit_preparation
-from .search import fit_rows, label_task, rotated, search
-from .splits import stratified_folds
+from .network import sigmoid
+from .search import label_task
+from .task import Task
 
 
 class LabelsHead(LogisticHead):
     """L2-penalised logistic regressions, one for each label, with one C for all.
 
-    All labels, folds and values of C are one computation. The C with the lowest mean log loss is chosen; thresholds and
-    the temperature are fitted on the logits of held-out rows.
+    `fit` takes for `y` which labels each image has, (n, K) bool. All labels, folds and values of C are one computation.
+    The C with the lowest mean log loss is chosen; thresholds and the temperature are fitted on the logits of held-out
+    rows.
 
     Parameters
     ----------
@@ -46,53 +45,24 @@ class LabelsHead(LogisticHead):
     kind: ClassVar[str] = "logistic"
     thresholds_: np.ndarray
 
-    def fit(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        class_names: Sequence[str] | None = None,
-        groups: np.ndarray | None = None,
-        blocks: Sequence[int] = (),
-    ) -> Self:
-        """Fit the head.
+    def _labels(self, y: np.ndarray) -> np.ndarray:
+        return np.asarray(y, bool)
 
-        Parameters
-        ----------
-        X : ndarray of shape (n, D), dtype float32
-            Embeddings.
-        y : ndarray of shape (n, K), dtype bool
-            Which labels each image has.
-        class_names : sequence of str, optional
-            K names; numbers where it is None.
-        groups, blocks
-            As in `Head`.
+    def _n_classes(self, y: np.ndarray) -> int:
+        return int(y.shape[1])
 
-        Raises
-        ------
-        TrainingError
-            No label is there and absent at least twice, there are fewer images than folds, or the embeddings hold NaN
-            or infinity.
-        """
-        Y = np.asarray(y, bool)
-        self.classes_ = tuple(class_names) if class_names is not None else tuple(map(str, range(Y.shape[1])))
-        self._check(X, Y, groups)
-        X = np.asarray(X, np.float32)
-        self._blocks = tuple(blocks)
-        self.preparation_ = fit_preparation(X, l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
-        folds = stratified_folds(rarest_label(Y), self.cv, random_state=self.random_state, groups=groups)
-        self._fit_labels(self.preparation_.apply(X), Y, folds)
-        return self
+    def _strata(self, y: np.ndarray) -> np.ndarray:
+        return rarest_label(y)
 
-    def _check(self, X: np.ndarray, Y: np.ndarray, groups: np.ndarray | None) -> None:
-        check_rows(X, Y)
-        images = len(Y) if groups is None else len(np.unique(groups))
+    def _check_labels(self, y: np.ndarray, groups: np.ndarray | None) -> None:
+        """Raise TrainingError where no label is there and absent at least twice, or images are fewer than folds."""
+        images = len(y) if groups is None else len(np.unique(groups))
         if images < self.cv:
             raise TrainingError(f"there are {images} training images, {self.cv} folds need {self.cv}: add some")
-        counts = Y.sum(axis=0)
-        usable = (counts >= 2) & (counts <= len(Y) - 2)
+        counts = y.sum(axis=0)
+        usable = (counts >= 2) & (counts <= len(y) - 2)
         if not usable.any():
             raise TrainingError("no label is given to two training images and absent from two: nothing can be learnt")
-        self.notes_ = []
         if not usable.all():
             rare = [self.classes_[label] for label in np.flatnonzero(~usable)]
             self.notes_.append(
@@ -100,46 +70,29 @@ class LabelsHead(LogisticHead):
                 "what is said of them means little"
             )
 
-    def _fit_labels(self, Z: np.ndarray, Y: np.ndarray, folds: np.ndarray) -> None:
-        candidates = self._candidates()
-        turned, back = rotated(Z)
-        task = label_task(turned, Y, folds, balanced=self.class_weight == "balanced")
+    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> Task:
+        return label_task(Z, y, folds, balanced=self.class_weight == "balanced")
 
-        def score(logits: np.ndarray, _: np.ndarray) -> np.ndarray:
-            proba = sigmoid(logits)
-            return np.array([-binary_log_loss(Y[folds == fold], proba[folds == fold]) for fold in range(self.cv)])
+    def _loss(self, y: np.ndarray, logits: np.ndarray) -> float:
+        return binary_log_loss(y, sigmoid(logits))
 
-        found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter, device=self.device)
-        self.C_ = found.C
-        self._score_labels(Y, found.logits)
-        losses, spread = -found.scores.mean(axis=1), found.scores.std(axis=1)
-        self.cv_ |= {"Cs": candidates, "log_losses": losses.tolist(), "log_loss_std": spread.tolist()}
-        coef, intercept = coefficients(found.fit.W[0], back)
-        self.coef_, self.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
-        self.network_ = Network(self.preparation_, (self.coef_,), (self.intercept_,))
-        self._note(found, candidates)
+    def _with_all_classes(self, values: np.ndarray, axis: int) -> np.ndarray:
+        return values
 
-    def _score_labels(self, Y: np.ndarray, logits: np.ndarray) -> None:
+    def _score_folds(self, y: np.ndarray, folds: np.ndarray, logits: np.ndarray) -> None:
         self.oof_logits_ = logits
-        self.temperature_ = fit_temperature(logits, Y)
+        self.temperature_ = fit_temperature(logits, y)
         plain, self.oof_proba_ = sigmoid(logits), sigmoid(logits / self.temperature_)
-        self.thresholds_ = best_thresholds(Y, self.oof_proba_)
+        self.thresholds_ = best_thresholds(y, self.oof_proba_)
         self.cv_ = {
             "folds": self.cv,
-            "map": mean_average_precision(Y, self.oof_proba_),
-            "accuracy": float(((self.oof_proba_ >= self.thresholds_) == Y).all(axis=1).mean()),
-            "log_loss": binary_log_loss(Y, plain),
-            "ece": reliability_curve(plain.ravel(), Y.ravel()).ece,
-            "log_loss_calibrated": binary_log_loss(Y, self.oof_proba_),
-            "ece_calibrated": reliability_curve(self.oof_proba_.ravel(), Y.ravel()).ece,
+            "map": mean_average_precision(y, self.oof_proba_),
+            "accuracy": float(((self.oof_proba_ >= self.thresholds_) == y).all(axis=1).mean()),
+            "log_loss": binary_log_loss(y, plain),
+            "ece": reliability_curve(plain.ravel(), y.ravel()).ece,
+            "log_loss_calibrated": binary_log_loss(y, self.oof_proba_),
+            "ece_calibrated": reliability_curve(self.oof_proba_.ravel(), y.ravel()).ece,
         }
-
-    def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
-        turned, back = rotated(Z)
-        task = label_task(turned, y.astype(bool), np.full(len(y), -1), balanced=self.class_weight == "balanced")
-        fit = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device)
-        coef, intercept = coefficients(fit.W[0], back)
-        return Network(preparation, (coef.astype(np.float32),), (intercept.astype(np.float32),))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probability of each label (n, K) float64 of embeddings (n, D) float32."""

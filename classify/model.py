@@ -7,19 +7,17 @@ SHA-256 in its name, so a folder that is interrupted at any moment still holds a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..cache.publish import make_folder, publish
+from ..cache.publish import make_folder
 from ..cache.space import FeatureSpace
-from ..errors import CacheError, HeadstartError, ModelError, printable
+from ..errors import CacheError, HeadstartError, ModelError
+from .folder import checked_name, read_numbers, read_object, remove_numbers, write_numbers, write_object
 from .knn import KNNHead
 from .network import Network, sigmoid, softmax
 from .novelty import Novelty
@@ -27,12 +25,12 @@ from .voters import Neighbours
 
 MODEL_FORMAT = 1
 MODEL_FILE = "model.json"
-MAX_JSON = 16 << 20  # 100,000 class names of 100 characters, and room for the rest
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 1_000
-_IN_TENSORS = ("network", "true_probabilities", "novelty")
+_IN_TENSORS = ("network", "true_probabilities", "novelty", "body")
 _TRUE, _NOVELTY = "true_probabilities", "novelty."
-_TENSORS = re.compile(r"tensors-([0-9a-f]{64})\.safetensors")
+_TENSORS, _BACKBONE = "tensors", "backbone"
+_ADVICE = "fit the head again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +40,7 @@ class SavedModel:
     Attributes
     ----------
     kind : str
-        "logistic", "linear", "mlp", "knn" or "ncm".
+        "logistic", "linear", "mlp", "knn" or "ncm"; "finetuned" where the backbone was trained too.
     classes : tuple of str
     spaces : list of dict
         The feature spaces that it was trained in, as `FeatureSpace.as_dict` gives them, in the order in which the
@@ -65,6 +63,9 @@ class SavedModel:
         Where the data lay, how it was divided, and ``requests``, what was kept with each feature space.
     scores : dict
         Measured when it was fitted.
+    body : dict of str to ndarray
+        Weights of the backbone, where they were trained too, to be saved; a model that is loaded has none here: where
+        they are is in ``training["requests"]``.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class SavedModel:
     novelty: Novelty | None = None
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, np.ndarray] = field(default_factory=dict)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return probabilities (n, K) float64 of embeddings (n, D) float32; those of several labels do not sum to 1."""
@@ -118,22 +120,18 @@ def save_model(out: Path, model: SavedModel, *, overwrite: bool = False) -> Path
     ModelError
         As `check_target`, or the disk could not be written.
     """
-    from safetensors.numpy import save
-
     check_target(out, overwrite=overwrite)
-    data = save({name: np.ascontiguousarray(array) for name, array in _arrays(model).items()})
-    tensors = f"tensors-{hashlib.sha256(data).hexdigest()}.safetensors"
-    content = {"format": MODEL_FORMAT, "tensors": tensors}
+    content: dict[str, Any] = {"format": MODEL_FORMAT}
     content |= {name: getattr(model, name) for name in _in_json()}
     try:
         make_folder(out)
-        publish(out / tensors, data)
-        publish(out / MODEL_FILE, json.dumps(content, indent=1, allow_nan=False).encode("ascii"))
+        content["tensors"] = write_numbers(out, _TENSORS, _arrays(model))
+        if model.body:
+            content["backbone"] = write_numbers(out, _BACKBONE, model.body)
+        write_object(out / MODEL_FILE, content)
     except CacheError as error:
         raise ModelError(f"the model was not saved: {str(error).replace('--cache', '--out')}") from error
-    for path in out.iterdir():
-        if _TENSORS.fullmatch(path.name) and path.name != tensors:
-            path.unlink(missing_ok=True)
+    remove_numbers(out, (content["tensors"], content.get("backbone")))
     return out
 
 
@@ -155,15 +153,15 @@ def load_model(path: Path) -> SavedModel:
     ModelError
         There is none, it is damaged or incomplete, or a newer version wrote it.
     """
-    content = _read_json(path)
+    content = read_object(path / MODEL_FILE, what="model", maker="headstart fit-head", advice=_ADVICE)
     found = content.get("format")
     if isinstance(found, int) and found > MODEL_FORMAT:
         raise ModelError(f"{path} was written by format {found}, this reads up to {MODEL_FORMAT}; upgrade headstart")
     try:
-        content = _with_spaces(content)
+        content = _with_body(path, _with_spaces(content))
         classes = _checked_classes(path, content["classes"])
         stored = Neighbours if content["kind"] == KNNHead.kind else Network
-        arrays = _read_tensors(path, content["tensors"])
+        arrays = read_numbers(path / MODEL_FILE, _TENSORS, content["tensors"], advice=_ADVICE)
         true, novelty = _taken_out(arrays)
         network = stored.from_arrays(arrays)
         # Models of the first development versions say nothing of several labels.
@@ -218,27 +216,16 @@ def _with_spaces(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "spaces": [content["space"]], "training": training}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    file = path / MODEL_FILE
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_JSON + 1)
-    except FileNotFoundError as error:
-        what = "holds no model" if path.exists() else "is not there"
-        raise ModelError(f"the model folder {path} {what}; `headstart fit-head` makes one") from error
-    except NotADirectoryError as error:
-        raise ModelError(f"{path} is a file and not a model folder, which `headstart fit-head` makes") from error
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror})") from error
-    if len(data) > MAX_JSON:
-        raise ModelError(f"{file} is larger than {MAX_JSON >> 20} MB: headstart did not write it")
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file} is damaged: {error}; fit the head again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} is damaged: it holds no object; fit the head again")
-    return content
+def _with_body(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Let the weights of a backbone that was trained be found where the model is now.
+
+    They are read when a picture must be embedded, and checked by their digest then.
+    """
+    if content.get("backbone") is None:
+        return content
+    weights = str(path / checked_name(path / MODEL_FILE, _BACKBONE, content["backbone"]))
+    requests = [{**request, "weights": weights} for request in content["training"]["requests"]]
+    return {**content, "training": {**content["training"], "requests": requests}}
 
 
 def _checked_classes(path: Path, classes: Any) -> tuple[str, ...]:
@@ -246,24 +233,3 @@ def _checked_classes(path: Path, classes: Any) -> tuple[str, ...]:
     if not good or not 0 < len(classes) <= MAX_CLASSES:
         raise ModelError(f"{path / MODEL_FILE} is damaged: its list of classes is none")
     return tuple(classes)
-
-
-def _read_tensors(path: Path, name: Any) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    match = _TENSORS.fullmatch(name) if isinstance(name, str) else None
-    if match is None:  # in particular, no path that leads out of the folder
-        raise ModelError(f"{path / MODEL_FILE} is damaged: it names no file of numbers ({printable(str(name))!r})")
-    try:
-        data = (path / name).read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path / name} cannot be read ({error.strerror}); fit the head again") from error
-    if hashlib.sha256(data).hexdigest() != match[1]:
-        raise ModelError(
-            f"{path / name} is damaged: its bytes do not match the SHA-256 in its name; fit the head again"
-        )
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise ModelError(f"{path / name} is damaged: {error}") from error

@@ -18,7 +18,7 @@ _CACHED = 250_000  # numbers of one parameter of all networks
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's, which are those of Kingma and Ba 2015
 
 
-def rate_factor(schedule: str, epoch: int, epochs: int) -> float:
+def rate_factor(schedule: str, epoch: float, epochs: int) -> float:
     """Return what the learning rate is multiplied by in an epoch.
 
     Parameters
@@ -26,8 +26,8 @@ def rate_factor(schedule: str, epoch: int, epochs: int) -> float:
     schedule : {"constant", "cosine", "step"}
         "cosine" falls to zero over `epochs` (Loshchilov and Hutter 2017, without restarts); "step" is a tenth after
         each third of them.
-    epoch : int
-        From 1 on.
+    epoch : float
+        From 1 on; 1.5 in the middle of the first.
     epochs : int
         The most there will be.
     """

@@ -14,13 +14,14 @@ from typing import Any
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import DataError, UsageError, printable
+from ..errors import UsageError
 from .bottleneck import Bottleneck
 from .device import available_cores
 from .dry_run import DryRun, dry_run
 from .embed import embed_listing
 from .embedder import Embedder
 from .explain import Miss
+from .failures import report_failures
 from .features import Features, dataset_folder, describe_space, spaces_as_json
 from .images import ImageList, count_table, list_images
 from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions, check_limit
@@ -30,7 +31,6 @@ from .runner import STAGES, Outcome
 
 logger = logging.getLogger("headstart.extract")
 
-SHOWN_FAILURES = 10
 SHOWN_CLASSES = 12
 READINGS = {
     "splits": "split folders with class folders inside",
@@ -215,7 +215,7 @@ def extract(
         raise KeyboardInterrupt
     outcome.stages["list"] = listed
     extraction = _result(listing, embedders, store, outcome, time.perf_counter() - begin)
-    _check_failures(extraction, strict=strict)
+    report_failures(extraction.failures, len(extraction.listing), strict=strict)
     return extraction
 
 
@@ -331,22 +331,3 @@ def _note_oddities(outcome: Outcome, embedders: Sequence[Embedder]) -> None:
         logger.info("%d images are smaller than the crop of %s and were enlarged to fit", outcome.enlarged, sizes)
     if outcome.animated:
         logger.info("%d images are animated: the first frame was taken", outcome.animated)
-
-
-def _check_failures(extraction: Extraction, *, strict: bool) -> None:
-    """List the images that failed; raise where none is left, or with `strict`."""
-    failed, total = len(extraction.failures), len(extraction.listing)
-    if not failed:
-        return
-    if failed == total:
-        path, reason = extraction.failures[0]
-        raise DataError(f"0 of {total} images could be used; the first, {printable(path)}: {reason}")
-    for path, reason in extraction.failures[:SHOWN_FAILURES]:
-        logger.warning("skipped %s: %s", printable(path), reason)
-    if failed > SHOWN_FAILURES:
-        logger.warning("and %d more images were skipped; --json lists all", failed - SHOWN_FAILURES)
-    if strict:
-        path, reason = extraction.failures[0]
-        raise DataError(
-            f"{failed} of {total} images failed and --strict was given; the first, {printable(path)}: {reason}"
-        )

@@ -11,7 +11,7 @@ from typing import Any
 from ..cache.space import FeatureSpace
 from ..errors import UsageError
 from .decode import DEFAULT_MAX_PIXELS
-from .device import DEVICES, PRECISIONS
+from .device import DEVICES, PRECISIONS, available_cores
 
 DEFAULT_BACKBONE = "resnet18"
 
@@ -138,6 +138,11 @@ class RunOptions:
         _check_word("compile", self.compile, ("auto", "always", "never"))
         for name in ("batch_size", "workers", "processes", "max_pixels"):
             _check_number(name, getattr(self, name), 1)
+
+    @property
+    def threads(self) -> int:
+        """How many threads read and decode: those asked for, or one a core."""
+        return self.workers or available_cores()
 
 
 def check_limit(limit: int | None) -> None:

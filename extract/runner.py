@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from .batches import Batches, Target
-from .device import available_cores
 from .explain import Miss
 from .gpu_decode import BATCH, gpu_decoder
 from .options import RunOptions
@@ -167,7 +166,7 @@ def run(
         Without `embedded`, `misses` and `tried`.
     """
     hooks = hooks or Hooks()
-    workers = options.workers or available_cores()
+    workers = options.threads
     outcome = Outcome.empty(len(work.names))
     outcome.workers = workers
     outcome.writers = sum(len(target.writers) for target in targets)

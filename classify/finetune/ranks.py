@@ -1,0 +1,145 @@
+"""The processes that train together, as torchrun starts them; alone, a run is the only one of one.
+
+Each process takes its share of every step's images, and gradients are averaged over processes by
+DistributedDataParallel. A step's images are those that one process would take with a batch so many times larger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+logger = logging.getLogger("headstart.finetune")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One process among those that train together.
+
+    Attributes
+    ----------
+    rank : int, default 0
+    world : int, default 1
+        How many processes there are.
+    local : int, default 0
+        Which of those of this machine it is: the number of its GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def of_environment(cls) -> Ranks:
+        """Read what torchrun says.
+
+        Raises
+        ------
+        UsageError
+            Its variables are there and are none.
+        """
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if not all(name in os.environ for name in names):
+            return cls()
+        try:
+            return cls(*(int(os.environ[name]) for name in names))
+        except ValueError as error:
+            raise UsageError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from error
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def joined(self, device: str) -> Iterator[None]:
+        """Be connected with the others while the block runs; all but the first are quiet meanwhile."""
+        if self.world == 1:
+            yield
+            return
+        from torch import distributed
+
+        parent = logging.getLogger("headstart")
+        level = parent.level
+        if not self.first:
+            parent.setLevel(logging.ERROR)
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            parent.setLevel(level)
+            distributed.destroy_process_group()
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """Return which of `rows` this process takes: every `world`-th."""
+        return rows[self.rank :: self.world]
+
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """Return the network with gradients averaged over processes."""
+        if self.world == 1:
+            return network
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over processes."""
+        if self.world > 1:
+            from torch import distributed
+
+            distributed.all_reduce(values)
+        return values
+
+    def together(self, rows: np.ndarray, values: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        """Put arrays together of which each process has the rows of its share.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m,), dtype int64
+            Which rows this process has.
+        values : sequence of ndarray of shape (m, ...)
+        count : int
+            Rows of all processes.
+
+        Returns
+        -------
+        list of ndarray of shape (count, ...)
+            In every process.
+        """
+        shares = self.gather((rows, list(values)))
+        result = []
+        for place in range(len(values)):
+            whole = np.zeros((count, *values[place].shape[1:]), values[place].dtype)
+            for there, theirs in shares:
+                whole[there] = theirs[place]
+            result.append(whole)
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each process gave, in every process."""
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        everything: list[Any] = [None] * self.world
+        distributed.all_gather_object(everything, value)
+        return everything
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.world > 1:
+            from torch import distributed
+
+            distributed.barrier()

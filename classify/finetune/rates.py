@@ -1,0 +1,106 @@
+"""A learning rate from a range test: raise it step by step until the loss bursts, and stay well below.
+
+Smith 2017, "Cyclical learning rates for training neural networks", section 3.3; the rule by which a rate is read off
+the curve is that of Howard and Gugger's fastai: where the loss falls fastest.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .inputs import Inputs
+from .loader import shuffled
+from .loop import step_seed
+from .stepper import Stepper
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger("headstart.finetune")
+
+STEPS = 40
+MOST_IMAGES = 16  # a step: what the loss does is seen with few, and the test should take seconds
+LOWEST = {"sgd": 1e-4, "adam": 1e-6, "adamw": 1e-6}
+HIGHEST = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1}
+BURST = 4.0  # times the lowest loss
+_SMOOTHING = 0.8  # of the running mean
+
+
+def find_rate(
+    stepper: Stepper, train: Inputs, seed: int, progress: Callable[[int], None] = lambda _: None
+) -> tuple[float, list[dict[str, Any]]]:
+    """Return a learning rate, and the curve that it was read off.
+
+    The network and the optimizer are left as they were. The test sees training pictures alone, and is the same for the
+    same seed.
+
+    Parameters
+    ----------
+    stepper : Stepper
+    train : Inputs
+    seed : int
+    progress : callable
+        Told how many pictures went through.
+
+    Returns
+    -------
+    rate : float
+    curve : list of dict
+        ``lr`` and the smoothed ``loss`` of each step.
+    """
+    network = stepper.network
+    before = {name: value.clone() for name, value in network.changing().items()}
+    optimizer, scaler = stepper.optimizer.state_dict(), stepper.scaler.state_dict()
+    curve: list[dict[str, Any]] = []
+    try:
+        for rate, loss in _losses(stepper, train, seed, progress):
+            previous = curve[-1]["loss"] if curve else loss
+            curve.append({"lr": rate, "loss": _SMOOTHING * previous + (1 - _SMOOTHING) * loss})
+            if not math.isfinite(loss) or curve[-1]["loss"] > BURST * min(row["loss"] for row in curve):
+                break
+    finally:
+        network.restore(before)
+        stepper.optimizer.load_state_dict(optimizer)
+        stepper.optimizer.state.clear()
+        stepper.scaler.load_state_dict(scaler)
+    curve = [row for row in curve if math.isfinite(row["loss"])]
+    return steepest(curve), curve
+
+
+def _losses(stepper: Stepper, train: Inputs, seed: int, progress: Callable[[int], None]) -> Any:
+    """Yield rates and the losses of steps at them, before the step."""
+    import torch
+
+    name, ranks = stepper.options.optimizer, stepper.ranks
+    rates = np.geomspace(LOWEST[name], HIGHEST[name], STEPS)
+    size = min(MOST_IMAGES * ranks.world, len(train))
+    plan: list[np.ndarray] = []
+    while len(plan) < STEPS:
+        plan += [rows for rows in shuffled(len(train), size, seed, len(plan)) if len(rows) >= ranks.world]
+    plan = plan[:STEPS]
+    batches = train.batches([ranks.share(rows) for rows in plan])
+    stepper.network.train()
+    for step, (rate, rows, (_, batch)) in enumerate(zip(rates.tolist(), plan, batches, strict=True)):
+        torch.manual_seed(step_seed(seed, 0, step, ranks.rank))
+        y = torch.from_numpy(train.subset.y[ranks.share(rows)])
+        loss: Tensor = stepper.step(batch, y, total=len(rows), rate=rate, kept=train.frozen)
+        progress(len(rows))
+        yield rate, float(ranks.total(loss.double()).item()) / len(rows)
+
+
+def steepest(curve: list[dict[str, Any]]) -> float:
+    """Return the rate at which the loss falls fastest over the logarithm of the rate, before it is lowest.
+
+    Where it never falls, a tenth of the rate before the last.
+    """
+    loss = np.array([row["loss"] for row in curve])
+    lowest = int(loss.argmin())
+    if lowest < 2:
+        return float(curve[max(0, len(curve) - 2)]["lr"]) / 10
+    slope = np.gradient(loss[: lowest + 1])
+    return float(curve[int(slope.argmin())]["lr"])

@@ -1,0 +1,91 @@
+"""A network in eval mode: embeddings and logits of pictures, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...extract.device import is_out_of_memory
+from ..metrics import accuracy, log_loss
+from ..network import softmax
+from .inputs import Inputs
+from .loader import in_order
+from .stepper import Stepper
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a network says of some pictures.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, D), dtype float32
+        Embeddings.
+    logits : ndarray of shape (n, K), dtype float64
+    y : ndarray of shape (n,), dtype int64
+    """
+
+    X: np.ndarray
+    logits: np.ndarray
+    y: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log likelihood of the labels; infinite where a logit is not a number."""
+        return log_loss(self.y, softmax(self.logits)) if np.isfinite(self.logits).all() else float("inf")
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures whose class is the likeliest, 0 to 1."""
+        return accuracy(self.y, self.logits.argmax(axis=1))
+
+
+def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = lambda _: None) -> Scored:
+    """Let a network look at all pictures of a subset, without augmentation; each process at its share.
+
+    Parameters
+    ----------
+    stepper : Stepper
+        With the network; `piece` pictures go through it at a time.
+    inputs : Inputs
+    progress : callable
+        Told how many pictures went through.
+    """
+    import torch
+
+    network, ranks = stepper.network, stepper.ranks
+    network.eval()
+    mine = ranks.share(np.arange(len(inputs)))
+    plan = [mine[rows] for rows in in_order(len(mine), stepper.piece)]
+    X, logits = [], []
+    with torch.no_grad(), stepper.device.autocast(stepper.precision):
+        for rows, batch in inputs.batches(plan):
+            embedded = _embedded(stepper, batch, kept=inputs.frozen)
+            X.append(embedded.float().cpu().numpy())
+            logits.append(network.head(embedded).double().cpu().numpy())
+            progress(len(rows))
+    layers = network.head_widths
+    found = [np.concatenate([np.zeros((0, width), dtype), *parts]) for width, dtype, parts in (
+        (layers[0], np.float32, X), (layers[-1], np.float64, logits)
+    )]  # fmt: skip
+    together = ranks.together(mine, found, len(inputs))
+    return Scored(together[0], together[1], inputs.subset.y)
+
+
+def _embedded(stepper: Stepper, batch: torch.Tensor, *, kept: bool) -> torch.Tensor:
+    """Embed a batch, in halves where it does not fit: eval mode keeps nothing, but a fresh GPU may be full all the same."""
+    import torch
+
+    try:
+        return stepper.network.embed(batch.to(stepper.at), kept=kept)
+    except Exception as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
+            raise
+    halves = batch.split((len(batch) + 1) // 2)
+    return torch.cat([_embedded(stepper, half, kept=kept) for half in halves])

@@ -1,0 +1,225 @@
+"""One step of training: forward, backward, update, in pieces where memory is short."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ...errors import DeviceError
+from ...extract.device import Device, is_out_of_memory
+from ...extract.memory import SHARE, available_memory, fitting_batch
+from .options import TrainOptions
+from .ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from .modules import Classifier
+
+logger = logging.getLogger("headstart.finetune")
+
+# Peak memory of a step over what autograd keeps for the backward pass: gradients of activations come on top, and the
+# holes that malloc leaves.
+_FACTOR = 2
+
+
+class Stepper:
+    """Takes steps with a network, and keeps the optimizer.
+
+    Parameters
+    ----------
+    network : Classifier
+    groups : list of dict
+        As `parameter_groups` returns them.
+    options : TrainOptions
+    device : Device
+    ranks : Ranks
+    precision : str
+        "float32", "bfloat16" or "float16".
+
+    Attributes
+    ----------
+    piece : int
+        Pictures of a forward pass. It is halved when memory is full; gradients of the pieces add up to those of the
+        step. Batch norms in train mode then see pieces.
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        groups: list[dict[str, Any]],
+        options: TrainOptions,
+        device: Device,
+        ranks: Ranks,
+        precision: str,
+    ) -> None:
+        import torch
+
+        self.network, self.options, self.ranks = network, options, ranks
+        self.device, self.precision = device, precision
+        self.at = next(network.parameters()).device
+        self.wrapped: nn.Module = ranks.wrap(network, self.at)
+        self.optimizer = make_optimizer(groups, options)
+        self.scaler = torch.amp.GradScaler(device.kind, enabled=precision == "float16")
+        self.piece = self._bounded(options.batch_size)
+
+    def step(
+        self, batch: Tensor, y: Tensor, *, total: int, rate: float, kept: bool = False, weight: float = 1
+    ) -> Tensor:
+        """Take one step.
+
+        Parameters
+        ----------
+        batch : Tensor
+            Images (n, S, S, 3) uint8, or, with `kept`, what the frozen layers made of them.
+        y : Tensor of shape (n,), dtype int64
+        total : int
+            Pictures of the step in all processes.
+        rate : float
+            Learning rate of this step, before each group's multiple.
+        kept : bool, default False
+        weight : float, default 1
+            0 where the batch only fills this process's share.
+
+        Returns
+        -------
+        Tensor, () float32
+            The sum of the losses of this process's pictures, before the step.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["multiple"]
+        while True:
+            try:
+                loss = self._accumulate(batch, y, total, kept, weight)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(min(self.piece, len(batch)), error)
+        self._update()
+        return loss
+
+    def _accumulate(self, batch: Tensor, y: Tensor, total: int, kept: bool, weight: float) -> Tensor:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        pieces = list(zip(batch.split(self.piece), y.split(self.piece), strict=True))
+        loss = torch.zeros((), device=self.at)
+        for place, (part, labels) in enumerate(pieces):
+            with self._in_sync(last=place == len(pieces) - 1), self.device.autocast(self.precision):
+                logits = self.wrapped(part.to(self.at), kept=kept)
+                summed = weight * cross_entropy(
+                    logits, labels.to(self.at), reduction="sum", label_smoothing=self.options.label_smoothing
+                )
+                # Gradients are averaged over processes, and shares may differ by a picture.
+                self.scaler.scale(summed * (self.ranks.world / total)).backward()
+            loss += summed.detach()
+        return loss
+
+    def _in_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Let processes exchange gradients behind the last piece alone."""
+        if last or self.ranks.world == 1:
+            return contextlib.nullcontext()
+        manager: contextlib.AbstractContextManager[Any] = self.wrapped.no_sync()  # type: ignore[operator]
+        return manager
+
+    def _update(self) -> None:
+        import torch
+
+        if self.options.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            values = [value for group in self.optimizer.param_groups for value in group["params"]]
+            torch.nn.utils.clip_grad_norm_(values, self.options.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _halve(self, tried: int, error: Exception) -> None:
+        import torch
+
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.kind == "cuda":
+            torch.cuda.empty_cache()
+        where = "this machine" if self.device.kind == "cpu" else self.device.name
+        if tried == 1 or self.ranks.world > 1:
+            size = f"{tried} images" if tried > 1 else "one image"
+            advice = "a smaller --batch-size" if tried > 1 else "a smaller --crop, or --train a later layer"
+            raise DeviceError(f"{where} has too little memory to train on {size} at a time; pass {advice}") from error
+        self.piece = tried // 2
+        logger.warning(
+            "out of memory on %s: going on with %d images at a time, whose gradients add up to the same step",
+            where, self.piece,
+        )  # fmt: skip
+
+    def _bounded(self, wanted: int) -> int:
+        """Return how many pictures a pass may have; on a CPU, where a full memory ends the process, by estimate."""
+        free = available_memory() if self.device.kind == "cpu" else None
+        if free is None:
+            return wanted
+        an_image = _FACTOR * saved_bytes(self.network)
+        size = fitting_batch(wanted, an_image, free // self.ranks.world)
+        if size < wanted:
+            logger.warning(
+                "%d images at a time instead of %d, whose gradients add up to the same step: one takes about %d MB, "
+                "and %d MB are free, of which %d %% are used",
+                size, wanted, an_image // 1_000_000, free // 1_000_000, 100 * SHARE,
+            )  # fmt: skip
+        return size
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimizer's and the scaler's numbers by name, to be saved."""
+        import torch
+
+        found = {
+            f"optimizer.{index}.{name}": value
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        scale = {name: torch.tensor(float(value)) for name, value in self.scaler.state_dict().items()}
+        return found | {f"scaler.{name}": value for name, value in scale.items()}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.items():
+            kind, _, name = key.partition(".")
+            if kind == "optimizer":
+                index, _, name = name.partition(".")
+                states.setdefault(int(index), {})[name] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": states})
+        scale = {key.removeprefix("scaler."): value for key, value in saved.items() if key.startswith("scaler.")}
+        if scale:
+            current = self.scaler.state_dict()
+            self.scaler.load_state_dict({name: type(current[name])(value.item()) for name, value in scale.items()})
+
+
+def make_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:
+    """Return an optimizer of torch for groups of parameters."""
+    import torch
+
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum)
+    return (torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam)(groups, lr=0.0)
+
+
+def saved_bytes(network: Classifier) -> int:
+    """Return how many bytes autograd keeps of one image for the backward pass, by a pass of a blank one."""
+    import torch
+
+    side, device = network.backbone.preprocess.crop, next(network.parameters()).device
+    seen: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        if not isinstance(value, torch.nn.Parameter):
+            seen[value.data_ptr()] = value.numel() * value.element_size()
+        return value
+
+    network.eval()
+    blank = torch.zeros(2, side, side, 3, dtype=torch.uint8, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value), torch.enable_grad():
+        network(blank)
+    return max(sum(seen.values()) // 2, 3 * 4 * side * side)

@@ -216,7 +216,10 @@ def _transforms(preset: str, preprocess: Preprocess) -> Callable[[torch.Tensor],
 
 @contextmanager
 def _here_alone() -> Iterator[None]:
-    """Let torch compute with one thread within: the sum of a large picture is rounded differently by several."""
+    """Let torch compute with one thread within.
+
+    Several round the mean of a picture, of which contrast is a change, differently from 512 pixels a side.
+    """
     import torch
 
     threads = torch.get_num_threads()

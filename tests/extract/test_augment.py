@@ -143,20 +143,34 @@ def test_nothing_that_others_draw_from_is_touched(preset):
     assert np.random.get_state()[1].tobytes() == before[2]
 
 
+@pytest.fixture
+def restored_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("preset", ["strong", "randaugment", "trivial"])
-def test_the_number_of_torchs_threads_changes_nothing(preset):
-    preprocess = Preprocess(resize=None, crop=384)  # sums of so many pixels are no longer exact
-    augmented, threads = Augment(preset, preprocess), torch.get_num_threads()
+def test_the_number_of_torchs_threads_changes_no_pixel_and_is_given_back(preset, restored_threads):
+    augmented = Augment(preset, Preprocess(resize=None, crop=384))
     rows = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            rows.append([augmented(waves(400, 500), seed) for seed in range(12)])
-            assert torch.get_num_threads() == count
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        rows.append([augmented(waves(400, 500), seed) for seed in range(6)])
+        assert torch.get_num_threads() == count
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[0], rows[2])
+
+
+def test_one_thread_computes_whatever_torch_was_told(restored_threads, monkeypatch):
+    augmented, seen = Augment("tutorial", SMALL), []
+    monkeypatch.setattr(augmented, "_draw", lambda image: seen.append(torch.get_num_threads()) or 1 / 0)
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        with pytest.raises(ZeroDivisionError):
+            augmented(PICTURES[0], 0)
+        assert torch.get_num_threads() == count
+    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -132,14 +132,22 @@ def to_input(pixels: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray
     enlarged : bool
         True where the image, after any resize, was smaller than the crop and was enlarged to it.
     """
+    images, enlarged = to_inputs(as_batch(pixels), preprocess)
+    return np.ascontiguousarray(images[0].numpy()), enlarged
+
+
+def as_batch(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Return one decoded image, (H, W, 3) uint8, as a batch of one, (1, H, W, 3), strips cut to `MAX_ASPECT`.
+
+    It shares the memory of `pixels` where that is possible.
+    """
     import torch
 
     # Readers of Pillow images and of bytes hand out read-only arrays, which torch would warn about.
     writable = np.require(_trim(pixels), requirements=["C", "W"])
     # A batch of one with its channels last in memory, the layout of torch's fast uint8 kernels. Its first stride counts
     # here, though one image has no use for it, so the axis is torch's and not numpy's, which would have stride 0.
-    images, enlarged = to_inputs(torch.from_numpy(writable).unsqueeze(0), preprocess)
-    return np.ascontiguousarray(images[0].numpy()), enlarged
+    return torch.from_numpy(writable).unsqueeze(0)
 
 
 def to_inputs(images: torch.Tensor, preprocess: Preprocess) -> tuple[torch.Tensor, bool]:
@@ -158,13 +166,18 @@ def to_inputs(images: torch.Tensor, preprocess: Preprocess) -> tuple[torch.Tenso
     enlarged : bool
         As `to_input`.
     """
-    images = images.permute(0, 3, 1, 2)
+    images, enlarged = resized(images.permute(0, 3, 1, 2), preprocess)
+    return _center_crop(images, preprocess.crop).permute(0, 2, 3, 1), enlarged
+
+
+def resized(images: torch.Tensor, preprocess: Preprocess) -> tuple[torch.Tensor, bool]:
+    """Do all of `to_inputs` but the crop: images, (n, 3, H, W) uint8, come out with sides of at least the crop."""
     if preprocess.resize is not None:
         images = _resize(images, preprocess.resize, preprocess)
     enlarged = min(images.shape[-2:]) < preprocess.crop
     if enlarged:
         images = _resize(images, preprocess.crop, preprocess)
-    return _center_crop(images, preprocess.crop).permute(0, 2, 3, 1), enlarged
+    return images, enlarged
 
 
 def _resize(images: torch.Tensor, size: int | tuple[int, int], preprocess: Preprocess) -> torch.Tensor:

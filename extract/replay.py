@@ -1,9 +1,9 @@
 """The part of a network behind the input of one layer, run by itself on activations kept from an earlier pass.
 
 The network's own code runs, so nothing has to be known of how it joins its modules. But the modules that are through
-before the layer begins do not compute: each returns zeros without memory, in the shape that it gave when it was
-watched, and at the layer what was kept takes their place. That is the same function where everything behind the layer
-depends on the images through this one value, which `Replay.exact` finds out.
+before the layer begins do not compute: each returns zeros, without memory of their own, in the shape that it gave when
+it was watched, and at the layer what was kept takes their place. That is the same function where everything behind the
+layer depends on the images through this one value, which `Replay.exact` finds out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger("headstart.extract")
 
 # Both ways run the same functions on the same numbers; what moves more than this came by another way.
 TOLERANCE = 1e-5
-# What a network raises that cannot work with zeros without memory: it writes into them, or looks at their numbers.
+# What a network raises that cannot work with zeros.
 _FAILURES = (RuntimeError, AssertionError, TypeError, IndexError, ValueError, BackboneError)
 
 
@@ -42,7 +42,7 @@ class Replay:
     Parameters
     ----------
     backbone : Backbone
-        Its tap must not have been released. Two blank passes show what runs before the layer; the network is left as it
+        Its tap must not have been released. Blank passes show what runs before the layer; the network is left as it
         was.
     layer : str
         A module, which counts when it is first called, or ``MODULE.input``, which is the same here. For one that is
@@ -79,6 +79,7 @@ class Replay:
                 _Skipped(backbone.module.get_submodule(name), one[place].gave, two[place].gave)
                 for place, name in _through_before(one, entry)
             ]
+            self._refusal = self._rehearse(entry.received)
 
     def activations(self, images: Tensor) -> Tensor:
         """Return what the layer receives, (N, ...), without gradients; the pass ends there.
@@ -128,10 +129,10 @@ class Replay:
     def exact(self, images: Tensor) -> bool:
         """Return whether a replay is the same function as a whole pass.
 
-        It is not where something goes around the layer's input, as in a block whose sum comes later; where the network
-        writes into what it skipped; and where the layer does not receive one tensor. This is seen twice: in the graph
-        behind the embedding, which must not lead to anything that was skipped, and in the numbers, which must agree to
-        `TOLERANCE` of each row's largest. All modules are in eval mode meanwhile.
+        It is not where something goes around the layer's input, as in a block whose sum comes later, and where the
+        layer does not receive one tensor. This is seen twice: in the graph behind the embedding, which must not lead to
+        anything that was skipped, and in the numbers, which must agree to `TOLERANCE` of each row's largest. All
+        modules are in eval mode meanwhile.
 
         Parameters
         ----------
@@ -140,6 +141,9 @@ class Replay:
         """
         import torch
 
+        if self._refusal is not None:
+            logger.debug("%s", self._says(self._refusal))
+            return False
         with torch.inference_mode(mode=False), evaluating(self._backbone.module):
             with torch.no_grad():
                 plain = self._backbone.tap(images)
@@ -158,7 +162,24 @@ class Replay:
             logger.debug("%s", self._says(f"does not decide all behind it: moved by {moved:g}, around it: {around}"))
         return not around and moved <= TOLERANCE
 
-    def _replay(self, activations: Tensor, probe: Tensor) -> Tensor:
+    def _rehearse(self, received: _Shape) -> str | None:
+        """Find out by one replay of a blank image which zeros are written into; return why it cannot be replayed."""
+        import torch
+
+        made: list[tuple[_Skipped, Any]] = []
+        with torch.inference_mode(mode=False), torch.no_grad(), evaluating(self._backbone.module):
+            probe = torch.zeros((), device=self._backbone.device)
+            try:
+                self._replay(torch.zeros(received.lengths, dtype=received.dtype, device=probe.device), probe, made)
+            except torch.OutOfMemoryError:
+                raise
+            except _FAILURES as error:
+                return f"cannot be replayed ({one_line(error)})"
+        for call, zeros in made:
+            call.written = any(value._version > 0 for value in _tensors(zeros))
+        return None
+
+    def _replay(self, activations: Tensor, probe: Tensor, made: list[tuple[_Skipped, Any]] | None = None) -> Tensor:
         """Run the network on zeros made of `probe`, with `activations` in their place from the layer on."""
         self._refuse()
         given: list[bool] = []
@@ -175,7 +196,7 @@ class Replay:
 
         side, count = self._backbone.preprocess.crop, len(activations)
         blank = probe.to(self._backbone.dtype).expand(count, 3, side, side)
-        with self._at_layer(give), _skipping(self._skipped, count, probe):
+        with self._at_layer(give), _skipping(self._skipped, count, probe, made):
             rows = self._backbone.tap(blank)
         if not given:
             raise BackboneError(self._says("is not reached"))
@@ -216,13 +237,14 @@ class _Call:
     gave: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Skipped:
-    """A call that need not be made, and what it gives for one image and for two."""
+    """A call that need not be made, what it gives for one image and for two, and whether others write into that."""
 
     module: nn.Module
     one: Any
     two: Any
+    written: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +309,9 @@ def _one_row_an_image(one: Any, two: Any) -> bool:
 
 
 @contextmanager
-def _skipping(skipped: list[_Skipped], count: int, probe: Tensor) -> Iterator[None]:
+def _skipping(
+    skipped: list[_Skipped], count: int, probe: Tensor, made: list[tuple[_Skipped, Any]] | None
+) -> Iterator[None]:
     """Within it the calls in `skipped`, in their order, give zeros made of `probe`, and all others run."""
     waiting = deque(skipped)
 
@@ -297,7 +321,10 @@ def _skipping(skipped: list[_Skipped], count: int, probe: Tensor) -> Iterator[No
         def give(*args: Any, **kwargs: Any) -> Any:
             if waiting and waiting[0].module is module:
                 call = waiting.popleft()
-                return _zeros(call.one, call.two, count, probe)
+                zeros = _zeros(call.one, call.two, count, probe, call.written)
+                if made is not None:
+                    made.append((call, zeros))
+                return zeros
             return forward(*args, **kwargs)
 
         return give
@@ -331,13 +358,27 @@ def _shapes(value: Any) -> Any:
     return type(value)(map(_shapes, value)) if type(value) in (tuple, list) else value
 
 
-def _zeros(one: Any, two: Any, count: int, probe: Tensor) -> Any:
-    """Return zeros without memory in the shape that `count` images have, given those that one and two of them have."""
+def _zeros(one: Any, two: Any, count: int, probe: Tensor, written: bool) -> Any:
+    """Return zeros in the shape that `count` images have, given those that one and two of them have.
+
+    They have no memory of their own, unless they are `written` into: one number stands for all.
+    """
     if isinstance(one, _Shape):
         pairs = zip(one.lengths, two.lengths, strict=True)
-        return probe.to(one.dtype).expand([first + (second - first) * (count - 1) for first, second in pairs])
+        zeros = probe.to(one.dtype).expand([first + (second - first) * (count - 1) for first, second in pairs])
+        return zeros.clone() if written else zeros
     if isinstance(one, dict):
-        return {key: _zeros(one[key], two[key], count, probe) for key in one}
+        return {key: _zeros(one[key], two[key], count, probe, written) for key in one}
     if type(one) in (tuple, list):
-        return type(one)(_zeros(first, second, count, probe) for first, second in zip(one, two, strict=True))
+        return type(one)(_zeros(*pair, count, probe, written) for pair in zip(one, two, strict=True))
     return one
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, tuple, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)

@@ -253,14 +253,25 @@ def find_point(network: nn.Module, name: str, classifier: str, layer: str | None
     BackboneError
         No such module; the nearest names and the outermost modules are listed.
     """
-    layer = classifier + _INPUT if layer is None else layer
+    module, at_input = find_module(network, name, classifier + _INPUT if layer is None else layer)
+    inside = module.startswith(classifier + ".") or (module == classifier and not at_input)
+    return Point(module, at_input, inside)
+
+
+def find_module(network: nn.Module, name: str, layer: str) -> tuple[str, bool]:
+    """Return the name of the module that `layer` names, and whether its input is meant.
+
+    Raises
+    ------
+    BackboneError
+        No such module; the nearest names and the outermost modules are listed.
+    """
     modules = [module for module, _ in network.named_modules() if module]
     at_input = layer not in modules and layer.endswith(_INPUT)
     module = layer.removesuffix(_INPUT) if at_input else layer
     if module not in modules:
         raise BackboneError(_unknown_layer(network, name, layer, modules))
-    inside = module.startswith(classifier + ".") or (module == classifier and not at_input)
-    return Point(module, at_input, inside)
+    return module, at_input
 
 
 def _unknown_layer(network: nn.Module, name: str, layer: str, modules: Sequence[str]) -> str:

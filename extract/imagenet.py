@@ -77,7 +77,7 @@ def check_index(index: int, outputs: int, text: str = "") -> int:
     """
     if not 0 <= index < outputs:
         raise UsageError(
-            f"there is no ImageNet class {text or index:.20}: this classifier's go from 0 to {outputs - 1};"
+            f"there is no ImageNet class {text or str(index):.20}: this classifier's go from 0 to {outputs - 1};"
             " give another index, or a name"
         )
     return index

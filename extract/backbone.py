@@ -219,20 +219,26 @@ def load_backbone(
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     pools = (request.pool, *([request.pool] * len(more_layers) if more_pools is None else more_pools))
     tap = Tap(network, request.name, points, pools, preprocess.crop)
-    own = {key: value for key, value in network.state_dict().items() if not key.startswith(classifier + ".")}
-    used = {inside: network.state_dict() if inside else own for inside in {point.in_classifier for point in points}}
-    digests = {inside: weights_digest(state.items()) for inside, state in used.items()}
     return Backbone(
         name=request.name,
         library=source.library,
         outputs=tap.outputs,
-        digests=tuple(digests[point.in_classifier] for point in points),
+        digests=digests_of(network, points, classifier),
         preprocess=preprocess,
         module=network,
-        parameters=sum(value.numel() for key, value in network.named_parameters() if key in own),
+        parameters=sum(value.numel() for key, value in network.named_parameters() if not _inside(key, classifier)),
         tap=tap,
         file=file,
     )
+
+
+def digests_of(network: nn.Module, points: Sequence[Point], classifier: str) -> tuple[str, ...]:
+    """Return the digest of the weights behind each point: without those of the classifier where it lies before it."""
+    state = network.state_dict()
+    own = {key: value for key, value in state.items() if not _inside(key, classifier)}
+    used = {inside: state if inside else own for inside in {point.in_classifier for point in points}}
+    digests = {inside: weights_digest(tensors.items()) for inside, tensors in used.items()}
+    return tuple(digests[point.in_classifier] for point in points)
 
 
 def request_key(request: BackboneRequest) -> dict[str, Any]:
@@ -265,7 +271,7 @@ def _network(
     classifier = source.classifier(network)
     points = [find_point(network, request.name, classifier, layer) for layer in layers]
     if request.weights == NO_WEIGHTS:
-        network = _seeded(source, request.seed)
+        network = seeded_network(source, request.seed)
     elif request.weights == DEFAULT_WEIGHTS:
         network = source.pretrained()
     else:
@@ -277,13 +283,18 @@ def _network(
     return network, points, classifier, file
 
 
-def _seeded(source: Source, seed: int) -> nn.Module:
+def seeded_network(source: Source, seed: int) -> nn.Module:
+    """Return the network freshly initialised from `seed`; the caller's random numbers go on as if nothing had been."""
     import torch
 
     # Only the CPU's generator is seeded and put back: `torch.manual_seed` would change those of GPUs too.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return source.fresh()
+
+
+def _inside(name: str, module: str) -> bool:
+    return name.startswith(module + ".")
 
 
 def _file_identity(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .errors import HeadstartError, UsageError, printable
 logger = logging.getLogger("headstart")
 Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130
+_INTERRUPTED_TEXT = "interrupted; what was embedded is in the cache, run again to go on"
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
@@ -104,6 +105,8 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
         logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
         result = command(**given)
+        if not getattr(result, "shown", True):  # another process of the same run tells of it
+            return
         on_stdout = getattr(result, "on_stdout", False)
         if as_json:
             click.echo(json.dumps(result.summary(), allow_nan=False))
@@ -191,7 +194,8 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
 def _explain(error: BaseException) -> tuple[str, str, int]:
     kind = type(error).__name__
     if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
-        return "Interrupted", "interrupted; what was embedded is in the cache, run again to go on", INTERRUPTED
+        said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        return "Interrupted", printable(said) or _INTERRUPTED_TEXT, INTERRUPTED
     if isinstance(error, click.ClickException):
         hint = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
         return kind, " ".join(error.format_message().split()) + hint, 2

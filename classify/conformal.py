@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import UsageError
 from .metrics import wilson_interval
 
+KEPT_PROBABILITIES = 10_000  # of held-out images; sets of classes are drawn up by their quantiles
+
 
 def conformal_threshold(true: np.ndarray, coverage: float) -> float:
     """Return the probability from which a class belongs to the set.
@@ -101,3 +103,23 @@ def coverage_of(sets: np.ndarray, y: np.ndarray) -> dict[str, Any]:
         "mean_size": float(size.mean()),
         "single": float((size == 1).mean()),
     }
+
+
+def kept_probabilities(proba: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return what held-out images' true classes were given, ascending, thinned evenly where they are many.
+
+    Parameters
+    ----------
+    proba : ndarray of shape (n, K), dtype float
+        Of images that the classifier was not trained on.
+    y : ndarray of shape (n,), dtype int
+
+    Returns
+    -------
+    ndarray of shape (min(n, 10,000),), dtype float64
+        With all their digits: where many probabilities are equal, as those of knn are, rounding would move a whole set.
+    """
+    true = np.sort(proba[np.arange(len(y)), y].astype(np.float64))
+    if len(true) <= KEPT_PROBABILITIES:
+        return true
+    return np.asarray(true[np.linspace(0, len(true) - 1, KEPT_PROBABILITIES).astype(np.int64)])

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..cache.store import cache_dir
 from ..errors import TrainingError, UsageError, printable
 from ..extract.features import Features, load_features
+from .conformal import kept_probabilities
 from .curve import learning_curve
 from .dataset import VAL_FRACTION, LabelledSet, labelled_set, warn_of_copies
 from .diagnostics import diagnose
@@ -25,16 +24,13 @@ from .head import Head
 from .heads import make_head
 from .model import SavedModel, check_target, save_model
 from .novelty import Novelty, fit_novelty
+from .provenance import model_folder, training_facts
 from .scores import measured
 from .several import LabelsHead, labels_head
 
 logger = logging.getLogger("headstart.classify")
 
 NEAR_COPIES = ("auto", "all", "none")
-KEPT_PROBABILITIES = 10_000  # of training images; sets of classes are drawn up by their quantiles
-
-# The input of the module that classifies, by its usual names; `classifier.3.input` is a layer within one.
-_DEFAULT_LAYER = re.compile(r"([a-z_]+\.)*(fc|classifier|heads?)\.input")
 
 
 def fit_head(
@@ -65,7 +61,7 @@ def fit_head(
     cache : path, optional
         The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
     out : path, optional
-        Folder of the model; `default_model` where it is None, ``models/photos-resnet18-logistic`` say.
+        Folder of the model; `model_folder` where it is None, ``models/photos-resnet18-logistic`` say.
     overwrite : bool, default False
         Replace a model that is there.
     val_fraction : float, optional
@@ -109,7 +105,7 @@ def fit_head(
     if not 0 <= share < 1:
         raise UsageError(f"--val-fraction must be from 0 to below 1, and is {share:g}")
     loaded = load_features(cache_dir(cache), None if data is None else Path(data), wanted, features)
-    target = Path(out) if out is not None else default_model(loaded, head)
+    target = Path(out) if out is not None else _default_folder(loaded, head)
     check_target(target, overwrite=overwrite)
     labelled = labelled_set(loaded, share, dedupe=dedupe, near_copies=near_copies)
     if val_fraction and not labelled.held_out:
@@ -129,7 +125,7 @@ def fit_head(
         thresholds=fitted.thresholds_.tolist() if isinstance(fitted, LabelsHead) else [],
         true_probabilities=_true_probabilities(fitted, labelled),
         novelty=novelty,
-        training=_facts(labelled, seed, share, near_copies),
+        training=training_facts(labelled, loaded.requests, seed=seed, val_fraction=share, near_copies=near_copies),
     )
     model = replace(model, scores=measured(fitted, model, train[:2], labelled.part("val")))
     diagnostics = diagnose(fitted, labelled, novelty, seed) if details else None
@@ -178,48 +174,9 @@ def _true_probabilities(head: Head, data: LabelledSet) -> np.ndarray:
     """Return what cross-validation gave the true classes, ascending, thinned evenly where they are many."""
     if data.Y is not None:
         return np.zeros(0)
-    y = data.y[data.split == "train"]
-    # With all their digits: where many probabilities are equal, as those of knn are, rounding would move a whole set.
-    true = np.sort(head.oof_proba_[np.arange(len(y)), y].astype(np.float64))
-    if len(true) <= KEPT_PROBABILITIES:
-        return true
-    return true[np.linspace(0, len(true) - 1, KEPT_PROBABILITIES).astype(np.int64)]
+    return kept_probabilities(head.oof_proba_, data.y[data.split == "train"])
 
 
-def default_model(features: Features, head: str) -> Path:
-    """Return ``models/<dataset>-<backbone>-<head>``, with nothing in it that a file system might refuse.
-
-    A layer is named behind its backbone, unless it is what the backbone's own classifier receives. Several spaces are
-    joined by ``+``: ``photos-resnet18+layer3+mobilenet_v3_small-logistic``.
-    """
-    source = Path(features.listing.source)
-    dataset = source.stem if features.listing.layout == "csv" else source.name
-    name = f"{dataset or 'data'}-{_short_name(features)}-{head}"
-    return Path("models") / re.sub(r"[^\w.+-]+", "-", printable(name))
-
-
-def _short_name(features: Features) -> str:
-    pieces: list[str] = []
-    named: set[str] = set()
-    for space in features.spaces:
-        backbone = [] if space.backbone in named else [space.backbone]
-        layer = [] if _DEFAULT_LAYER.fullmatch(space.layer) and backbone else [space.layer]
-        pieces.append("-".join(backbone + layer))
-        named.add(space.backbone)
-    return "+".join(pieces)
-
-
-def _facts(data: LabelledSet, seed: int, val_fraction: float, near_copies: str) -> dict[str, Any]:
-    listing = data.features.listing
-    return {
-        "root": listing.root,
-        "source": listing.source,
-        "layout": listing.layout,
-        "requests": list(data.features.requests),
-        "held_out": val_fraction if data.held_out else None,
-        "dedupe": None if data.dedupe is None else asdict(data.dedupe),
-        "near_copies": near_copies,
-        "seed": seed,
-        "headstart": __version__,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+def _default_folder(features: Features, head: str) -> Path:
+    layers = [(space.backbone, space.layer) for space in features.spaces]
+    return model_folder(Path(features.listing.source), layers, head)

@@ -86,7 +86,7 @@ class Fit:
             f"{counts['train']} training, {counts['val']} validation images{held}, {len(self.model.classes)} {what}",
             f"{self.model.kind} head on {_joined_features(self.data)}, {sum(features.dims)} wide: {self.head.choice()}",
             f"cross-validation: {_cross_validated(scores['cv'])}",
-            *_validation_lines(scores, multi_label=self.model.multi_label),
+            *validation_lines(scores, multi_label=self.model.multi_label),
         ]
         lines += [f"note: {note}" for note in self.head.notes_]
         if self.diagnostics is not None:
@@ -131,7 +131,8 @@ def _cross_validated(cv: dict[str, Any]) -> str:
     return f"{100 * cv['accuracy']:.1f} %{spread}, log loss {cv['log_loss_calibrated']:.3f}, {cv['folds']} folds"
 
 
-def _validation_lines(scores: dict[str, Any], *, multi_label: bool) -> list[str]:
+def validation_lines(scores: dict[str, Any], *, multi_label: bool) -> list[str]:
+    """Return the score on the validation images with its interval and baselines, for a person."""
     val = scores["val"]
     if val is None:
         return ["validation: none, the dataset has no such split and --val-fraction is 0"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,10 @@ class State:
         What training had changed by then, as `Classifier.changing` has it, on the CPU.
     piece : int
         Pictures of a forward pass.
+    rate : float
+        Learning rate of the run, before schedule and groups.
+    lr_search : list of dict
+        The curve that it was read off.
     """
 
     epoch: int = 1
@@ -60,11 +64,12 @@ class State:
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     piece: int = 0
+    rate: float = 0.0
+    lr_search: list[dict[str, Any]] = field(default_factory=list)
 
     def in_json(self) -> dict[str, Any]:
         """Return all but the numbers of the network."""
-        names = ("epoch", "step", "loss_sum", "epoch_seconds", "seconds", "history", "best_epoch", "piece")
-        return {name: getattr(self, name) for name in names}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "best"}
 
 
 def checkpoint_folder(out: Path) -> Path:

@@ -79,7 +79,7 @@ def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = la
 
 
 def _embedded(stepper: Stepper, batch: torch.Tensor, *, kept: bool) -> torch.Tensor:
-    """Embed a batch, in halves where it does not fit: eval mode keeps nothing, but a fresh GPU may be full all the same."""
+    """Embed a batch, in halves where it does not fit into memory."""
     import torch
 
     try:
@@ -87,5 +87,5 @@ def _embedded(stepper: Stepper, batch: torch.Tensor, *, kept: bool) -> torch.Ten
     except Exception as error:
         if not is_out_of_memory(error) or len(batch) == 1:
             raise
-    halves = batch.split((len(batch) + 1) // 2)
+    halves = torch.split(batch, (len(batch) + 1) // 2)
     return torch.cat([_embedded(stepper, half, kept=kept) for half in halves])

@@ -105,7 +105,7 @@ class Stepper:
         import torch
         from torch.nn.functional import cross_entropy
 
-        pieces = list(zip(batch.split(self.piece), y.split(self.piece), strict=True))
+        pieces = list(zip(torch.split(batch, self.piece), torch.split(y, self.piece), strict=True))
         loss = torch.zeros((), device=self.at)
         for place, (part, labels) in enumerate(pieces):
             with self._in_sync(last=place == len(pieces) - 1), self.device.autocast(self.precision):
@@ -114,7 +114,7 @@ class Stepper:
                     logits, labels.to(self.at), reduction="sum", label_smoothing=self.options.label_smoothing
                 )
                 # Gradients are averaged over processes, and shares may differ by a picture.
-                self.scaler.scale(summed * (self.ranks.world / total)).backward()
+                torch.autograd.backward(self.scaler.scale(summed * (self.ranks.world / total)))
             loss += summed.detach()
         return loss
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from cached_datasets import classes_made, labels_made
 
+from headstart.classify.conformal import KEPT_PROBABILITIES
 from headstart.classify.evaluate import evaluate
-from headstart.classify.fit import KEPT_PROBABILITIES, fit_head
+from headstart.classify.fit import fit_head
 from headstart.classify.model import load_model
 from headstart.classify.network import softmax
 from headstart.errors import DataError, ModelError, UsageError
@@ -188,7 +189,7 @@ def test_probabilities_for_sets_are_thinned_evenly_and_ascend(tmp_path, monkeypa
     made = classes_made()
     full = run(made, tmp_path).model.true_probabilities
     assert len(full) == 60 and (np.diff(full) >= 0).all() and full.dtype == np.float64
-    monkeypatch.setattr("headstart.classify.fit.KEPT_PROBABILITIES", 7)
+    monkeypatch.setattr("headstart.classify.conformal.KEPT_PROBABILITIES", 7)
     few = run(made, tmp_path).model.true_probabilities
     assert len(few) == 7 and (few[0], few[-1]) == (full[0], full[-1]) and np.isin(few, full).all()
     assert KEPT_PROBABILITIES >= 1000

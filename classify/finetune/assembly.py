@@ -1,0 +1,155 @@
+"""The network of a run put together: backbone, head, what of them is trained, and what they start from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import UsageError
+from ...extract.backbone import Backbone, load_backbone
+from ...extract.depth import Depth, depth_of
+from ...extract.device import Device, exact_float32, keep_freed_memory
+from ...extract.network import request_of
+from ...extract.options import SpaceOptions
+from ...extract.replay import Replay
+from ..model import load_model
+from .groups import freeze, trained_parts
+from .options import ALL, HEAD, TrainOptions
+from .start import IMAGENET_PREFIX, check_init_head, imagenet_start, layers_of, reinitialise
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .modules import Classifier
+
+logger = logging.getLogger("headstart.finetune")
+
+
+def load_for_training(space: SpaceOptions, device: Device) -> Backbone:
+    """Load a backbone on the CPU, its batch norms as they are, and make the device ready."""
+    if device.kind == "cpu":
+        keep_freed_memory()
+    if device.kind == "cuda":
+        exact_float32()
+    logger.info("loading %s", space.backbone)
+    return load_backbone(request_of(space), **space.overrides())
+
+
+def assemble(
+    backbone: Backbone, classes: Sequence[str], options: TrainOptions, weights: str, at: torch.device
+) -> tuple[Classifier, Depth]:
+    """Build the network that is trained, on its device, in the state that it starts from.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    classes : sequence of str, K
+    options : TrainOptions
+    weights : str
+        As the backbone was asked for.
+    at : torch.device
+
+    Returns
+    -------
+    network : Classifier
+    depth : Depth
+        Of the backbone.
+
+    Raises
+    ------
+    BackboneError, ModelError, TrainingError, UsageError
+        As `headstart.classify.finetune.start` and `groups.trained_parts` say.
+    """
+    from .modules import Classifier
+
+    depth = depth_of(backbone)
+    parameters, modules = trained_parts(depth, options)
+    again = frozenset() if options.reinit is None else depth.parameters_from(options.reinit)
+    if again - parameters:
+        raise UsageError(
+            f"--reinit {options.reinit} gives random weights to layers that --train {options.train} would leave so; "
+            "train them too"
+        )
+    if again:
+        reinitialise(backbone, again, options.seed)
+    head = _head(backbone, classes, options, weights)
+    network = Classifier(backbone, head, modules, freeze_norms=options.freeze_norms)
+    freeze(network, parameters, options)
+    backbone.to(at)
+    head.to(at)
+    return network, depth
+
+
+def frozen_part(network: Classifier, options: TrainOptions, images: torch.Tensor) -> bool:
+    """Tell whether what the frozen layers make of an image can be kept, and set up the network for it.
+
+    Parameters
+    ----------
+    network : Classifier
+    options : TrainOptions
+    images : Tensor, (n, S, S, 3) uint8
+        On the network's device; the network must give the same for them either way.
+    """
+    if options.train == ALL:
+        return False
+    if options.train == HEAD:
+        return True
+    replay = Replay(network.backbone, options.train)
+    if not replay.exact(network.backbone.normalise(images)):
+        logger.info(
+            "the frozen layers run in every epoch: what %s receives does not decide all that comes behind it",
+            options.train,
+        )
+        return False
+    network.replay = replay
+    return True
+
+
+def _head(backbone: Backbone, classes: Sequence[str], options: TrainOptions, weights: str) -> nn.Module:
+    from .modules import make_head
+
+    dim, start = backbone.dim, options.init_head
+    if start is not None and not start.startswith(IMAGENET_PREFIX):
+        return _saved_head(backbone, classes, options, Path(start))
+    widths = (dim, *(options.hidden if options.head == "mlp" else ()), len(classes))
+    head = make_head(widths, options.dropout, options.seed)
+    if start is not None:
+        _take_rows(head, backbone, classes, options, weights)
+    return head
+
+
+def _saved_head(backbone: Backbone, classes: Sequence[str], options: TrainOptions, path: Path) -> nn.Module:
+    import torch
+
+    from .modules import linear_layers, make_head
+
+    model = check_init_head(load_model(path), path, classes, backbone)
+    weights, biases = layers_of(model)
+    if options.head == "mlp" and len(weights) == 1:
+        raise UsageError(f"--init-head {path} has no hidden layer: leave --head mlp out, or fit a head with one")
+    widths = (weights[0].shape[1], *(len(bias) for bias in biases))
+    head = make_head(widths, options.dropout, options.seed)
+    with torch.no_grad():
+        for layer, weight, bias in zip(linear_layers(head), weights, biases, strict=True):
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+    return head
+
+
+def _take_rows(
+    head: nn.Module, backbone: Backbone, classes: Sequence[str], options: TrainOptions, weights: str
+) -> None:
+    import torch
+
+    from .modules import linear_layers
+
+    if options.head != "linear":
+        raise UsageError("--init-head imagenet:... gives rows of one linear layer; leave --head mlp out")
+    rows = imagenet_start(str(options.init_head).removeprefix(IMAGENET_PREFIX), classes, backbone, weights)
+    layer = linear_layers(head)[-1]
+    with torch.no_grad():
+        layer.weight[rows.places] = torch.from_numpy(rows.weight)
+        layer.bias[rows.places] = torch.from_numpy(rows.bias)

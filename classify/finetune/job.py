@@ -1,0 +1,351 @@
+"""Train a network end to end on a dataset: choose on train, score once on validation, save a model like any other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...cache.store import cache_dir
+from ...errors import ModelError, UsageError
+from ...extract.device import Device, choose_device
+from ...extract.options import RunOptions, SpaceOptions
+from ...extract.progress import progress_bar
+from ..dataset import VAL_FRACTION
+from ..model import check_target
+from ..provenance import model_folder
+from .assembly import assemble, frozen_part, load_for_training
+from .checkpoint import Checkpoint, State, checkpoint_folder
+from .groups import parameter_groups
+from .inputs import Inputs
+from .loader import Loader, in_order
+from .loop import Hooks, Loop
+from .options import HEAD, TrainOptions
+from .pictures import DEV, Pictures, check_shares, load_pictures
+from .ranks import Ranks
+from .rates import find_rate
+from .result import Finetuned
+from .saving import save_finetuned
+from .scoring import score
+from .stepper import Stepper
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...extract.backbone import Backbone
+    from .modules import Classifier
+
+logger = logging.getLogger("headstart.finetune")
+
+FINETUNED = "finetuned"
+_OF_SPACE = ("weights", "pool", "resize", "crop", "interpolation", "mean", "std", "seed")
+_OF_RUN = ("device", "workers", "max_pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a run was asked for, of all its stages."""
+
+    data: Path
+    out: Path
+    cache: Path
+    space: SpaceOptions
+    run: RunOptions
+    train: TrainOptions
+    val_fraction: float
+    layout: str
+    limit: int | None
+    dedupe: bool
+    strict: bool
+    overwrite: bool
+    resume: bool
+
+
+def finetune(
+    data: str | os.PathLike[str] = "data",
+    backbone: str = "resnet18",
+    *,
+    layer: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    layout: str = "auto",
+    limit: int | None = None,
+    val_fraction: float | None = None,
+    dedupe: bool = False,
+    strict: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Finetuned:
+    """Train a network end to end, score it once on the validation images, and save it.
+
+    Parameters
+    ----------
+    data : path, default "data"
+        A dataset as `extract` takes it.
+    backbone : str, default "resnet18"
+    layer : str, optional
+        Where the backbone ends and the head begins; the classifier's input where it is None.
+    cache : path, optional
+        Where it is looked up what an `extract` found out about the files. Nothing is written there.
+    out : path, optional
+        Folder of the model; ``models/photos-resnet18-finetuned`` say where it is None.
+    overwrite : bool, default False
+        Replace a model, or an unfinished run, that is there.
+    resume : bool, default False
+        Go on with the unfinished run that makes this model.
+    layout : {"auto", "splits", "classes"}, default "auto"
+    limit : int, optional
+        Take only so many pictures, evenly spread over the listing.
+    val_fraction : float, optional
+        Share held out where the dataset has no validation split; 0.2 where it is None.
+    dedupe : bool, default False
+        Use one of copies, none with two labels.
+    strict : bool, default False
+        Raise where a picture cannot be used.
+    stopped : callable, optional
+        Asked before each step; when it says True the run is kept and ends.
+    **options
+        Fields of `TrainOptions`, and ``weights``, ``pool``, ``resize``, ``crop``, ``interpolation``, ``mean``, ``std``,
+        ``device``, ``workers``, ``max_pixels`` as `extract` takes them.
+
+    Returns
+    -------
+    Finetuned
+
+    Raises
+    ------
+    DataError, TrainingError
+        The pictures cannot be trained on; the loss is not a number any more.
+    BackboneError, ModelError, DeviceError, UsageError
+        As their messages say.
+    KeyboardInterrupt
+        `stopped` said True. ``resume=True`` goes on.
+    """
+    share = VAL_FRACTION if val_fraction is None else val_fraction
+    space, run, train = _options(backbone, layer, options)
+    check_shares(share, train.dev_fraction)
+    target = Path(out) if out is not None else model_folder(Path(data).resolve(), [(backbone, layer)], FINETUNED)
+    asked = _Asked(
+        Path(data), target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite, resume
+    )
+    checkpoint = checkpoint_folder(target)
+    check_target(target, overwrite=overwrite or resume)
+    if Checkpoint(checkpoint, {}).there and not overwrite and not resume:
+        raise ModelError(f"{checkpoint} holds an unfinished run: pass --resume to go on, or --overwrite to begin anew")
+    ranks = Ranks.of_environment()
+    device = _device(run, ranks)
+    with ranks.joined(device.kind), _own_randomness():
+        return _Job(asked, device, ranks, stopped).run()
+
+
+def _options(backbone: str, layer: str | None, given: dict[str, Any]) -> tuple[SpaceOptions, RunOptions, TrainOptions]:
+    names = [field.name for field in fields(TrainOptions)]
+    for name in given:
+        if name not in (*names, *_OF_SPACE, *_OF_RUN):
+            raise UsageError(f"finetune has no option {name!r}")
+    space, run, train = (
+        {name: given[name] for name in wanted if name in given} for wanted in (_OF_SPACE, _OF_RUN, names)
+    )
+    return SpaceOptions(backbone=backbone, layer=layer, **space), RunOptions(**run), TrainOptions(**train)
+
+
+def _device(run: RunOptions, ranks: Ranks) -> Device:
+    import torch
+
+    device = choose_device(run.device)
+    if device.kind == "cuda":
+        torch.cuda.set_device(ranks.local)
+    return device
+
+
+@contextlib.contextmanager
+def _own_randomness() -> Any:
+    """Let the caller's random numbers go on afterwards as if nothing had been drawn."""
+    import torch
+
+    with torch.random.fork_rng():
+        yield
+
+
+class _Job:
+    """One run, from pictures to a saved model."""
+
+    def __init__(self, asked: _Asked, device: Device, ranks: Ranks, stopped: Callable[[], bool]) -> None:
+        self.asked, self.device, self.ranks, self.stopped = asked, device, ranks, stopped
+        self.begun = time.perf_counter()
+
+    def run(self) -> Finetuned:
+        asked = self.asked
+        on_dev = asked.train.select_on == DEV
+        pictures = load_pictures(
+            asked.data, asked.cache, asked.run, self.ranks, layout=asked.layout, limit=asked.limit,
+            val_fraction=asked.val_fraction, dev_fraction=asked.train.dev_fraction if on_dev else 0.0,
+            dedupe=asked.dedupe, strict=asked.strict, stopped=self.stopped,
+        )  # fmt: skip
+        listed = time.perf_counter() - self.begun
+        backbone = load_for_training(asked.space, self.device)
+        loader = Loader(backbone.preprocess, asked.run)
+        try:
+            return self._trained(pictures, backbone, loader, listed)
+        finally:
+            loader.close()
+
+    def _trained(self, pictures: Pictures, backbone: Backbone, loader: Loader, listed: float) -> Finetuned:
+        options = self.asked.train
+        at = _at(self.device)
+        digest = backbone.weights
+        network, depth = assemble(backbone, pictures.classes, options, self.asked.space.weights, at)
+        stepper = Stepper(
+            network, parameter_groups(network, depth, options), options, self.device, self.ranks, self._precision()
+        )
+        self._say(pictures, network, stepper)
+        train, chosen_by = self._inputs(pictures, loader, network, stepper)
+        checkpoint = Checkpoint(checkpoint_folder(self.asked.out), self._identity(pictures, digest))
+        state, rate, curve = self._beginning(checkpoint, stepper, train)
+        left = options.epochs - state.epoch + 1
+        with progress_bar(max(1, left * len(train)), "training") as progress:
+            loop = Loop(stepper, train, chosen_by, options, rate, checkpoint, Hooks(self.stopped, progress))
+            loop.run(state)
+        return self._finished(pictures, loader, stepper, state, loop, {"lr": rate, "lr_search": curve}, listed)
+
+    def _precision(self) -> str:
+        """Return what is computed in: mixed precision where that is asked for, or left open on an NVIDIA GPU."""
+        import torch
+
+        wanted = self.asked.train.precision
+        if wanted != "auto":
+            return wanted
+        if self.device.kind != "cuda":
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+    def _say(self, pictures: Pictures, network: Classifier, stepper: Stepper) -> None:
+        split = pictures.data.split
+        counts = {name: int((split == name).sum()) for name in ("train", DEV, "val")}
+        held = " (held out: the dataset has no validation split)" if pictures.data.held_out else ""
+        dev = f", {counts[DEV]} dev (a stable part of train, by which the epoch is chosen)" if counts[DEV] else ""
+        logger.info(
+            "%d training%s, %d validation images%s, %d classes",
+            counts["train"], dev, counts["val"], held, len(pictures.classes),
+        )  # fmt: skip
+        trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
+        total = network.backbone.parameters + sum(value.numel() for value in network.head.parameters())
+        several = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
+        logger.info(
+            "training %s on %s (%s%s), %s: %.2f of %.2f million parameters",
+            network.backbone.name, self.device.kind, self.device.name, several, stepper.precision,
+            trained / 1e6, total / 1e6,
+        )  # fmt: skip
+
+    def _inputs(
+        self, pictures: Pictures, loader: Loader, network: Classifier, stepper: Stepper
+    ) -> tuple[Inputs, Inputs | None]:
+        """Return what the network is trained on and chosen by; what is the same in every epoch is kept in memory."""
+        options = self.asked.train
+        train = Inputs(loader, pictures.part("train"), options.augment, options.seed)
+        chosen_by = self._chosen_by(pictures, loader)
+        if not options.keep_frozen or self.ranks.world > 1:
+            return train, chosen_by
+        probe = next(loader.batches(train.subset, in_order(min(2, len(train)), 2)))[1]
+        network.eval()
+        frozen = frozen_part(network, options, probe.to(stepper.at))
+        live = options.augment != "none"
+        kept = [] if live else [train]
+        kept += [] if chosen_by is None else [chosen_by]
+        what = "running the frozen layers once" if frozen else "decoding once"
+        with progress_bar(sum(map(len, kept)), what) as progress:
+            done = [one.kept(network, stepper.at, stepper.piece, frozen=frozen, progress=progress) for one in kept]
+        return train if live else done[0], None if chosen_by is None else done[-1]
+
+    def _chosen_by(self, pictures: Pictures, loader: Loader) -> Inputs | None:
+        options = self.asked.train
+        if options.select_on == "last":
+            return None
+        subset = pictures.part(options.select_on)
+        if len(subset):
+            return Inputs(loader, subset)
+        if options.select_on == "val":
+            raise UsageError("--select-on val needs a validation split, and there is none: name dev or last")
+        if options.patience is not None:
+            raise UsageError("--patience needs dev images, and train is too small to spare one: leave it out")
+        logger.warning("train is too small for a dev split: the last epoch is taken")
+        return None
+
+    def _identity(self, pictures: Pictures, digest: str) -> dict[str, Any]:
+        """Return what must be the same for a run to go on."""
+        space = {name: getattr(self.asked.space, name) for name in ("backbone", "layer", "pool")}
+        return {
+            **space,
+            **self.asked.train.as_dict(),
+            "weights": digest,
+            "preprocessing": str(self.asked.space.overrides()),
+            "classes": list(pictures.classes),
+            "images": pictures.part("train").fingerprint,
+            "processes": self.ranks.world,
+        }
+
+    def _beginning(
+        self, checkpoint: Checkpoint, stepper: Stepper, train: Inputs
+    ) -> tuple[State, float, list[dict[str, Any]]]:
+        """Return the state to train from, the learning rate, and the curve that it was read off."""
+        options = self.asked.train
+        if self.asked.resume:
+            state, now = checkpoint.read()
+            stepper.network.restore({name: now[name].to(stepper.at) for name in stepper.network.changing()})
+            stepper.restore(now)
+            stepper.piece = min(stepper.piece, state.piece or stepper.piece)
+            logger.info("going on in epoch %d, after step %d", state.epoch, state.step)
+            rate = state.rate if options.lr in ("auto", None) or options.lr == state.rate else options.rate
+            return state, rate, state.lr_search
+        if options.lr != "auto":
+            return State(rate=options.rate), options.rate, []
+        with progress_bar(0, "range test") as progress:
+            rate, curve = find_rate(stepper, train, options.seed, progress)
+        logger.info("learning rate %.2g, found by %d steps at rising rates", rate, len(curve))
+        return State(rate=rate, lr_search=curve), rate, curve
+
+    def _finished(
+        self, pictures: Pictures, loader: Loader, stepper: Stepper, state: State, loop: Loop,
+        rate: dict[str, Any], listed: float,
+    ) -> Finetuned:  # fmt: skip
+        """Score the network that was chosen, once, and save it."""
+        begin = time.perf_counter()
+        splits = {name: pictures.part(name) for name in ("train", DEV, "val")}
+        with progress_bar(sum(map(len, splits.values())), "scoring") as progress:
+            scored = {name: score(stepper, Inputs(loader, subset), progress) for name, subset in splits.items()}
+        loop.seconds["evaluate"] += time.perf_counter() - begin
+        facts = {
+            "mode": self.asked.train.train,
+            "settings": self.asked.train.as_dict() | {"weights": self.asked.space.weights},
+            **rate,
+            "epochs": len(state.history) - 1,
+            "best_epoch": state.best_epoch,
+            "selected_on": self.asked.train.select_on if loop.chosen_by is not None else "last",
+            "history": state.history,
+        }
+        saved = save_finetuned(
+            self.asked.out, stepper.network, pictures, scored, facts,
+            space=self.asked.space, val_fraction=self.asked.val_fraction, trains_body=self.asked.train.train != HEAD,
+            overwrite=self.asked.overwrite or self.asked.resume, write=self.ranks.first,
+        )  # fmt: skip
+        if self.ranks.first:
+            loop.checkpoint.remove()
+        self.ranks.wait()
+        stages = {"list": listed, **loader.seconds, **loop.seconds}
+        return Finetuned(
+            saved, self.asked.out, pictures, self.device.kind, stages, loader.workers,
+            time.perf_counter() - self.begun, shown=self.ranks.first,
+        )  # fmt: skip
+
+
+def _at(device: Device) -> torch.device:
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if device.kind == "cuda" else torch.device(device.kind)

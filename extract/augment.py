@@ -47,7 +47,7 @@ ROTATION = 15  # degrees either way
 # fb.resnet.torch's and timm's for training with labels.
 JITTER = (0.4, 0.4, 0.4, 0.1)
 JITTER_CHANCE = 0.8
-# A rotation takes 40 bytes a pixel, and 1.7 s for a photograph of 12 million pixels, so a larger picture is first
+# A rotation takes 45 bytes a pixel, and 1.7 s for a photograph of 12 million pixels, so a larger picture is first
 # shrunk to this many times the crop's area: one of 3:2 keeps a short side of twice the crop.
 MOST_ROTATED = 6
 

@@ -257,6 +257,10 @@ DRAWS = {
     "normal_": lambda: torch.empty(5).normal_(),
     "bernoulli": lambda: torch.bernoulli(torch.full((40,), 0.5)),
     "multinomial": lambda: torch.multinomial(torch.ones(50), 5),
+    "none given": lambda: torch.rand(5, generator=None),
+    "dropout": lambda: torch.nn.functional.dropout(torch.ones(40)),
+    "init": lambda: torch.nn.init.xavier_normal_(torch.empty(3, 4)),
+    "an operation itself": lambda: torch.ops.aten.rand.default([5]),
     "inside a function of Python": lambda: torch.nn.functional.gumbel_softmax(torch.ones(5)),
 }
 

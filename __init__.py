@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from .classify.evaluate import evaluate
     from .classify.fit import fit_head
     from .classify.predict import load
+    from .classify.show import show
     from .extract.job import extract
 
-__all__ = ["HeadstartError", "LogisticRegressionPath", "__version__", "evaluate", "extract", "fit_head", "load"]
+__all__ = ["HeadstartError", "LogisticRegressionPath", "__version__", "evaluate", "extract", "fit_head", "load", "show"]
 
 # Where each public name lives. Importing headstart imports none of them: numpy alone costs a tenth of a second.
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "extract": "extract.job",
     "fit_head": "classify.fit",
     "load": "classify.predict",
+    "show": "classify.show",
 }
 
 

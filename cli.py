@@ -23,7 +23,10 @@ from .cli_options import (
     Data,
     cache_option,
     device_options,
+    grid_options,
     layer_option,
+    layout_option,
+    max_pixels_option,
     positive,
     result_options,
     seed_option,
@@ -66,7 +69,7 @@ def commands(context: click.Context) -> None:
 @click.option("--decoder", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
               help="gpu: an NVIDIA GPU decodes JPEGs too; a feature space of its own.")  # fmt: skip
 @click.option("--processes", type=positive, metavar="N", help="Share the work between N [default: one a GPU].")
-@click.option("--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA.")
+@layout_option
 @click.option("--limit", type=positive, metavar="N", help="Take only N images, spread evenly over the listing.")
 @click.option("--rehash", is_flag=True, help="Read every file, also those that did not change.")
 @click.option("--retry-failed", is_flag=True, help="Try images again that failed before.")
@@ -182,6 +185,7 @@ def evaluate(model: Path, data: Path | None, split: str, against: Path | None, c
 @click.option("--top", type=positive, default=1, show_default=True, metavar="K", help="Show the K likeliest classes.")
 @click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
               help="Also sets of classes that hold the right one this often, .95 say.")  # fmt: skip
+@grid_options
 @device_options
 @cache_option
 @common
@@ -192,18 +196,49 @@ def predict(model: Path, paths: tuple[Path, ...], cache: Path | None, **given: A
     headstart predict models/photos-resnet18-logistic new/ other.jpg
     find . -name '*.jpg' | headstart predict models/photos-resnet18-logistic - --csv
     headstart predict models/photos-resnet18-logistic new/ --coverage .95
+    headstart predict models/photos-resnet18-logistic photos/val --grid predictions.png
     """
     from .classify.model import load_model
     from .classify.predict import Classifier, Predictions, paths_from_lines
+    from .classify.prediction_grid import plan_grid
     from .extract.options import RunOptions
 
     shown = {"top": given.pop("top"), "as_csv": given.pop("as_csv")}
     coverage = given.pop("coverage")
+    grid = plan_grid(given.pop("grid"), given.pop("grid_limit"), given.pop("overwrite"), given["max_pixels"])
     classifier = Classifier(load_model(model), cache, RunOptions(**_given(given)))
     named = [path for path in paths if str(path) != "-"]
     if len(named) < len(paths):
         named += paths_from_lines(sys.stdin.buffer.read())
-    return Predictions(classifier.predict(named, coverage=coverage), **shown)
+    rows = classifier.predict(named, coverage=coverage)
+    return Predictions(rows, grid=grid.draw(rows, classifier.classes) if grid else None, **shown)
+
+
+@commands.command()
+@click.argument("data", type=Data, default=Path("data"))
+@click.option("--out", "-o", type=Data, default=Path("samples.png"), show_default=True, metavar="FILE.png")
+@click.option("--overwrite", is_flag=True, help="Replace FILE.png where it is there.")
+@click.option("--per-class", type=positive, default=5, show_default=True, metavar="N", help="Pictures of each class.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Show one split [default: all].")
+@click.option("--max-classes", type=positive, default=20, show_default=True, metavar="N",
+              help="Of more classes, N are shown, evenly chosen.")  # fmt: skip
+@layout_option
+@max_pixels_option
+@seed_option
+@common
+def show(data: Path, **given: Any) -> Any:
+    """Draw sample pictures of each class of DATA into one PNG file, to see what a network will see.
+
+    Nothing is embedded or cached. The default of DATA is data/ in the working directory; it is read as `extract` does.
+
+    \b
+    headstart show photos
+    headstart show photos --split val --per-class 8 -o val.png
+    headstart show photos --seed 1 --overwrite
+    """
+    from .classify.show import show as run
+
+    return run(data, **_given(given))
 
 
 @commands.group()

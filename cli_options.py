@@ -39,12 +39,24 @@ space_options = options(
     click.option("--std", type=Numbers(), help="Normalisation of values from 0 to 1."),
     click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="What the cache keeps."),
 )
+layout_option = click.option(
+    "--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA."
+)
+max_pixels_option = click.option(
+    "--max-pixels", type=positive, metavar="N", help="Larger images are failures [default: 89478485]."
+)
 device_options = options(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
     click.option("--batch-size", type=positive, metavar="N", help="Images a forward pass [default: found out]."),
     click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
-    click.option("--max-pixels", type=positive, metavar="N", help="Larger images are failures [default: 89478485]."),
+    max_pixels_option,
 )
+grid_options = options(
+    click.option("--grid", type=Data, metavar="FILE.png",
+                 help="Also draw the pictures, marked right or wrong where their folder is named like a class."),
+    click.option("--grid-limit", type=positive, metavar="N", help="Draw N, evenly chosen [default: 64]."),
+    click.option("--overwrite", is_flag=True, help="Replace FILE.png where it is there."),
+)  # fmt: skip
 several: dict[str, Any] = {"multiple": True, "callback": joined, "metavar": "X[,X...]"}
 # Of the heads that are trained by mini-batches. Where several values are given, every combination is cross-validated.
 trained_options = options(

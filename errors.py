@@ -79,6 +79,10 @@ class ModelError(HeadstartError, ValueError):
     """A saved model that is missing, incomplete, or does not fit the data."""
 
 
+class OutputError(HeadstartError, OSError):
+    """A file of results that cannot be written: it is there already, or the disk refuses."""
+
+
 def printable(text: bytes | str | os.PathLike[str]) -> str:
     r"""Return a name as one printable line: what cannot be printed is escaped, as in ``a\nb`` or ``\xff``.
 

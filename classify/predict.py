@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from ..extract.plan import base_folder, failure_rules, unread_listing
 from ..extract.resolve import embedders_of
 from .conformal import conformal_threshold, prediction_sets
 from .model import SavedModel, load_model
+
+if TYPE_CHECKING:
+    from .prediction_grid import Drawn
 
 logger = logging.getLogger("headstart.classify")
 
@@ -101,16 +104,20 @@ class Predictions:
     top : int, default 1
         How many of the likeliest classes a line shows.
     as_csv : bool, default False
+    grid : Drawn, optional
+        The picture that was drawn of them.
     """
 
     rows: list[Prediction]
     top: int = 1
     as_csv: bool = False
+    grid: Drawn | None = None
     on_stdout: ClassVar[bool] = True
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``predict --json``."""
-        return {"predictions": [row.as_dict() for row in self.rows]}
+        grid = {"grid": self.grid.summary()} if self.grid else {}
+        return {"predictions": [row.as_dict() for row in self.rows], **grid}
 
     def lines(self) -> list[str]:
         """Return the table, one picture a line."""

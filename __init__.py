@@ -20,18 +20,30 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from .classify.estimator import LogisticRegressionPath
     from .classify.evaluate import evaluate
+    from .classify.finetune.job import finetune
     from .classify.fit import fit_head
     from .classify.predict import load
     from .classify.show import show
     from .extract.job import extract
 
-__all__ = ["HeadstartError", "LogisticRegressionPath", "__version__", "evaluate", "extract", "fit_head", "load", "show"]
+__all__ = [
+    "HeadstartError",
+    "LogisticRegressionPath",
+    "__version__",
+    "evaluate",
+    "extract",
+    "finetune",
+    "fit_head",
+    "load",
+    "show",
+]
 
 # Where each public name lives. Importing headstart imports none of them: numpy alone costs a tenth of a second.
 _HOMES = {
     "HeadstartError": "errors",
     "LogisticRegressionPath": "classify.estimator",
     "evaluate": "classify.evaluate",
+    "finetune": "classify.finetune.job",
     "extract": "extract.job",
     "fit_head": "classify.fit",
     "load": "classify.predict",

@@ -19,10 +19,13 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
+from .cli_cache import cache
+from .cli_finetune import finetune
 from .cli_options import (
     Data,
     cache_option,
     device_options,
+    given_of,
     grid_options,
     layer_option,
     layout_option,
@@ -97,9 +100,9 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
     if dry_run and strict:
         raise UsageError("--strict has no meaning with --dry-run: which images fail is known after they are read")
     if dry_run:
-        return plan_extract(data, **_given(given))
+        return plan_extract(data, **given_of(given))
     with stop_on_interrupt() as stopped:
-        return run(data, stopped=stopped, strict=strict, **_given(given))
+        return run(data, stopped=stopped, strict=strict, **given_of(given))
 
 
 @commands.command("fit-head")
@@ -150,7 +153,7 @@ def fit_head(data: Path | None, **given: Any) -> Any:
     """
     from .classify.fit import fit_head as run
 
-    given = _given(given)
+    given = given_of(given)
     wanted = {name: given.pop(name) for name in SPACE_FIELDS if name in given}
     return run(data, wanted=wanted, **given)
 
@@ -175,7 +178,7 @@ def evaluate(model: Path, data: Path | None, split: str, against: Path | None, c
     from .classify.evaluate import evaluate as run
     from .extract.options import RunOptions
 
-    return run(model, data, split=split, against=against, cache=cache, run=RunOptions(**_given(given)))
+    return run(model, data, split=split, against=against, cache=cache, run=RunOptions(**given_of(given)))
 
 
 @commands.command()
@@ -206,7 +209,7 @@ def predict(model: Path, paths: tuple[Path, ...], cache: Path | None, **given: A
     shown = {"top": given.pop("top"), "as_csv": given.pop("as_csv")}
     coverage = given.pop("coverage")
     grid = plan_grid(given.pop("grid"), given.pop("grid_limit"), given.pop("overwrite"), given["max_pixels"])
-    classifier = Classifier(load_model(model), cache, RunOptions(**_given(given)))
+    classifier = Classifier(load_model(model), cache, RunOptions(**given_of(given)))
     named = [path for path in paths if str(path) != "-"]
     if len(named) < len(paths):
         named += paths_from_lines(sys.stdin.buffer.read())
@@ -238,122 +241,7 @@ def show(data: Path, **given: Any) -> Any:
     """
     from .classify.show import show as run
 
-    return run(data, **_given(given))
-
-
-@commands.group()
-def cache() -> None:
-    """Look after the cache."""
-
-
-@cache.command()
-@cache_option
-@common
-def info(cache: Path | None) -> Any:
-    """Show what the cache holds: spaces, rows, bytes, when last used, what is left over. Nothing is changed."""
-    from .cache.info import info as run
-    from .cache.store import cache_dir
-
-    return run(cache_dir(cache))
-
-
-@cache.command()
-@click.option("--sample", type=click.IntRange(min=0), default=0, metavar="N", help="Embed N cached images anew.")
-@device_options
-@seed_option
-@cache_option
-@common
-def verify(cache: Path | None, sample: int, seed: int, **given: Any) -> Any:
-    """Check every byte of the cache; exit with 1 where something is bad. Damaged files are set aside.
-
-    \b
-    headstart cache verify
-    headstart cache verify --sample 20
-    """
-    from .cache.store import cache_dir
-    from .extract.audit import verify as run
-
-    if not sample and (given["device"] != "auto" or given["batch_size"] or given["workers"] or given["max_pixels"]):
-        raise UsageError("--device, --batch-size, --workers and --max-pixels have a meaning with --sample alone")
-    from .extract.options import RunOptions
-
-    return run(cache_dir(cache), sample, seed, RunOptions(**_given(given)))
-
-
-@cache.command()
-@click.option("--prune", is_flag=True, help="Drop the rows of images that no dataset has, unless a run goes on.")
-@click.option("--now", is_flag=True, help="Wait for nobody: delete and prune whatever is using the cache.")
-@cache_option
-@common
-def compact(cache: Path | None, prune: bool, now: bool) -> Any:
-    """Merge small parts, drop copies, remove what is superseded or stale. Safe beside running commands.
-
-    \b
-    headstart cache compact
-    headstart cache compact --prune --now
-    """
-    from .cache.compact import compact as run
-    from .cache.store import cache_dir
-
-    return run(cache_dir(cache), prune=prune, now=now)
-
-
-@cache.command()
-@click.argument("other", type=Data)
-@cache_option
-@common
-def merge(cache: Path | None, other: Path) -> Any:
-    """Take in the embeddings and datasets of another cache, from another machine say. OTHER is only read.
-
-    \b
-    headstart cache merge /mnt/gpu-machine/.headstart
-    """
-    from .cache.merge import merge as run
-    from .cache.store import cache_dir
-
-    return run(cache_dir(cache), other)
-
-
-@cache.command()
-@click.argument("file", type=Data)
-@click.argument("data", type=Data, required=False)
-@click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
-@layer_option
-@space_options
-@click.option("--overwrite", is_flag=True, help="Replace FILE where it is there.")
-@cache_option
-@common
-def export(cache: Path | None, file: Path, data: Path | None, overwrite: bool, **given: Any) -> Any:
-    """Write the embeddings, paths, labels and splits of a dataset to one HDF5 file that h5py alone can read.
-
-    Without DATA it takes the dataset of the latest extract.
-
-    \b
-    headstart cache export features.h5
-    headstart cache export features.h5 photos --backbone resnet18
-    """
-    from .cache.store import cache_dir
-    from .extract.features import load_features
-
-    return load_features(cache_dir(cache), data, _given(given)).export(file, overwrite=overwrite)
-
-
-@cache.command()
-@click.option("--space", metavar="ID", help="A feature space, by the beginning of its id; see `headstart cache info`.")
-@click.option("--dataset", metavar="DATA", help="The listings of a dataset, by its folder, CSV file or id.")
-@cache_option
-@common
-def remove(cache: Path | None, space: str | None, dataset: str | None) -> Any:
-    """Remove a feature space with its embeddings, or the listings of a dataset.
-
-    \b
-    headstart cache remove --space 1a2b
-    headstart cache remove --dataset photos
-    """
-    from .cache.remove import remove as run
-    from .cache.store import cache_dir
-
-    return run(cache_dir(cache), space=space, dataset=dataset)
+    return run(data, **given_of(given))
 
 
 @commands.command()
@@ -392,9 +280,8 @@ def demo(out: Path) -> Any:
     return run(out)
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given; None and the empty tuple mean that one was not."""
-    return {name: value for name, value in values.items() if value is not None and value != ()}
+commands.add_command(finetune)
+commands.add_command(cache)
 
 
 def run() -> NoReturn:

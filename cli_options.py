@@ -28,7 +28,7 @@ positive = click.IntRange(min=1)
 layer_option = click.option(
     "--layer", metavar="NAME", help="Module whose output is taken [default: the classifier's input]."
 )
-space_options = options(
+preprocess_options = options(
     click.option(
         "--pool", type=click.Choice(["avg", "max", "gem", "token", "none"]), help="How a map becomes a vector."
     ),
@@ -37,6 +37,9 @@ space_options = options(
     click.option("--interpolation", type=click.Choice(["nearest", "bilinear", "bicubic"]), help="How to resize."),
     click.option("--mean", type=Numbers(), help="Normalisation of values from 0 to 1."),
     click.option("--std", type=Numbers(), help="Normalisation of values from 0 to 1."),
+)
+space_options = options(
+    preprocess_options,
     click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="What the cache keeps."),
 )
 layout_option = click.option(
@@ -84,3 +87,8 @@ result_options = options(
     click.option("--out", "-o", type=Data, metavar="DIR", help="Where to write the result."),
     click.option("--overwrite", is_flag=True, help="Replace a result that is there."),
 )
+
+
+def given_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given; None and the empty tuple mean that one was not."""
+    return {name: value for name, value in values.items() if value is not None and value != ()}

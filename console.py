@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ from .errors import HeadstartError, UsageError, printable
 logger = logging.getLogger("headstart")
 Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130
+# Under which title an option stands in the help of its command.
+SECTIONS: weakref.WeakKeyDictionary[click.Parameter, str] = weakref.WeakKeyDictionary()
+_REST = "Other options"
 _INTERRUPTED_TEXT = "interrupted; what was embedded is in the cache, run again to go on"
 
 
@@ -91,6 +95,34 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
         return command
 
     return decorate
+
+
+def section(title: str, *decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Join option decorators as `options` does, under a title of their own in the `--help` of a `Sectioned` command."""
+
+    def decorate(command: Command) -> Command:
+        before = len(getattr(command, "__click_params__", []))
+        command = options(*decorators)(command)
+        for parameter in getattr(command, "__click_params__", [])[before:]:
+            SECTIONS[parameter] = title
+        return command
+
+    return decorate
+
+
+class Sectioned(click.Command):
+    """A command whose options stand under titles, in the order of its sections; what has none comes last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options into the help."""
+        titled: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                titled.setdefault(SECTIONS.get(parameter, _REST), []).append(record)
+        for title, records in sorted(titled.items(), key=lambda item: item[0] == _REST):
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

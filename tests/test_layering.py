@@ -12,7 +12,19 @@ import headstart
 ROOT = Path(headstart.__file__).parent
 FOLDERS = ("cache", "extract", "classify", "classify/finetune")
 MODULES = sorted(
-    [ROOT / name for name in ("__init__.py", "cli.py", "cli_options.py", "console.py", "demo.py", "errors.py")]
+    [
+        ROOT / name
+        for name in (
+            "__init__.py",
+            "cli.py",
+            "cli_cache.py",
+            "cli_finetune.py",
+            "cli_options.py",
+            "console.py",
+            "demo.py",
+            "errors.py",
+        )
+    ]
     + [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
 )
 ALLOWED = {
@@ -24,7 +36,21 @@ ALLOWED = {
     "demo": {"classify", "extract", "errors"},
     "console": {"errors"},
     "cli_options": {"console"},
-    "cli": {"cli_options", "console", "demo", "finetune", "classify", "extract", "cache", "errors", ""},
+    "cli_cache": {"cli_options", "console", "extract", "cache", "errors"},
+    "cli_finetune": {"cli_options", "console", "finetune", "extract"},
+    "cli": {
+        "cli_cache",
+        "cli_finetune",
+        "cli_options",
+        "console",
+        "demo",
+        "finetune",
+        "classify",
+        "extract",
+        "cache",
+        "errors",
+        "",
+    },
     "__init__": {"finetune", "classify", "extract", "errors"},
 }
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "h5py", "PIL"}

@@ -17,7 +17,7 @@ from ...extract.device import Device, choose_device
 from ...extract.options import RunOptions, SpaceOptions
 from ...extract.progress import progress_bar
 from ..dataset import VAL_FRACTION
-from ..model import check_target
+from ..model import SavedModel, check_target
 from ..provenance import model_folder
 from .assembly import assemble, frozen_part, load_for_training
 from .checkpoint import Checkpoint, State, checkpoint_folder
@@ -27,6 +27,7 @@ from .loader import Loader, in_order
 from .loop import Hooks, Loop
 from .options import HEAD, TrainOptions
 from .pictures import DEV, Pictures, check_shares, load_pictures
+from .probe import fitted_anew, has_seen_dev, put_into
 from .ranks import Ranks
 from .rates import find_rate
 from .result import Finetuned
@@ -201,19 +202,33 @@ class _Job:
         options = self.asked.train
         at = _at(self.device)
         digest = backbone.weights
-        network, depth = assemble(backbone, pictures.classes, options, self.asked.space.weights, at)
-        stepper = Stepper(
-            network, parameter_groups(network, depth, options), options, self.device, self.ranks, self._precision()
-        )
+        begun = assemble(backbone, pictures.classes, options, self.asked.space.weights, at)
+        network = begun.network
+        groups = parameter_groups(network, begun.depth, options)
+        stepper = Stepper(network, groups, options, self.device, self.ranks, self._precision())
         self._say(pictures, network, stepper)
         train, chosen_by = self._inputs(pictures, loader, network, stepper)
         checkpoint = Checkpoint(checkpoint_folder(self.asked.out), self._identity(pictures, digest))
+        given = None if begun.start is None or not has_seen_dev(begun.start, pictures) else begun.start
+        if given is not None and not self.asked.resume:
+            self._without_dev(given, pictures, loader, stepper)
         state, rate, curve = self._beginning(checkpoint, stepper, train)
         left = options.epochs - state.epoch + 1
         with progress_bar(max(1, left * len(train)), "training") as progress:
             loop = Loop(stepper, train, chosen_by, options, rate, checkpoint, Hooks(self.stopped, progress))
             loop.run(state)
-        return self._finished(pictures, loader, stepper, state, loop, {"lr": rate, "lr_search": curve}, listed)
+        kept = given if state.best_epoch == 0 else None
+        if kept is not None:
+            put_into(network, kept)
+        return self._finished(pictures, loader, stepper, state, loop, {"lr": rate, "lr_search": curve}, listed, kept)
+
+    def _without_dev(self, given: SavedModel, pictures: Pictures, loader: Loader, stepper: Stepper) -> None:
+        """Start from a head that has not seen the images which choose the epoch."""
+        subset = pictures.part("train")
+        with progress_bar(len(subset), "embedding") as progress:
+            scored = score(stepper, Inputs(loader, subset), progress)
+        groups = pictures.data.group[pictures.data.split == "train"]
+        put_into(stepper.network, fitted_anew(given, scored, pictures.classes, groups))
 
     def _precision(self) -> str:
         """Return what is computed in: mixed precision where that is asked for, or left open on an NVIDIA GPU."""
@@ -239,9 +254,9 @@ class _Job:
         total = network.backbone.parameters + sum(value.numel() for value in network.head.parameters())
         several = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
         logger.info(
-            "training %s on %s (%s%s), %s: %.2f of %.2f million parameters",
+            "training %s on %s (%s%s), %s: %s of %s parameters",
             network.backbone.name, self.device.kind, self.device.name, several, stepper.precision,
-            trained / 1e6, total / 1e6,
+            f"{trained:,}", f"{total:,}",
         )  # fmt: skip
 
     def _inputs(
@@ -313,7 +328,7 @@ class _Job:
 
     def _finished(
         self, pictures: Pictures, loader: Loader, stepper: Stepper, state: State, loop: Loop,
-        rate: dict[str, Any], listed: float,
+        rate: dict[str, Any], listed: float, kept: SavedModel | None,
     ) -> Finetuned:  # fmt: skip
         """Score the network that was chosen, once, and save it."""
         begin = time.perf_counter()
@@ -333,7 +348,7 @@ class _Job:
         saved = save_finetuned(
             self.asked.out, stepper.network, pictures, scored, facts,
             space=self.asked.space, val_fraction=self.asked.val_fraction, trains_body=self.asked.train.train != HEAD,
-            overwrite=self.asked.overwrite or self.asked.resume, write=self.ranks.first,
+            overwrite=self.asked.overwrite or self.asked.resume, write=self.ranks.first, kept=kept,
         )  # fmt: skip
         if self.ranks.first:
             loop.checkpoint.remove()

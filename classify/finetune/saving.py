@@ -42,6 +42,7 @@ def save_finetuned(
     trains_body: bool,
     overwrite: bool,
     write: bool = True,
+    kept: SavedModel | None = None,
 ) -> SavedModel:
     """Measure what a network says of the pictures, and save it.
 
@@ -65,13 +66,16 @@ def save_finetuned(
     overwrite : bool
     write : bool, default True
         Only describe the model where it is False.
+    kept : SavedModel, optional
+        The head whose layers the network still has: they hold its temperature, and dev was among its training images.
     """
     from .modules import as_network
 
     backbone = network.backbone
     body = _body(backbone) if trains_body else {}
     dev, train = scored[DEV], scored["train"]
-    temperature = fit_temperature(dev.logits, dev.y)
+    temperature = fit_temperature(dev.logits, dev.y) if kept is None else 1.0
+    true = kept_probabilities(softmax(dev.logits / temperature), dev.y) if kept is None else kept.true_probabilities
     request = {**space.request(), **({"weights": "default"} if trains_body else {})}
     model = SavedModel(
         kind="finetuned" if trains_body else ("linear" if len(network.head_widths) == 2 else "mlp"),
@@ -80,7 +84,7 @@ def save_finetuned(
         network=as_network(network.head),
         facts=facts,
         temperature=temperature,
-        true_probabilities=kept_probabilities(softmax(dev.logits / temperature), dev.y),
+        true_probabilities=true,
         novelty=_novelty(pictures, train, seed=space.seed),
         training=training_facts(
             pictures.data, [request], seed=space.seed, val_fraction=val_fraction, near_copies="none"

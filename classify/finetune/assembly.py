@@ -19,7 +19,7 @@ from ..model import SavedModel, load_model
 from .groups import freeze, trained_parts
 from .options import ALL, HEAD, TrainOptions
 from .probe import put_into
-from .start import IMAGENET_PREFIX, check_init_head, imagenet_start, reinitialise
+from .start import IMAGENET_PREFIX, check_init_head, imagenet_start, layers_of, reinitialise
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def assemble(
         start = _saved_head(backbone, classes, options)
     hidden = options.hidden if options.head == "mlp" else ()
     if start is not None:
-        hidden = tuple(map(len, start.network.biases[:-1]))
+        hidden = tuple(map(len, layers_of(start)[1][:-1]))
     head = make_head((backbone.dim, *hidden, len(classes)), options.dropout, options.seed)
     network = Classifier(backbone, head, modules, freeze_norms=options.freeze_norms)
     if start is not None:
@@ -135,7 +135,7 @@ def frozen_part(network: Classifier, options: TrainOptions, images: torch.Tensor
 def _saved_head(backbone: Backbone, classes: Sequence[str], options: TrainOptions) -> SavedModel:
     path = Path(str(options.init_head))
     model = check_init_head(load_model(path), path, classes, backbone)
-    if options.head == "mlp" and len(model.network.biases) == 1:
+    if options.head == "mlp" and len(layers_of(model)[1]) == 1:
         raise UsageError(f"--init-head {path} has no hidden layer: leave --head mlp out, or fit a head with one")
     return model
 

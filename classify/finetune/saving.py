@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .modules import Classifier
 
 
+LEAST_DEV = 30  # images that a temperature is fitted on; what fewer say is mostly chance
+
+
 def save_finetuned(
     out: Path,
     network: Classifier,
@@ -74,7 +77,7 @@ def save_finetuned(
     backbone = network.backbone
     body = _body(backbone) if trains_body else {}
     dev, train = scored[DEV], scored["train"]
-    temperature = fit_temperature(dev.logits, dev.y) if kept is None else 1.0
+    temperature = fit_temperature(dev.logits, dev.y) if kept is None and len(dev.y) >= LEAST_DEV else 1.0
     true = kept_probabilities(softmax(dev.logits / temperature), dev.y) if kept is None else kept.true_probabilities
     request = {**space.request(), **({"weights": "default"} if trains_body else {})}
     model = SavedModel(

@@ -26,7 +26,7 @@ GROUND: Colour = (240, 242, 244)
 EDGE: Colour = (208, 213, 219)
 
 MAX_PICTURES: int = 1000
-"""The most pictures of one grid: it takes at most some 250 MB while it is drawn."""
+"""The most pictures of one grid: drawing it takes some 350 MB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,7 +29,7 @@ from .options import HEAD, TrainOptions
 from .pictures import DEV, Pictures, check_shares, load_pictures
 from .probe import fitted_anew, has_seen_dev, put_into
 from .ranks import Ranks
-from .rates import find_rate
+from .rates import MOST_IMAGES, STEPS, find_rate
 from .result import Finetuned
 from .saving import save_finetuned
 from .scoring import score
@@ -220,7 +220,10 @@ class _Job:
         kept = given if state.best_epoch == 0 else None
         if kept is not None:
             put_into(network, kept)
-        return self._finished(pictures, loader, stepper, state, loop, {"lr": rate, "lr_search": curve}, listed, kept)
+        known = {} if chosen_by is None else {options.select_on: chosen_by}
+        known |= {"train": train} if options.augment == "none" else {}
+        inputs = {name: known.get(name) or Inputs(loader, pictures.part(name)) for name in ("train", DEV, "val")}
+        return self._finished(pictures, inputs, state, loop, {"lr": rate, "lr_search": curve}, listed, kept)
 
     def _without_dev(self, given: SavedModel, pictures: Pictures, loader: Loader, stepper: Stepper) -> None:
         """Start from a head that has not seen the images which choose the epoch."""
@@ -287,9 +290,9 @@ class _Job:
         if len(subset):
             return Inputs(loader, subset)
         if options.select_on == "val":
-            raise UsageError("--select-on val needs a validation split, and there is none: name dev or last")
+            raise TrainingError("--select-on val needs a validation split, and there is none: name dev or last")
         if options.patience is not None:
-            raise UsageError("--patience needs dev images, and train is too small to spare one: leave it out")
+            raise TrainingError("--patience needs dev images, and train is too small to spare one: leave it out")
         logger.warning("train is too small for a dev split: the last epoch is taken")
         return None
 
@@ -321,20 +324,19 @@ class _Job:
             return state, rate, state.lr_search
         if options.lr != "auto":
             return State(rate=options.rate), options.rate, []
-        with progress_bar(0, "range test") as progress:
+        with progress_bar(STEPS * min(MOST_IMAGES, len(train)), "range test") as progress:
             rate, curve = find_rate(stepper, train, options.seed, progress)
         logger.info("learning rate %.2g, found by %d steps at rising rates", rate, len(curve))
         return State(rate=rate, lr_search=curve), rate, curve
 
     def _finished(
-        self, pictures: Pictures, loader: Loader, stepper: Stepper, state: State, loop: Loop,
+        self, pictures: Pictures, inputs: dict[str, Inputs], state: State, loop: Loop,
         rate: dict[str, Any], listed: float, kept: SavedModel | None,
     ) -> Finetuned:  # fmt: skip
         """Score the network that was chosen, once, and save it."""
-        begin = time.perf_counter()
-        splits = {name: pictures.part(name) for name in ("train", DEV, "val")}
-        with progress_bar(sum(map(len, splits.values())), "scoring") as progress:
-            scored = {name: score(stepper, Inputs(loader, subset), progress) for name, subset in splits.items()}
+        begin, stepper, loader = time.perf_counter(), loop.stepper, inputs["train"].loader
+        with progress_bar(sum(map(len, inputs.values())), "scoring") as progress:
+            scored = {name: score(stepper, one, progress) for name, one in inputs.items()}
         loop.seconds["evaluate"] += time.perf_counter() - begin
         facts = {
             "mode": self.asked.train.train,

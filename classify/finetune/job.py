@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...cache.store import cache_dir
-from ...errors import ModelError, UsageError
+from ...errors import ModelError, TrainingError, UsageError
 from ...extract.device import Device, choose_device
 from ...extract.options import RunOptions, SpaceOptions
 from ...extract.progress import progress_bar

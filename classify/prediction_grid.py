@@ -19,7 +19,7 @@ from .result_file import check_file, check_no_input, write_file
 from .thumbnails import Pixels, thumbnails
 
 if TYPE_CHECKING:
-    from .predict import Prediction
+    from .prediction import Prediction
 
 logger = logging.getLogger("headstart.classify")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from headstart.classify import lettering
 from headstart.classify.grid_image import BARE, FRAMED, GAP, MARGIN, SIDE, Block, Tile, as_png, draw_blocks
 from headstart.classify.lettering import GREEN, GREY, INK, RED, Line, draw_line, fitted
-from headstart.classify.predict import Prediction
+from headstart.classify.prediction import Prediction
 from headstart.classify.prediction_grid import PredictionGrid, plan_grid
 from headstart.classify.result_file import check_file, check_no_input, write_file
 from headstart.classify.thumbnails import shrunk, thumbnails

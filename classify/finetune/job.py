@@ -6,13 +6,15 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...cache.store import cache_dir
-from ...errors import ModelError, UsageError
+from ...errors import ModelError, TrainingError, UsageError
 from ...extract.device import Device, choose_device
 from ...extract.options import RunOptions, SpaceOptions
 from ...extract.progress import progress_bar
@@ -137,12 +139,32 @@ def finetune(
     )
     checkpoint = checkpoint_folder(target)
     check_target(target, overwrite=overwrite or resume)
-    if Checkpoint(checkpoint, {}).there and not overwrite and not resume:
-        raise ModelError(f"{checkpoint} holds an unfinished run: pass --resume to go on, or --overwrite to begin anew")
+    _check_unfinished(checkpoint, overwrite=overwrite, resume=resume)
     ranks = Ranks.of_environment()
     device = _device(run, ranks)
-    with ranks.joined(device.kind), _own_randomness():
+    with ranks.joined(device.kind), _own_randomness(), _told_of_interruption(checkpoint):
         return _Job(asked, device, ranks, stopped).run()
+
+
+def _check_unfinished(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    there = Checkpoint(folder, {}).there
+    if there and not overwrite and not resume:
+        raise ModelError(f"{folder} holds an unfinished run: pass --resume to go on, or --overwrite to begin anew")
+    if resume and not there:
+        raise ModelError(f"there is no unfinished run in {folder} to go on with: leave --resume out to begin one")
+
+
+@contextlib.contextmanager
+def _told_of_interruption(checkpoint: Path) -> Iterator[None]:
+    """Say what is left of a run that was interrupted, wherever that was."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        kept = f"the run is kept in {checkpoint}: --resume goes on"
+        there = Checkpoint(checkpoint, {}).there
+        raise KeyboardInterrupt(f"interrupted; {kept if there else 'nothing was written'}") from error
 
 
 def _options(backbone: str, layer: str | None, given: dict[str, Any]) -> tuple[SpaceOptions, RunOptions, TrainOptions]:
@@ -215,6 +237,16 @@ class _Job:
             loop.run(state)
         return self._finished(pictures, loader, stepper, state, loop, {"lr": rate, "lr_search": curve}, listed)
 
+    def _unless_stopped(self, progress: Callable[[int], None]) -> Callable[[int], None]:
+        """Return a way to tell of progress outside of training that ends there when a user wants to stop."""
+
+        def told(count: int) -> None:
+            progress(count)
+            if self.ranks.world == 1 and self.stopped():  # several would have to stop at the same place
+                raise KeyboardInterrupt
+
+        return told
+
     def _precision(self) -> str:
         """Return what is computed in: mixed precision where that is asked for, or left open on an NVIDIA GPU."""
         import torch
@@ -260,7 +292,8 @@ class _Job:
         kept = [] if live else [train]
         kept += [] if chosen_by is None else [chosen_by]
         what = "running the frozen layers once" if frozen else "decoding once"
-        with progress_bar(sum(map(len, kept)), what) as progress:
+        with progress_bar(sum(map(len, kept)), what) as shown:
+            progress = self._unless_stopped(shown)
             done = [one.kept(network, stepper.at, stepper.piece, frozen=frozen, progress=progress) for one in kept]
         return train if live else done[0], None if chosen_by is None else done[-1]
 
@@ -287,7 +320,7 @@ class _Job:
             "weights": digest,
             "preprocessing": str(self.asked.space.overrides()),
             "classes": list(pictures.classes),
-            "images": pictures.part("train").fingerprint,
+            "images": pictures.fingerprint,
             "processes": self.ranks.world,
         }
 
@@ -303,11 +336,14 @@ class _Job:
             stepper.piece = min(stepper.piece, state.piece or stepper.piece)
             logger.info("going on in epoch %d, after step %d", state.epoch, state.step)
             rate = state.rate if options.lr in ("auto", None) or options.lr == state.rate else options.rate
+            state.rate = rate
             return state, rate, state.lr_search
+        if self.ranks.first:
+            checkpoint.remove()  # of the run that --overwrite ends, or a later --resume would go on with that
         if options.lr != "auto":
             return State(rate=options.rate), options.rate, []
         with progress_bar(0, "range test") as progress:
-            rate, curve = find_rate(stepper, train, options.seed, progress)
+            rate, curve = find_rate(stepper, train, options.seed, self._unless_stopped(progress))
         logger.info("learning rate %.2g, found by %d steps at rising rates", rate, len(curve))
         return State(rate=rate, lr_search=curve), rate, curve
 
@@ -318,9 +354,15 @@ class _Job:
         """Score the network that was chosen, once, and save it."""
         begin = time.perf_counter()
         splits = {name: pictures.part(name) for name in ("train", DEV, "val")}
-        with progress_bar(sum(map(len, splits.values())), "scoring") as progress:
+        with progress_bar(sum(map(len, splits.values())), "scoring") as shown:
+            progress = self._unless_stopped(shown)
             scored = {name: score(stepper, Inputs(loader, subset), progress) for name, subset in splits.items()}
         loop.seconds["evaluate"] += time.perf_counter() - begin
+        if not np.isfinite(scored["train"].logits).all():
+            raise TrainingError(
+                "the network that was trained gives no numbers any more: begin anew with --overwrite and a smaller "
+                "--lr, or let --select-on dev choose the epoch"
+            )
         facts = {
             "mode": self.asked.train.train,
             "settings": self.asked.train.as_dict() | {"weights": self.asked.space.weights},

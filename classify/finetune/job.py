@@ -129,21 +129,25 @@ def finetune(
         As their messages say.
     KeyboardInterrupt
         `stopped` said True. ``resume=True`` goes on.
+    ToldElsewhereError
+        Another of the processes that train together raised what this one would have raised.
     """
-    share = VAL_FRACTION if val_fraction is None else val_fraction
-    space, run, train = _options(backbone, layer, options)
-    check_shares(share, train.dev_fraction)
-    target = Path(out) if out is not None else model_folder(Path(data).resolve(), [(backbone, layer)], FINETUNED)
-    asked = _Asked(
-        Path(data), target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite, resume
-    )
-    checkpoint = checkpoint_folder(target)
-    check_target(target, overwrite=overwrite or resume)
-    _check_unfinished(checkpoint, overwrite=overwrite, resume=resume)
     ranks = Ranks.of_environment()
-    device = _device(run, ranks)
-    with ranks.joined(device.kind), _own_randomness(), _told_of_interruption(checkpoint):
-        return _Job(asked, device, ranks, stopped).run()
+    with ranks.one_voice() as voice:
+        share = VAL_FRACTION if val_fraction is None else val_fraction
+        space, run, train = _options(backbone, layer, options)
+        check_shares(share, train.dev_fraction)
+        target = Path(out) if out is not None else model_folder(Path(data).resolve(), [(backbone, layer)], FINETUNED)
+        asked = _Asked(
+            Path(data), target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite,
+            resume,
+        )  # fmt: skip
+        checkpoint = checkpoint_folder(target)
+        check_target(target, overwrite=overwrite or resume)
+        _check_unfinished(checkpoint, overwrite=overwrite, resume=resume)
+        device = _device(run, ranks)
+        with ranks.joined(device.kind, voice), _own_randomness(), _told_of_interruption(checkpoint):
+            return _Job(asked, device, ranks, stopped).run()
 
 
 def _check_unfinished(folder: Path, *, overwrite: bool, resume: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .errors import HeadstartError, UsageError, printable
+from .errors import HeadstartError, ToldElsewhereError, UsageError, printable
 
 logger = logging.getLogger("headstart")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -216,6 +216,8 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
     if "--debug" in words and not isinstance(error, click.ClickException):
         traceback.print_exception(error)
     kind, message, status = _explain(error)
+    if _told_elsewhere(error):
+        return status
     if "--json" in words:
         click.echo(json.dumps({"error": {"type": kind, "message": message}}))
     else:
@@ -223,10 +225,18 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
     return status
 
 
+def _told_elsewhere(error: BaseException) -> bool:
+    """Tell whether another process of the same run, as torchrun starts them, says what went wrong."""
+    wrong_words = isinstance(error, click.ClickException)  # which are the same for all of them
+    return isinstance(error, ToldElsewhereError) or (wrong_words and os.environ.get("RANK", "0") != "0")
+
+
 def _explain(error: BaseException) -> tuple[str, str, int]:
     kind = type(error).__name__
     if isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
-        said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        # click makes its own Abort of a KeyboardInterrupt, which says what became of the work.
+        interrupt = error.__cause__ if isinstance(error, click.exceptions.Abort) else error
+        said = str(interrupt) if isinstance(interrupt, KeyboardInterrupt) else ""
         return "Interrupted", printable(said) or _INTERRUPTED_TEXT, INTERRUPTED
     if isinstance(error, click.ClickException):
         hint = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""

@@ -75,6 +75,10 @@ class TrainingError(HeadstartError, ValueError):
     """Labels or features that no head can be trained on."""
 
 
+class ToldElsewhereError(HeadstartError, RuntimeError):
+    """Another process of the same run has failed, and says why; this one has nothing to add."""
+
+
 class ModelError(HeadstartError, ValueError):
     """A saved model that is missing, incomplete, or does not fit the data."""
 

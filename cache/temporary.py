@@ -32,7 +32,12 @@ def _named(folder: Path) -> Iterator[Path]:
         names = os.listdir(folder)  # noqa: PTH208  (names alone)
     except FileNotFoundError:
         return
-    yield from (folder / name for name in names if _TEMPORARY.fullmatch(name))
+    yield from (folder / name for name in names if is_temporary(name))
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a name is one that `headstart.cache.publish.temporary_path` gives."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_stale(root: Path, clock: float) -> int:

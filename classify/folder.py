@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..cache.publish import publish
+from ..cache.temporary import is_temporary
 from ..errors import ModelError, printable
 
 MAX_JSON = 16 << 20  # 100,000 class names of 100 characters, and room for the rest
@@ -52,10 +53,15 @@ def write_object(file: Path, content: Mapping[str, Any]) -> None:
     publish(file, json.dumps(content, indent=1, allow_nan=False).encode("ascii"))
 
 
+def only_numbers(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what a writer leaves that was killed before the JSON was there."""
+    return all(_NUMBERS.fullmatch(path.name) or is_temporary(path.name) for path in folder.iterdir())
+
+
 def remove_numbers(folder: Path, keep: Collection[str | None]) -> None:
-    """Remove the files of numbers that the JSON does not name."""
+    """Remove the files of numbers that the JSON does not name, and what a killed writer left."""
     for path in folder.iterdir():
-        if _NUMBERS.fullmatch(path.name) and path.name not in keep:
+        if (_NUMBERS.fullmatch(path.name) and path.name not in keep) or is_temporary(path.name):
             path.unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..cache.publish import make_folder
 from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError
-from .folder import checked_name, read_numbers, read_object, remove_numbers, write_numbers, write_object
+from .folder import checked_name, only_numbers, read_numbers, read_object, remove_numbers, write_numbers, write_object
 from .knn import KNNHead
 from .network import Network, sigmoid, softmax
 from .novelty import Novelty
@@ -99,7 +99,7 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
     ModelError
     """
     if out.is_dir():
-        if not (out / MODEL_FILE).is_file() and any(out.iterdir()):
+        if not (out / MODEL_FILE).is_file() and not only_numbers(out):
             raise ModelError(f"{out} is a folder of something else; name another one with --out")
         if (out / MODEL_FILE).is_file() and not overwrite:
             raise ModelError(f"{out} holds a model already; pass --overwrite to replace it, or --out to keep both")

@@ -150,6 +150,9 @@ class Checkpoint:
         try:
             self._check_same(content["run"])
             values = {name: content[name] for name in State().in_json()}
+            wrong = [name for name, value in State().in_json().items() if type(values[name]) is not type(value)]
+            if wrong:
+                raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
             state = State(**values, best=numbers[_BEST])
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{self.folder / FILE} is damaged: {error!r}; {_ADVICE}") from error

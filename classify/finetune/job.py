@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ...cache.store import cache_dir
 from ...errors import ModelError, TrainingError, UsageError
@@ -128,22 +130,46 @@ def finetune(
         As their messages say.
     KeyboardInterrupt
         `stopped` said True. ``resume=True`` goes on.
+    ToldElsewhereError
+        Another of the processes that train together raised what this one would have raised.
     """
-    share = VAL_FRACTION if val_fraction is None else val_fraction
-    space, run, train = _options(backbone, layer, options)
-    check_shares(share, train.dev_fraction)
-    target = Path(out) if out is not None else model_folder(Path(data).resolve(), [(backbone, layer)], FINETUNED)
-    asked = _Asked(
-        Path(data), target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite, resume
-    )
-    checkpoint = checkpoint_folder(target)
-    check_target(target, overwrite=overwrite or resume)
-    if Checkpoint(checkpoint, {}).there and not overwrite and not resume:
-        raise ModelError(f"{checkpoint} holds an unfinished run: pass --resume to go on, or --overwrite to begin anew")
     ranks = Ranks.of_environment()
-    device = _device(run, ranks)
-    with ranks.joined(device.kind), _own_randomness():
-        return _Job(asked, device, ranks, stopped).run()
+    with ranks.one_voice() as voice:
+        share = VAL_FRACTION if val_fraction is None else val_fraction
+        space, run, train = _options(backbone, layer, options)
+        check_shares(share, train.dev_fraction)
+        target = Path(out) if out is not None else model_folder(Path(data).resolve(), [(backbone, layer)], FINETUNED)
+        asked = _Asked(
+            Path(data), target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite,
+            resume,
+        )  # fmt: skip
+        checkpoint = checkpoint_folder(target)
+        check_target(target, overwrite=overwrite or resume)
+        _check_unfinished(checkpoint, overwrite=overwrite, resume=resume)
+        device = _device(run, ranks)
+        with ranks.joined(device.kind, voice), _own_randomness(), _told_of_interruption(checkpoint):
+            return _Job(asked, device, ranks, stopped).run()
+
+
+def _check_unfinished(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    there = Checkpoint(folder, {}).there
+    if there and not overwrite and not resume:
+        raise ModelError(f"{folder} holds an unfinished run: pass --resume to go on, or --overwrite to begin anew")
+    if resume and not there:
+        raise ModelError(f"there is no unfinished run in {folder} to go on with: leave --resume out to begin one")
+
+
+@contextlib.contextmanager
+def _told_of_interruption(checkpoint: Path) -> Iterator[None]:
+    """Say what is left of a run that was interrupted, wherever that was."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        kept = f"the run is kept in {checkpoint}: --resume goes on"
+        there = Checkpoint(checkpoint, {}).there
+        raise KeyboardInterrupt(f"interrupted; {kept if there else 'nothing was written'}") from error
 
 
 def _options(backbone: str, layer: str | None, given: dict[str, Any]) -> tuple[SpaceOptions, RunOptions, TrainOptions]:
@@ -233,6 +259,16 @@ class _Job:
         groups = pictures.data.group[pictures.data.split == "train"]
         put_into(stepper.network, fitted_anew(given, scored, pictures.classes, groups))
 
+    def _unless_stopped(self, progress: Callable[[int], None]) -> Callable[[int], None]:
+        """Return a way to tell of progress outside of training that ends there when a user wants to stop."""
+
+        def told(count: int) -> None:
+            progress(count)
+            if self.ranks.world == 1 and self.stopped():  # several would have to stop at the same place
+                raise KeyboardInterrupt
+
+        return told
+
     def _precision(self) -> str:
         """Return what is computed in: mixed precision where that is asked for, or left open on an NVIDIA GPU."""
         import torch
@@ -278,7 +314,8 @@ class _Job:
         kept = [] if live else [train]
         kept += [] if chosen_by is None else [chosen_by]
         what = "running the frozen layers once" if frozen else "decoding once"
-        with progress_bar(sum(map(len, kept)), what) as progress:
+        with progress_bar(sum(map(len, kept)), what) as shown:
+            progress = self._unless_stopped(shown)
             done = [one.kept(network, stepper.at, stepper.piece, frozen=frozen, progress=progress) for one in kept]
         return train if live else done[0], None if chosen_by is None else done[-1]
 
@@ -305,7 +342,7 @@ class _Job:
             "weights": digest,
             "preprocessing": str(self.asked.space.overrides()),
             "classes": list(pictures.classes),
-            "images": pictures.part("train").fingerprint,
+            "images": pictures.fingerprint,
             "processes": self.ranks.world,
         }
 
@@ -321,11 +358,14 @@ class _Job:
             stepper.piece = min(stepper.piece, state.piece or stepper.piece)
             logger.info("going on in epoch %d, after step %d", state.epoch, state.step)
             rate = state.rate if options.lr in ("auto", None) or options.lr == state.rate else options.rate
+            state.rate = rate
             return state, rate, state.lr_search
+        if self.ranks.first:
+            checkpoint.remove()  # of the run that --overwrite ends, or a later --resume would go on with that
         if options.lr != "auto":
             return State(rate=options.rate), options.rate, []
         with progress_bar(STEPS * min(MOST_IMAGES, len(train)), "range test") as progress:
-            rate, curve = find_rate(stepper, train, options.seed, progress)
+            rate, curve = find_rate(stepper, train, options.seed, self._unless_stopped(progress))
         logger.info("learning rate %.2g, found by %d steps at rising rates", rate, len(curve))
         return State(rate=rate, lr_search=curve), rate, curve
 
@@ -335,9 +375,15 @@ class _Job:
     ) -> Finetuned:  # fmt: skip
         """Score the network that was chosen, once, and save it."""
         begin, stepper, loader = time.perf_counter(), loop.stepper, inputs["train"].loader
-        with progress_bar(sum(map(len, inputs.values())), "scoring") as progress:
+        with progress_bar(sum(map(len, inputs.values())), "scoring") as shown:
+            progress = self._unless_stopped(shown)
             scored = {name: score(stepper, one, progress) for name, one in inputs.items()}
         loop.seconds["evaluate"] += time.perf_counter() - begin
+        if not np.isfinite(scored["train"].logits).all():
+            raise TrainingError(
+                "the network that was trained gives no numbers any more: begin anew with --overwrite and a smaller "
+                "--lr, or let --select-on dev choose the epoch"
+            )
         facts = {
             "mode": self.asked.train.train,
             "settings": self.asked.train.as_dict() | {"weights": self.asked.space.weights},

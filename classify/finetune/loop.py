@@ -98,7 +98,7 @@ class Loop:
         Raises
         ------
         TrainingError
-            The loss is not a number any more; the last checkpoint is kept.
+            The loss, or a weight, is not a number any more; the run as it was after its best epoch is kept.
         KeyboardInterrupt
             `hooks.stopped` said True; a checkpoint was written.
         """
@@ -114,6 +114,7 @@ class Loop:
         state.history.append(self._row(0, None, None, 0.0))
         state.best = self._snapshot()
         logger.info("start: %s", _scores(state.history[0]) or "not scored")
+        self._keep(state)  # whatever comes, there is something to go on from, with another rate for one
 
     def _in_vain(self, state: State) -> bool:
         patience = self.options.patience
@@ -129,6 +130,7 @@ class Loop:
             self._step(state, rows, batch)
             state.epoch_seconds = time.perf_counter() - begun
             self._perhaps_stop(state)
+        self._check(state)
         loss = self._loss(state) / len(self.train_inputs)
         state.epoch_seconds = time.perf_counter() - begun
         row = self._row(state.epoch, loss, self._rate(state.epoch, self._steps - 1), state.epoch_seconds)
@@ -185,18 +187,36 @@ class Loop:
             for value in self._ranks.total(sums).tolist():
                 state.loss_sum += value
         if not math.isfinite(state.loss_sum):
-            raise TrainingError(self._diverged(state))
+            raise self._diverged(state, "the loss")
         return state.loss_sum
 
-    def _diverged(self, state: State) -> str:
-        kept = f"; the run as it was before is kept in {self.checkpoint.folder}" if self.checkpoint.there else ""
+    def _check(self, state: State) -> None:
+        """Raise where the network has diverged: its loss of the last step was still a number, its weights are none."""
+        self._loss(state)
+        numbers = all(bool(value.isfinite().all()) for value in self.stepper.network.changing().values())
+        if self._anywhere(not numbers):
+            raise self._diverged(state, "a weight")
+
+    def _diverged(self, state: State, what: str) -> TrainingError:
+        """Keep the run as it was after its best epoch: what came later may be ruined, though it is still numbers."""
+        where = f"in epoch {state.epoch} at step {state.step} of {self._steps}"
+        self._rewind(state)
+        was = f"after epoch {state.best_epoch}" if state.best_epoch else "at its start"
         advice = [f"--lr {self.rate / 10:.2g}"]
         advice += ["--clip 1"] if self.options.clip is None else []
         advice += ["--precision float32"] if self.stepper.precision != "float32" else []
-        return (
-            f"the loss is not a number any more, in epoch {state.epoch} at step {state.step} of {self._steps}{kept}; "
-            f"try {' or '.join(advice)}{' with --resume' if kept else ''}"
+        return TrainingError(
+            f"{what} is not a number any more, {where}; the run as it was {was} is kept in {self.checkpoint.folder}: "
+            f"try {' or '.join(advice)} with --resume"
         )
+
+    def _rewind(self, state: State) -> None:
+        """Keep the network of the best epoch, with an optimizer that has no memory of what came later."""
+        state.history = state.history[: state.best_epoch + 1]
+        state.epoch, state.step, state.loss_sum, state.epoch_seconds = state.best_epoch + 1, 0, 0.0, 0.0
+        if self._ranks.first:
+            self.checkpoint.write(state, state.best)
+        self._ranks.wait()
 
     def _rate(self, epoch: int, step: int) -> float:
         """Return the learning rate of a step, after schedule and warm-up."""
@@ -225,7 +245,7 @@ class Loop:
         state.history.append(row)
         if better:
             state.best_epoch, state.best = state.epoch, self._snapshot()
-        scores = f", {_scores(row)}" if self.chosen_by is not None else ""
+        scores = f", {_scores(row) or 'not scored'}" if self.chosen_by is not None else ""
         logger.info(
             "epoch %d of %d: train loss %.4f%s, %.1f s%s",
             state.epoch, self.options.epochs, row["train_loss"], scores, row["seconds"],
@@ -244,6 +264,7 @@ class Loop:
         """Write a checkpoint now and then within an epoch, and stop where that is asked for."""
         stopped = self._anywhere(self.hooks.stopped())
         if stopped or (self._ranks.world == 1 and time.monotonic() - self._kept_at >= self._interval):
+            self._check(state)  # no checkpoint of a network that has diverged
             self._keep(state)
         if stopped:
             raise KeyboardInterrupt(f"interrupted; the run is kept in {self.checkpoint.folder}: --resume goes on")
@@ -258,7 +279,6 @@ class Loop:
 
     def _keep(self, state: State) -> None:
         begin = time.perf_counter()
-        self._loss(state)  # no checkpoint of a network that has diverged
         state.piece = self.stepper.piece
         if self._ranks.first:
             self.checkpoint.write(state, self.stepper.network.changing() | self.stepper.state())

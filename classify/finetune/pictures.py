@@ -83,6 +83,12 @@ class Pictures:
         """Class names, in the order of the labels."""
         return self.data.features.classes
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content and labels of all pictures that a run trains on, is chosen by or is scored on."""
+        parts = [self.part(split).fingerprint for split in ("train", DEV, "val")]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
     def part(self, split: str) -> Subset:
         """Return the pictures of one split."""
         features = self.data.features

@@ -15,13 +15,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import UsageError
+from ...errors import ToldElsewhereError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 logger = logging.getLogger("headstart.finetune")
+
+_FAILED = "headstart/failed"  # how many processes have, in the store that they share
+
+
+@dataclass(slots=True)
+class Voice:
+    """Whether this process is the one that tells of an error: the first that fails, as the store says.
+
+    Attributes
+    ----------
+    store : torch.distributed.Store or None
+        What the processes know of each other; None where there is one.
+    """
+
+    store: Any = None
+    _first: bool | None = None
+
+    def claimed(self) -> bool:
+        """Say that this process has failed, and return whether it was the first."""
+        if self._first is None:
+            self._first = self.store.add(_FAILED, 1) == 1
+        return self._first
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +86,60 @@ class Ranks:
         return self.rank == 0
 
     @contextlib.contextmanager
-    def joined(self, device: str) -> Iterator[None]:
-        """Be connected with the others while the block runs; all but the first are quiet meanwhile."""
+    def one_voice(self) -> Iterator[Voice]:
+        """Let one process speak: the first tells of the work, and the first that fails of an error.
+
+        Yields
+        ------
+        Voice
+            For `joined`.
+
+        Raises
+        ------
+        ToldElsewhereError
+            In place of an error, where another process has failed before.
+        TrainingError
+            In place of torch's own error, where another process has ended.
+        """
         if self.world == 1:
-            yield
+            yield Voice()
             return
         from torch import distributed
+        from torch.distributed.rendezvous import rendezvous
 
         parent = logging.getLogger("headstart")
         level = parent.level
         if not self.first:
             parent.setLevel(logging.ERROR)
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        store, _, _ = next(rendezvous("env://"))
+        voice = Voice(store)
         try:
-            yield
+            yield voice
+        except BaseException as error:
+            if not voice.claimed():
+                raise ToldElsewhereError("another process of this run has failed, and says why") from error
+            if isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+                raise TrainingError("another process of this run has ended; --resume goes on") from error
+            raise
         finally:
             parent.setLevel(level)
+
+    @contextlib.contextmanager
+    def joined(self, device: str, voice: Voice) -> Iterator[None]:
+        """Be connected with the others while the block runs."""
+        if self.world == 1:
+            yield
+            return
+        from torch import distributed
+
+        backend = "nccl" if device == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=voice.store, rank=self.rank, world_size=self.world)
+        try:
+            yield
+        except BaseException:
+            voice.claimed()  # before the others lose this process, which they would take for the error
+            raise
+        finally:
             distributed.destroy_process_group()
 
     def share(self, rows: np.ndarray) -> np.ndarray:

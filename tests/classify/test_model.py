@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from headstart.classify.model import SavedModel, check_target, load_model, save_model
+from headstart.classify.model import MODEL_FILE, SavedModel, check_target, load_model, save_model
 from headstart.classify.network import Network
 from headstart.classify.novelty import Novelty
 from headstart.classify.preparation import Preparation
@@ -71,6 +71,15 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path):
     with pytest.raises(ModelError, match="is a file"):
         check_target(tmp_path / "thesis.tex", overwrite=True)
     check_target(tmp_path / "new")
+
+
+def test_a_save_that_was_killed_before_there_was_a_model_is_saved_again(folder):
+    (folder / MODEL_FILE).unlink()  # what a kill leaves that comes before the last step
+    (folder / ".tensors-00.safetensors.0123456789ab.tmp").write_bytes(b"half of the numbers")
+    check_target(folder)
+    save_model(folder, make_model(1.0))
+    np.testing.assert_array_equal(load_model(folder).network.weights[0], make_model(1.0).network.weights[0])
+    assert len(list(folder.iterdir())) == 2, "what the killed one left is gone"
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ class SavedModel:
 def check_target(out: Path, *, overwrite: bool = False) -> None:
     """Raise where a model must not be written: over another one without `overwrite`, or into any other folder.
 
+    Also where it cannot be, as far as permissions tell: known before hours of training, not after them.
+
     Raises
     ------
     ModelError
@@ -105,6 +108,11 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
             raise ModelError(f"{out} holds a model already; pass --overwrite to replace it, or --out to keep both")
     elif out.exists():
         raise ModelError(f"{out} is a file; name a folder with --out")
+    above = next(folder for folder in (out.absolute(), *out.absolute().parents) if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ModelError(f"{out} cannot be made, for {above} is a file; name another folder with --out")
+    if not os.access(above, os.W_OK):
+        raise ModelError(f"{out} cannot be written: no permission to write into {above}; name another one with --out")
 
 
 def save_model(out: Path, model: SavedModel, *, overwrite: bool = False) -> Path:

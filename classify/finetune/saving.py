@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...cache.space import FeatureSpace
+from ...errors import TrainingError
 from ...extract.backbone import digests_of
 from ...extract.decode import DECODER_RULES
 from ...extract.network import facts as backbone_facts
@@ -65,9 +66,18 @@ def save_finetuned(
     overwrite : bool
     write : bool, default True
         Only describe the model where it is False.
+
+    Raises
+    ------
+    TrainingError
+        The network has diverged.
+    ModelError
+        As `save_model`.
     """
     from .modules import as_network
 
+    if not all(np.isfinite(found.logits).all() for found in scored.values()):
+        raise TrainingError("what the network says is not a number any more: nothing was saved; pass a smaller --lr")
     backbone = network.backbone
     body = _body(backbone) if trains_body else {}
     dev, train = scored[DEV], scored["train"]

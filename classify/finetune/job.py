@@ -304,6 +304,8 @@ class _Job:
             logger.info("going on in epoch %d, after step %d", state.epoch, state.step)
             rate = state.rate if options.lr in ("auto", None) or options.lr == state.rate else options.rate
             return state, rate, state.lr_search
+        if self.ranks.first:
+            checkpoint.remove()  # of the run that --overwrite replaces: an error must not call it this run's
         if options.lr != "auto":
             return State(rate=options.rate), options.rate, []
         with progress_bar(0, "range test") as progress:

@@ -18,7 +18,7 @@ import numpy as np
 from ..cache.publish import make_folder
 from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError
-from .folder import checked_name, read_numbers, read_object, remove_numbers, write_numbers, write_object
+from .folder import checked_name, is_numbers, read_numbers, read_object, remove_numbers, write_numbers, write_object
 from .knn import KNNHead
 from .network import Network, sigmoid, softmax
 from .novelty import Novelty
@@ -234,6 +234,19 @@ def _with_body(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     weights = str(path / checked_name(path / MODEL_FILE, _BACKBONE, content["backbone"]))
     requests = [{**request, "weights": weights} for request in content["training"]["requests"]]
     return {**content, "training": {**content["training"], "requests": requests}}
+
+
+def check_bodies(model: SavedModel) -> None:
+    """Raise where the weights of a backbone that was trained are not beside the model any more, or are damaged.
+
+    Raises
+    ------
+    ModelError
+    """
+    for request in model.training.get("requests", []):
+        file = Path(str(request.get("weights", "")))
+        if is_numbers(file.name, _BACKBONE):
+            read_numbers(file.parent / MODEL_FILE, _BACKBONE, file.name, advice="copy the model again, or train it anew")
 
 
 def _checked_classes(path: Path, classes: Any) -> tuple[str, ...]:

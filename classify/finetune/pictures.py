@@ -21,6 +21,7 @@ from ...extract.failures import report_failures
 from ...extract.features import Features, dataset_folder
 from ...extract.files import read_regular
 from ...extract.images import list_images
+from ...extract.job import describe
 from ...extract.options import RunOptions
 from ...extract.plan import base_folder, failure_rules, limited, recall_listing
 from ...extract.progress import progress_bar
@@ -140,6 +141,7 @@ def load_pictures(
     """
     scanned = time.time_ns()
     images = limited(list_images(data, layout=layout), limit)
+    describe(images)
     base = base_folder(images)
     listing = recall_listing(cache, images, failure_rules(run.max_pixels), scanned_ns=scanned)
     _look(listing, base, run, ranks, stopped)

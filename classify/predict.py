@@ -16,7 +16,7 @@ import numpy as np
 from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import UsageError, printable
+from ..errors import BackboneError, UsageError, printable
 from ..extract.embed import embed_listing
 from ..extract.embedder import Embedder
 from ..extract.features import gather_joined
@@ -25,7 +25,7 @@ from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
 from ..extract.resolve import embedders_of
 from .conformal import conformal_threshold, prediction_sets
-from .model import SavedModel, load_model
+from .model import SavedModel, check_bodies, load_model
 from .prediction import Prediction
 
 if TYPE_CHECKING:
@@ -150,7 +150,11 @@ class Classifier:
         if not self._embedders:
             requests = self.model.training.get("requests", [{}] * len(self.spaces))
             self._embedders = embedders_of(self.spaces, requests, self.run)
-        return embed_listing(self.store, self._embedders, listing, base)[0]
+        try:
+            return embed_listing(self.store, self._embedders, listing, base)[0]
+        except BackboneError:
+            check_bodies(self.model)  # a file of the model's own that is gone or damaged has a better line to say it
+            raise
 
     def predict(self, paths: Iterable[str | os.PathLike[str]], *, coverage: float | None = None) -> list[Prediction]:
         """Classify pictures.
@@ -191,7 +195,8 @@ class Classifier:
         if self.model.multi_label:
             raise UsageError("--coverage asks for sets of which one class is right; this model gives several labels")
         if not true.size:
-            raise UsageError("the model has no cross-validated probabilities to draw up sets by; fit the head again")
+            again = "train it with --select-on dev" if self.model.kind == "finetuned" else "fit the head again"
+            raise UsageError(f"the model has no probabilities of unseen images to draw up sets by; {again}")
         threshold = conformal_threshold(true, coverage)
         if threshold == 0:
             logger.warning(

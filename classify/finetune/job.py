@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ...cache.store import cache_dir
 from ...errors import ModelError, TrainingError, UsageError
 from ...extract.device import Device, choose_device
@@ -379,11 +377,6 @@ class _Job:
             progress = self._unless_stopped(shown)
             scored = {name: score(stepper, one, progress) for name, one in inputs.items()}
         loop.seconds["evaluate"] += time.perf_counter() - begin
-        if not np.isfinite(scored["train"].logits).all():
-            raise TrainingError(
-                "the network that was trained gives no numbers any more: begin anew with --overwrite and a smaller "
-                "--lr, or let --select-on dev choose the epoch"
-            )
         facts = {
             "mode": self.asked.train.train,
             "settings": self.asked.train.as_dict() | {"weights": self.asked.space.weights},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...cache.space import FeatureSpace
+from ...errors import TrainingError
 from ...extract.backbone import digests_of
 from ...extract.decode import DECODER_RULES
 from ...extract.network import facts as backbone_facts
@@ -71,9 +72,18 @@ def save_finetuned(
         Only describe the model where it is False.
     kept : SavedModel, optional
         The head whose layers the network still has: they hold its temperature, and dev was among its training images.
+
+    Raises
+    ------
+    TrainingError
+        The network has diverged.
+    ModelError
+        As `save_model`.
     """
     from .modules import as_network
 
+    if not all(np.isfinite(found.logits).all() for found in scored.values()):
+        raise TrainingError("what the network says is not a number any more: nothing was saved; pass a smaller --lr")
     backbone = network.backbone
     body = _body(backbone) if trains_body else {}
     dev, train = scored[DEV], scored["train"]

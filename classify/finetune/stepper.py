@@ -88,6 +88,13 @@ class Stepper:
         -------
         Tensor, () float32
             The sum of the losses of this process's pictures, before the step.
+
+        Raises
+        ------
+        DeviceError
+            Not even one image fits into memory.
+        TrainingError
+            One image is too little for batch norms.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["multiple"]
@@ -96,6 +103,7 @@ class Stepper:
                 loss = self._accumulate(batch, y, total, kept, weight)
                 break
             except Exception as error:
+                _explain(error, min(self.piece, len(batch)))
                 if not is_out_of_memory(error):
                     self._explain(error)
                     raise
@@ -212,6 +220,15 @@ class Stepper:
         if scale and self.scaler.is_enabled():  # a run may go on in another precision
             current = self.scaler.state_dict()
             self.scaler.load_state_dict({name: type(current[name])(value.item()) for name, value in scale.items()})
+
+
+def _explain(error: Exception, images: int) -> None:
+    """Raise TrainingError where a batch norm has one number a channel to take the mean of; torch's text says so."""
+    if images == 1 and isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        raise TrainingError(
+            "batch norms cannot be trained on one image at a time, whose maps are one pixel here; pass a larger "
+            "--batch-size or --crop, or --freeze-norms"
+        ) from error
 
 
 def make_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:

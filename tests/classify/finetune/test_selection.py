@@ -15,7 +15,7 @@ from headstart.classify.finetune.ranks import Ranks
 from headstart.classify.metrics import accuracy, log_loss
 from headstart.classify.model import load_model
 from headstart.classify.network import softmax
-from headstart.errors import DataError, TrainingError, UsageError
+from headstart.errors import DataError, TrainingError
 from headstart.extract.options import RunOptions
 
 # Rates at which some epochs gain and others lose.
@@ -169,7 +169,7 @@ def test_a_class_whose_pictures_are_all_held_out_is_an_error(few, tmp_path):
 
 
 def test_a_missing_validation_split_cannot_be_chosen_by(few, tmp_path):
-    with pytest.raises(UsageError, match="--select-on val needs a validation split, and there is none"):
+    with pytest.raises(TrainingError, match="--select-on val needs a validation split, and there is none"):
         job.finetune(few / "train", out=tmp_path / "m", **{**QUICK, "select_on": "val"}, val_fraction=0.0)
     assert not (tmp_path / "m").exists()
 

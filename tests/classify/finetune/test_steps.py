@@ -117,7 +117,8 @@ def test_each_step_has_the_rate_of_the_formula(runs, monkeypatch, schedule, warm
 def groups_of(name: str, **options) -> dict[str, tuple[float, float]]:
     """Return the multiple of the rate and the weight decay of each parameter that is trained."""
     options = TrainOptions(**options)
-    network, depth = assemble(random(name, crop=64), ["ants", "bees"], options, "none", CPU)
+    begun = assemble(random(name, crop=64), ["ants", "bees"], options, "none", CPU)
+    network, depth = begun.network, begun.depth
     names = {id(value): name for name, value in network.named_parameters()}
     return {
         names[id(value)]: (group["multiple"], group["weight_decay"])
@@ -153,7 +154,8 @@ def test_a_layer_and_all_behind_it_are_trained_and_nothing_before_it():
 
 def test_a_head_may_begin_at_the_last_layer_of_a_classifier():
     options = TrainOptions(train="classifier.0")
-    network, _ = assemble(random("vgg16", layer="classifier.3", crop=32), ["ants", "bees"], options, "none", CPU)
+    backbone = random("vgg16", layer="classifier.3", crop=32)
+    network = assemble(backbone, ["ants", "bees"], options, "none", CPU).network
     trained = {name for name, value in network.named_parameters() if value.requires_grad}
     assert trained == {
         f"body.classifier.{place}.{kind}" for place in (0, 3) for kind in ("weight", "bias")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeviceError, TrainingError
@@ -212,6 +213,35 @@ class Stepper:
         if scale and self.scaler.is_enabled():  # a run may go on in another precision
             current = self.scaler.state_dict()
             self.scaler.load_state_dict({name: type(current[name])(value.item()) for name, value in scale.items()})
+
+
+def in_halves(run: Callable[[Tensor], Tensor], batch: Tensor, where: str) -> Tensor:
+    """Let a batch through without gradients, in halves where it does not fit into memory.
+
+    Parameters
+    ----------
+    run : callable
+        From images, (n, ...), to a row an image.
+    batch : Tensor
+    where : str
+        The device, for the message.
+
+    Raises
+    ------
+    DeviceError
+        One image does not fit.
+    """
+    import torch
+
+    try:
+        return run(batch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise DeviceError(f"{where} has too little memory for one image; pass a smaller --crop") from error
+    halves = torch.split(batch, (len(batch) + 1) // 2)
+    return torch.cat([in_halves(run, half, where) for half in halves])
 
 
 def make_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:

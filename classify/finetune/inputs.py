@@ -16,6 +16,7 @@ import numpy as np
 from ...extract.memory import available_memory
 from .loader import Loader, drawn_by, in_order
 from .pictures import Subset
+from .stepper import in_halves
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ class Inputs:
             made = images
             if frozen:
                 with torch.no_grad():
-                    made = network.frozen(images.to(device)).cpu()
+                    made = in_halves(lambda some: network.frozen(some.to(device)).cpu(), images, str(device))
             if store is None:
                 if not _fits(made[0].numel() * made.element_size() * len(self)):
                     return self

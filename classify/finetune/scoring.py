@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...extract.device import is_out_of_memory
 from ..metrics import accuracy, log_loss
 from ..network import softmax
 from .inputs import Inputs
 from .loader import in_order
-from .stepper import Stepper
+from .stepper import Stepper, in_halves
 
 if TYPE_CHECKING:
     import torch
@@ -61,12 +60,16 @@ def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = la
 
     network, ranks = stepper.network, stepper.ranks
     network.eval()
+
+    def embed(batch: torch.Tensor) -> torch.Tensor:
+        return network.embed(batch.to(stepper.at), kept=inputs.frozen)
+
     mine = ranks.share(np.arange(len(inputs)))
     plan = [mine[rows] for rows in in_order(len(mine), stepper.piece)]
     X, logits = [], []
     with torch.no_grad(), stepper.device.autocast(stepper.precision):
         for rows, batch in inputs.batches(plan):
-            embedded = _embedded(stepper, batch, kept=inputs.frozen)
+            embedded = in_halves(embed, batch, stepper.device.name)
             X.append(embedded.float().cpu().numpy())
             logits.append(network.head(embedded).double().cpu().numpy())
             progress(len(rows))
@@ -76,16 +79,3 @@ def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = la
     )]  # fmt: skip
     together = ranks.together(mine, found, len(inputs))
     return Scored(together[0], together[1], inputs.subset.y)
-
-
-def _embedded(stepper: Stepper, batch: torch.Tensor, *, kept: bool) -> torch.Tensor:
-    """Embed a batch, in halves where it does not fit into memory."""
-    import torch
-
-    try:
-        return stepper.network.embed(batch.to(stepper.at), kept=kept)
-    except Exception as error:
-        if not is_out_of_memory(error) or len(batch) == 1:
-            raise
-    halves = torch.split(batch, (len(batch) + 1) // 2)
-    return torch.cat([_embedded(stepper, half, kept=kept) for half in halves])

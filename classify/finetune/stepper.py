@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DeviceError, TrainingError
@@ -229,6 +230,35 @@ def _explain(error: Exception, images: int) -> None:
             "batch norms cannot be trained on one image at a time, whose maps are one pixel here; pass a larger "
             "--batch-size or --crop, or --freeze-norms"
         ) from error
+
+
+def in_halves(run: Callable[[Tensor], Tensor], batch: Tensor, where: str) -> Tensor:
+    """Let a batch through without gradients, in halves where it does not fit into memory.
+
+    Parameters
+    ----------
+    run : callable
+        From images, (n, ...), to a row an image.
+    batch : Tensor
+    where : str
+        The device, for the message.
+
+    Raises
+    ------
+    DeviceError
+        One image does not fit.
+    """
+    import torch
+
+    try:
+        return run(batch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise DeviceError(f"{where} has too little memory for one image; pass a smaller --crop") from error
+    halves = torch.split(batch, (len(batch) + 1) // 2)
+    return torch.cat([in_halves(run, half, where) for half in halves])
 
 
 def make_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:

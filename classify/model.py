@@ -255,9 +255,8 @@ def check_bodies(model: SavedModel) -> None:
     for request in model.training.get("requests", []):
         file = Path(str(request.get("weights", "")))
         if is_numbers(file.name, _BACKBONE):
-            read_numbers(
-                file.parent / MODEL_FILE, _BACKBONE, file.name, advice="copy the model again, or train it anew"
-            )
+            advice = "copy the model again, or train it anew"
+            read_numbers(file.parent / MODEL_FILE, _BACKBONE, file.name, advice=advice)
 
 
 def _checked_classes(path: Path, classes: Any) -> tuple[str, ...]:

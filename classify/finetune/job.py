@@ -314,7 +314,7 @@ class _Job:
         what = "running the frozen layers once" if frozen else "decoding once"
         with progress_bar(sum(map(len, kept)), what) as shown:
             progress = self._unless_stopped(shown)
-            done = [one.kept(network, stepper.at, stepper.piece, frozen=frozen, progress=progress) for one in kept]
+            done = [one.kept(stepper, frozen=frozen, progress=progress) for one in kept]
         return train if live else done[0], None if chosen_by is None else done[-1]
 
     def _chosen_by(self, pictures: Pictures, loader: Loader) -> Inputs | None:

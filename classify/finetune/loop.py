@@ -181,13 +181,11 @@ class Loop:
 
     def _loss(self, state: State) -> float:
         """Add what the last steps lost to the epoch's sum, and look whether it is a number."""
-        import torch
-
         if self._losses:
-            sums = torch.stack(self._losses).double()
+            sums = self._ranks.total(self._losses)
             self._losses.clear()
             # One by one and in order, so that an epoch that was interrupted adds up as one that was not.
-            for value in self._ranks.total(sums).tolist():
+            for value in sums:
                 state.loss_sum += value
         if not math.isfinite(state.loss_sum):
             raise self._diverged(state, "the loss")
@@ -284,7 +282,7 @@ class Loop:
             return here
         import torch
 
-        return bool(self._ranks.total(torch.tensor(float(here), device=self.stepper.at)).item())
+        return self._ranks.total([torch.tensor(float(here), device=self.stepper.at)])[0] > 0
 
     def _keep(self, state: State) -> None:
         begin = time.perf_counter()

@@ -90,7 +90,7 @@ def _losses(stepper: Stepper, train: Inputs, seed: int, progress: Callable[[int]
         y = torch.from_numpy(train.subset.y[ranks.share(rows)])
         loss: Tensor = stepper.step(batch, y, total=len(rows), rate=rate, kept=train.frozen)
         progress(len(rows))
-        yield rate, float(ranks.total(loss.double()).item()) / len(rows)
+        yield rate, ranks.total([loss])[0] / len(rows)
 
 
 def steepest(curve: list[dict[str, Any]]) -> float:

@@ -104,7 +104,6 @@ class Stepper:
                 loss = self._accumulate(batch, y, total, kept, weight)
                 break
             except Exception as error:
-                _explain(error, min(self.piece, len(batch)))
                 if not is_out_of_memory(error):
                     self._explain(error)
                     raise
@@ -221,15 +220,6 @@ class Stepper:
         if scale and self.scaler.is_enabled():  # a run may go on in another precision
             current = self.scaler.state_dict()
             self.scaler.load_state_dict({name: type(current[name])(value.item()) for name, value in scale.items()})
-
-
-def _explain(error: Exception, images: int) -> None:
-    """Raise TrainingError where a batch norm has one number a channel to take the mean of; torch's text says so."""
-    if images == 1 and isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
-        raise TrainingError(
-            "batch norms cannot be trained on one image at a time, whose maps are one pixel here; pass a larger "
-            "--batch-size or --crop, or --freeze-norms"
-        ) from error
 
 
 def in_halves(run: Callable[[Tensor], Tensor], batch: Tensor, where: str) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from ...extract.memory import available_memory
 from .loader import Loader, drawn_by, in_order
 from .pictures import Subset
-from .stepper import in_halves
+from .stepper import Stepper, in_halves
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -33,6 +33,7 @@ HOTDOG = (
     "--optimizer sgd --momentum 0 --weight-decay .001 --schedule constant --batch-size 128 --epochs 5 "
     f"--augment tutorial --select-on last --val-fraction 0 {SMALL}"
 )
+VGG = "--head mlp --hidden 4096,4096 --dropout .5"
 ANTS = f"--augment strong {SGD} --batch-size 16 {ON_VAL}"
 ALIEN = f"--augment none {HALVES} {SGD} --lr .001 --batch-size 32 {ON_VAL}"
 
@@ -76,15 +77,15 @@ PAGES = {
     "three-ways": [
         finetune(
             "features only, 10 epochs, 224 pixels", "hymenoptera",
-            f"--train head --head mlp --hidden 4096,4096 --dropout .5 --lr .0001 --epochs 10 {ON_VAL}",
+            f"--train head {VGG} --lr .0001 --epochs 10 {ON_VAL}",
         ),
         finetune(
             "the architecture alone, 5 epochs", "hymenoptera",
-            f"--weights none --head-lr-mult 1 --head mlp --hidden 4096,4096 --dropout .5 --epochs 5 {SMALL} {ON_VAL}", "none",
+            f"--weights none --head-lr-mult 1 {VGG} --epochs 5 {SMALL} {ON_VAL}", "none",
         ),
         finetune(
             "some layers, `--train _blocks.11`, 5 epochs", "hymenoptera",
-            f"--train _blocks.11 --head-lr-mult 1 --head mlp --hidden 4096,4096 --dropout .5 --epochs 5 {SMALL} {ON_VAL}",
+            f"--train _blocks.11 --head-lr-mult 1 {VGG} --epochs 5 {SMALL} {ON_VAL}",
             "some",
         ),
         cached("`extract`, `fit-head`, 224 pixels", "hymenoptera"),

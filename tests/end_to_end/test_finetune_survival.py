@@ -195,3 +195,14 @@ def test_an_error_of_two_processes_is_one_line(photos, tmp_path, options, line):
     errors = [said for said in own_lines(err) if said.startswith("error")]
     assert len(errors) == 1 and errors[0].startswith(line), err
     assert not (tmp_path / "model").exists()
+
+
+def test_f46_a_checkpoint_is_the_old_one_or_the_new_one_wherever_its_writer_dies(tmp_path):
+    done = subprocess.run(
+        [sys.executable, TESTS / "checkpoint_crashes.py", tmp_path],
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"] >= 40 and found["old"] >= 20 and found["new"] >= 5
+    assert found["old"] + found["new"] == found["kills"]

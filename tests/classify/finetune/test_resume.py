@@ -121,7 +121,7 @@ def test_interruptions_outside_of_training_say_what_is_there(pictures, tmp_path)
 
 
 def test_the_last_scoring_can_be_interrupted_and_done_again(whole, pictures, tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="the run is kept in .*: --resume goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"the run is kept in .*: --resume goes on"):
         train(pictures, tmp_path / "model", stopped=stop_after(BEFORE + 2 * STEPS))
     assert position(tmp_path / "model") == (3, 0)
     train(pictures, tmp_path / "model", resume=True)
@@ -307,7 +307,7 @@ def test_a_last_epoch_that_ruins_the_network_makes_no_model(pictures, tmp_path):
 
 
 def test_one_picture_a_step_is_told_in_words(pictures, tmp_path):
-    with pytest.raises(TrainingError, match="a batch norm sees one value .* pass a larger --batch-size or --crop"):
+    with pytest.raises(TrainingError, match=r"a batch norm sees one value .* pass a larger --batch-size or --crop"):
         train(pictures, tmp_path / "model", batch_size=1)
     with pytest.raises(UsageError, match="has no option 'epoch'"):
         train(pictures, tmp_path / "model", epoch=1)

@@ -19,7 +19,7 @@ from ...extract.progress import progress_bar
 from ..dataset import VAL_FRACTION
 from ..model import SavedModel, check_target
 from ..provenance import model_folder
-from .assembly import assemble, frozen_part, load_for_training
+from .assembly import Assembled, assemble, frozen_part, load_for_training
 from .checkpoint import Checkpoint, State, checkpoint_folder
 from .groups import parameter_groups
 from .inputs import Inputs
@@ -230,7 +230,7 @@ class _Job:
         network = begun.network
         groups = parameter_groups(network, begun.depth, options)
         stepper = Stepper(network, groups, options, self.device, self.ranks, self._precision())
-        self._say(pictures, network, stepper)
+        self._say(pictures, begun, stepper)
         train, chosen_by = self._inputs(pictures, loader, network, stepper)
         checkpoint = Checkpoint(checkpoint_folder(self.asked.out), self._identity(pictures, digest))
         given = None if begun.start is None or not has_seen_dev(begun.start, pictures) else begun.start
@@ -278,7 +278,8 @@ class _Job:
             return "float32"
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
-    def _say(self, pictures: Pictures, network: Classifier, stepper: Stepper) -> None:
+    def _say(self, pictures: Pictures, begun: Assembled, stepper: Stepper) -> None:
+        network, depth = begun.network, begun.depth
         split = pictures.data.split
         counts = {name: int((split == name).sum()) for name in ("train", DEV, "val")}
         held = " (held out: the dataset has no validation split)" if pictures.data.held_out else ""
@@ -287,8 +288,10 @@ class _Job:
             "%d training%s, %d validation images%s, %d classes",
             counts["train"], dev, counts["val"], held, len(pictures.classes),
         )  # fmt: skip
+        values = dict(network.body.named_parameters())
+        in_head = sum(value.numel() for value in network.head.parameters())
         trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
-        total = network.backbone.parameters + sum(value.numel() for value in network.head.parameters())
+        total = sum(values[name].numel() for name in depth.parameters) + in_head
         several = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
         logger.info(
             "training %s on %s (%s%s), %s: %s of %s parameters",

@@ -253,10 +253,12 @@ class Loop:
             ", the best so far" if better and self.chosen_by is not None else "",
         )  # fmt: skip
 
-    def _value(self, row: dict[str, Any]) -> float:
+    def _value(self, row: dict[str, Any]) -> tuple[float, float]:
+        """Return what an epoch is chosen by, larger for better; of equal accuracies the lower loss is taken."""
         if row["dev_loss"] is None:
-            return -math.inf
-        return float(row["dev_accuracy"] if self.options.select_by == "accuracy" else -row["dev_loss"])
+            return -math.inf, -math.inf
+        by_accuracy = self.options.select_by == "accuracy"
+        return (row["dev_accuracy"] if by_accuracy else 0.0), -row["dev_loss"]
 
     def _scores(self, row: dict[str, Any]) -> str:
         split = self.options.select_on

@@ -115,7 +115,8 @@ class Stepper:
         import torch
         from torch.nn.functional import cross_entropy
 
-        pieces = list(zip(torch.split(batch, self.piece), torch.split(y, self.piece), strict=True))
+        count = -(-len(batch) // self.piece)  # as even as can be: a rest of one image is none for a batch norm
+        pieces = list(zip(torch.tensor_split(batch, count), torch.tensor_split(y, count), strict=True))
         loss = torch.zeros((), device=self.at)
         for place, (part, labels) in enumerate(pieces):
             with self._in_sync(last=place == len(pieces) - 1), self.device.autocast(self.precision):

@@ -37,8 +37,9 @@ def write_numbers(folder: Path, prefix: str, arrays: Mapping[str, np.ndarray]) -
         {name: np.require(array, requirements="C") for name, array in arrays.items()}
     )  # which keeps 0 axes as 0
     name = f"{prefix}-{hashlib.sha256(data).hexdigest()}.safetensors"
-    if not (folder / name).is_file():
-        publish(folder / name, data)
+    file = folder / name
+    if not (file.is_file() and file.read_bytes() == data):  # one that is there may be damaged
+        publish(file, data)
     return name
 
 

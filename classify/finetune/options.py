@@ -16,8 +16,8 @@ SELECT_ON = ("dev", "val", "last")
 SELECT_BY = ("loss", "accuracy")
 ALL, HEAD = "all", "head"
 # Where no rate is given. Adaptive steps are of the size of the rate, those of sgd of the rate times the gradient.
-RATES = {"sgd": 0.01, "adam": 1e-4, "adamw": 1e-4}
-HEAD_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}  # where the head is all that is trained
+RATES = {"sgd": 1e-3, "adam": 1e-4, "adamw": 1e-4}
+HEAD_RATES = {"sgd": 1e-3, "adam": 1e-3, "adamw": 1e-3}  # where the head is all that is trained
 FRESH_HEAD_MULTIPLE = 10.0  # of a head without a start, above a body that has one
 
 

@@ -12,6 +12,7 @@ import headstart
 from headstart.classify.finetune import job, loop
 from headstart.classify.finetune.pictures import DEV, Pictures, load_pictures
 from headstart.classify.finetune.ranks import Ranks
+from headstart.classify.finetune.rates import below_lowest
 from headstart.classify.metrics import accuracy, log_loss
 from headstart.classify.model import load_model
 from headstart.classify.network import softmax
@@ -211,6 +212,32 @@ def test_a_range_test_of_few_pictures_or_a_head_alone_finds_a_rate(runs, extra, 
     summary = runs(**{**QUICK, "lr": "auto", "optimizer": optimizer, "limit": 14, **extra}).result.summary()
     assert summary["lr"] > 0
     assert summary["history"][-1]["train_loss"] < np.log(2) * 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "rate"),
+    [
+        ([2, 1.9, 1.5, 1, 0.5, 3, 9], 1e-3),  # a tenth of 1e-2, where it is lowest
+        ([2, 2, 2.1, 3, 9], 1e-4),  # it never falls: a tenth of the last but one
+        ([2], 1e-7),
+    ],
+)
+def test_a_rate_is_read_off_a_curve_well_below_its_lowest_loss(losses, rate):
+    curve = [{"lr": 1e-6 * 10**place, "loss": loss} for place, loss in enumerate(losses)]
+    assert below_lowest(curve) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_rate_that_was_found_trains_about_as_well_as_the_best_of_a_grid(samples, tmp_path, optimizer):
+    def lowest(lr: float | str) -> float:
+        options = {"backbone": QUICK["backbone"], "resize": 72, "crop": 64, "train": "head", "augment": "none"}
+        found = job.finetune(
+            samples / "hymenoptera", cache=tmp_path, out=tmp_path / "m", overwrite=True, optimizer=optimizer, lr=lr,
+            epochs=3, limit=160, **options,
+        )  # fmt: skip
+        return min(row["dev_loss"] for row in found.model.facts["history"])
+
+    assert lowest("auto") < 1.4 * min(map(lowest, (1e-4, 1e-3, 1e-2, 1e-1)))
 
 
 def test_models_are_read_back_as_they_were_saved(runs):

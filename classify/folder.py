@@ -37,8 +37,7 @@ def write_numbers(folder: Path, prefix: str, arrays: Mapping[str, np.ndarray]) -
         {name: np.require(array, requirements="C") for name, array in arrays.items()}
     )  # which keeps 0 axes as 0
     name = f"{prefix}-{hashlib.sha256(data).hexdigest()}.safetensors"
-    if not (folder / name).is_file():
-        publish(folder / name, data)
+    publish(folder / name, data)  # also where there is one of the name: it may be damaged
     return name
 
 

@@ -281,7 +281,7 @@ def only_numbers(monkeypatch):
     real = Checkpoint.write
 
     def write(self, state, now):
-        assert all(np.isfinite(value).all() for value in (*now.values(), *state.best.values()))
+        assert all(value.isfinite().all() for value in (*now.values(), *state.best.values()))
         real(self, state, now)
 
     monkeypatch.setattr(Checkpoint, "write", write)

@@ -32,6 +32,7 @@ from .cli_options import (
     max_pixels_option,
     positive,
     result_options,
+    sample_options,
     seed_option,
     space_options,
     trained_options,
@@ -219,12 +220,7 @@ def predict(model: Path, paths: tuple[Path, ...], cache: Path | None, **given: A
 
 @commands.command()
 @click.argument("data", type=Data, default=Path("data"))
-@click.option("--out", "-o", type=Data, default=Path("samples.png"), show_default=True, metavar="FILE.png")
-@click.option("--overwrite", is_flag=True, help="Replace FILE.png where it is there.")
-@click.option("--per-class", type=positive, default=5, show_default=True, metavar="N", help="Pictures of each class.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Show one split [default: all].")
-@click.option("--max-classes", type=positive, default=20, show_default=True, metavar="N",
-              help="Of more classes, N are shown, evenly chosen.")  # fmt: skip
+@sample_options
 @layout_option
 @max_pixels_option
 @seed_option

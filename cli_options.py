@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and long lists of options of one."""
 
 from __future__ import annotations
 
@@ -87,6 +87,14 @@ result_options = options(
     click.option("--out", "-o", type=Data, metavar="DIR", help="Where to write the result."),
     click.option("--overwrite", is_flag=True, help="Replace a result that is there."),
 )
+sample_options = options(
+    click.option("--out", "-o", type=Data, default=Path("samples.png"), show_default=True, metavar="FILE.png"),
+    click.option("--overwrite", is_flag=True, help="Replace FILE.png where it is there."),
+    click.option("--per-class", type=positive, default=5, show_default=True, metavar="N", help="Pictures of each."),
+    click.option("--split", type=click.Choice(["train", "val", "test"]), help="Show one split [default: all]."),
+    click.option("--max-classes", type=positive, default=20, show_default=True, metavar="N",
+                 help="Of more classes, N are shown, evenly chosen."),
+)  # fmt: skip
 
 
 def given_of(values: dict[str, Any]) -> dict[str, Any]:

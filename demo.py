@@ -14,7 +14,8 @@ from .classify.evaluate import evaluate
 from .classify.evaluation import Evaluation
 from .classify.fit import fit_head
 from .classify.fitted import Fit
-from .classify.predict import Prediction, load
+from .classify.predict import load
+from .classify.prediction import Prediction
 from .errors import DataError
 from .extract.job import Extraction, extract
 

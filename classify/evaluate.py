@@ -13,7 +13,7 @@ import numpy as np
 from ..cache.datasets import latest_listing
 from ..errors import CacheMissError, DataError, ModelError
 from ..extract.features import Features
-from ..extract.images import list_images
+from ..extract.images import ImageList, list_images
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, recall_listing
 from .dataset import LabelledSet, labelled_set
@@ -141,6 +141,8 @@ def _from_cache(classifier: Classifier, source: Path) -> Features:
             raise CacheMissError(f"neither the cache {classifier.store.root} nor the disk has {source}; name DATA")
         return _from_disk(classifier, source)
     features = Features(listing, classifier.spaces, classifier.store)
+    if listing.classes != classifier.classes and source.exists():
+        return _from_disk(classifier, source)
     try:
         features.X  # noqa: B018  (reads the rows, or says that some are not there)
     except CacheMissError:
@@ -149,11 +151,19 @@ def _from_cache(classifier: Classifier, source: Path) -> Features:
 
 
 def _from_disk(classifier: Classifier, data: Path) -> Features:
-    images = list_images(data)
+    images = _listed(classifier, data)
     rules = failure_rules(classifier.run.max_pixels)
     listing = recall_listing(classifier.store.root, images, rules, scanned_ns=0)
     listing = classifier.embed(listing, base_folder(images))
     return Features(listing, classifier.spaces, classifier.store)
+
+
+def _listed(classifier: Classifier, data: Path) -> ImageList:
+    """List a dataset; the one that the model was trained on as it was read then, where that makes the difference."""
+    images, training = list_images(data), classifier.model.training
+    if images.classes != classifier.classes and str(data.resolve()) == training["source"]:
+        return list_images(data, layout=training.get("layout", "auto"))
+    return images
 
 
 def _compare(first: Evaluation, second: Evaluation, name: str) -> dict[str, Any]:

@@ -139,6 +139,12 @@ def read_numbers(file: Path, prefix: str, name: Any, *, advice: str) -> dict[str
         raise ModelError(f"{path} is damaged: {error}") from error
 
 
+def is_numbers(name: Any, prefix: str) -> bool:
+    """Tell whether this is the name of a file of numbers that `write_numbers` gave it."""
+    match = _NUMBERS.fullmatch(name) if isinstance(name, str) else None
+    return match is not None and match[1] == prefix
+
+
 def checked_name(file: Path, prefix: str, name: Any) -> str:
     """Return the name of a file of numbers as a JSON object has it.
 
@@ -147,7 +153,6 @@ def checked_name(file: Path, prefix: str, name: Any) -> str:
     ModelError
         It is none; in particular, a path that leads out of the folder is none.
     """
-    match = _NUMBERS.fullmatch(name) if isinstance(name, str) else None
-    if match is None or match[1] != prefix:
+    if not is_numbers(name, prefix):
         raise ModelError(f"{file} is damaged: it names no file of numbers ({printable(str(name))!r})")
     return str(name)

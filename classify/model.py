@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ import numpy as np
 from ..cache.publish import make_folder
 from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError
-from .folder import checked_name, only_numbers, read_numbers, read_object, remove_numbers, write_numbers, write_object
+from .folder import (
+    checked_name,
+    is_numbers,
+    only_numbers,
+    read_numbers,
+    read_object,
+    remove_numbers,
+    write_numbers,
+    write_object,
+)
 from .knn import KNNHead
 from .network import Network, sigmoid, softmax
 from .novelty import Novelty
@@ -94,6 +104,8 @@ class SavedModel:
 def check_target(out: Path, *, overwrite: bool = False) -> None:
     """Raise where a model must not be written: over another one without `overwrite`, or into any other folder.
 
+    Also where it cannot be, as far as permissions tell: known before hours of training, not after them.
+
     Raises
     ------
     ModelError
@@ -105,6 +117,11 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
             raise ModelError(f"{out} holds a model already; pass --overwrite to replace it, or --out to keep both")
     elif out.exists():
         raise ModelError(f"{out} is a file; name a folder with --out")
+    above = next(folder for folder in (out.absolute(), *out.absolute().parents) if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ModelError(f"{out} cannot be made, for {above} is a file; name another folder with --out")
+    if not os.access(above, os.W_OK):
+        raise ModelError(f"{out} cannot be written: no permission to write into {above}; name another one with --out")
 
 
 def save_model(out: Path, model: SavedModel, *, overwrite: bool = False) -> Path:
@@ -226,6 +243,20 @@ def _with_body(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     weights = str(path / checked_name(path / MODEL_FILE, _BACKBONE, content["backbone"]))
     requests = [{**request, "weights": weights} for request in content["training"]["requests"]]
     return {**content, "training": {**content["training"], "requests": requests}}
+
+
+def check_bodies(model: SavedModel) -> None:
+    """Raise where the weights of a backbone that was trained are not beside the model any more, or are damaged.
+
+    Raises
+    ------
+    ModelError
+    """
+    for request in model.training.get("requests", []):
+        file = Path(str(request.get("weights", "")))
+        if is_numbers(file.name, _BACKBONE):
+            advice = "copy the model again, or train it anew"
+            read_numbers(file.parent / MODEL_FILE, _BACKBONE, file.name, advice=advice)
 
 
 def _checked_classes(path: Path, classes: Any) -> tuple[str, ...]:

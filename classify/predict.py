@@ -16,7 +16,7 @@ import numpy as np
 from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import UsageError, printable
+from ..errors import BackboneError, UsageError, printable
 from ..extract.embed import embed_listing
 from ..extract.embedder import Embedder
 from ..extract.features import gather_joined
@@ -25,73 +25,13 @@ from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
 from ..extract.resolve import embedders_of
 from .conformal import conformal_threshold, prediction_sets
-from .model import SavedModel, load_model
+from .model import SavedModel, check_bodies, load_model
+from .prediction import Prediction
 
 if TYPE_CHECKING:
     from .prediction_grid import Drawn
 
 logger = logging.getLogger("headstart.classify")
-
-UNLIKE = 0.01  # the share of training pictures as far away or farther, up to which a picture is called unlike any
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model says of one picture.
-
-    Attributes
-    ----------
-    path : str
-        As it was given.
-    label : str or None
-        The most probable class; None where the picture could not be read. Where pictures may have several labels: those
-        that are given, with ``|`` between them.
-    probability : float or None
-        Of that class; where pictures may have several labels, of the most probable one.
-    probabilities : dict of str to float
-        Of every class; empty where the picture could not be read.
-    labels : list of str or None
-        The labels that are given, where pictures may have several.
-    classes : list of str or None
-        Where a coverage was asked for: classes one of which is right as often as it promises.
-    novelty : float or None
-        Share of training pictures that are as far from the others as this one, or farther; near 0 for a picture unlike
-        anything in training, whose label means little then.
-    error : str or None
-        Why the picture could not be read.
-    """
-
-    path: str
-    label: str | None = None
-    probability: float | None = None
-    probabilities: dict[str, float] | None = None
-    error: str | None = None
-    labels: list[str] | None = None
-    classes: list[str] | None = None
-    novelty: float | None = None
-
-    @property
-    def unlike_training(self) -> bool:
-        """Whether no more than one in a hundred training pictures is as far from the others."""
-        return self.novelty is not None and self.novelty <= UNLIKE
-
-    def likeliest(self, count: int) -> list[tuple[str, float]]:
-        """Return the `count` likeliest classes with their probabilities, the likeliest first."""
-        ranked = sorted((self.probabilities or {}).items(), key=lambda pair: -pair[1])
-        return ranked[:count]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields of ``predict --json``."""
-        return {
-            "path": self.path,
-            "label": self.label,
-            "probability": self.probability,
-            "probabilities": self.probabilities or {},
-            "error": self.error,
-            "labels": self.labels,
-            "set": self.classes,
-            "novelty": self.novelty,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +150,11 @@ class Classifier:
         if not self._embedders:
             requests = self.model.training.get("requests", [{}] * len(self.spaces))
             self._embedders = embedders_of(self.spaces, requests, self.run)
-        return embed_listing(self.store, self._embedders, listing, base)[0]
+        try:
+            return embed_listing(self.store, self._embedders, listing, base)[0]
+        except BackboneError:
+            check_bodies(self.model)  # a file of the model's own that is gone or damaged has a better line to say it
+            raise
 
     def predict(self, paths: Iterable[str | os.PathLike[str]], *, coverage: float | None = None) -> list[Prediction]:
         """Classify pictures.
@@ -251,7 +195,8 @@ class Classifier:
         if self.model.multi_label:
             raise UsageError("--coverage asks for sets of which one class is right; this model gives several labels")
         if not true.size:
-            raise UsageError("the model has no cross-validated probabilities to draw up sets by; fit the head again")
+            again = "train it with --select-on dev" if self.model.kind == "finetuned" else "fit the head again"
+            raise UsageError(f"the model has no probabilities of unseen images to draw up sets by; {again}")
         threshold = conformal_threshold(true, coverage)
         if threshold == 0:
             logger.warning(

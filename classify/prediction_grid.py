@@ -19,7 +19,7 @@ from .result_file import check_file, check_no_input, write_file
 from .thumbnails import Pixels, thumbnails
 
 if TYPE_CHECKING:
-    from .predict import Prediction
+    from .prediction import Prediction
 
 logger = logging.getLogger("headstart.classify")
 
@@ -171,8 +171,11 @@ def _evenly(count: int, limit: int) -> list[int]:
 
 
 def _columns(count: int) -> int:
-    """Return the pictures in a row: all of a few, else a grid half as wide again as it is high."""
-    return count if count <= 5 else min(COLUMNS, int(np.ceil(np.sqrt(1.5 * count))))
+    """Return the pictures in a row: all of a few, else a grid about half as wide again as high, with few gaps."""
+    if count <= 5:
+        return count
+    about = min(COLUMNS, int(np.ceil(np.sqrt(1.5 * count))))
+    return min((about, min(COLUMNS, about + 1), about - 1), key=lambda columns: -count % columns)
 
 
 def _judged(row: Prediction, classes: Sequence[str]) -> tuple[str, str]:

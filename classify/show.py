@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ..errors import DataError, OutputError, UsageError, printable
 from ..extract.decode import DEFAULT_MAX_PIXELS
 from ..extract.files import some
 from ..extract.images import SPLITS, ImageList, list_images
-from .grid_image import MAX_PICTURES, SIDE, Block, Tile, as_png, draw_blocks
+from .grid_image import BARE, MAX_PICTURES, Block, Tile, as_png, draw_blocks
 from .lettering import GREY, Line
 from .result_file import check_file, check_no_input, write_file
 from .thumbnails import Pixels, thumbnails
@@ -40,8 +41,8 @@ class Shown:
         The split that is shown; empty for all pictures.
     classes : dict of str to int
         How many pictures of each class are shown; ``""`` is the name of pictures without a label.
-    n_classes : int
-        How many classes there are.
+    n_images, n_classes : int
+        How many there are to choose from.
     failures : dict of str to str
         Path, relative to the dataset's folder, to why the picture could not be read.
     """
@@ -50,6 +51,7 @@ class Shown:
     bytes: int
     split: str
     classes: dict[str, int]
+    n_images: int
     n_classes: int
     failures: dict[str, str]
 
@@ -61,16 +63,18 @@ class Shown:
             "bytes": self.bytes,
             "split": self.split or "all",
             "classes": self.classes,
+            "n_images": self.n_images,
             "n_classes": self.n_classes,
             "failures": failures,
         }
 
     def lines(self) -> list[str]:
         """Return the same for people."""
-        of = f"of {self.n_classes} classes" if self.n_classes > 1 else "of one class" if self.n_classes else "no labels"
-        where = f"the {self.split} split" if self.split else "all splits"
-        pictures = sum(self.classes.values())
-        lines = [f"wrote {printable(self.out)}: {pictures} pictures {of}, {where}, {self.bytes / 1e6:.1f} MB"]
+        split = f" of the {self.split} split" if self.split else ""
+        classes = f"{self.n_classes} class{'es' if self.n_classes > 1 else ''}" if self.n_classes else "no labels"
+        pictures = f"{sum(self.classes.values())} of {self.n_images} images{split}, {classes}"
+        size = f"{self.bytes / 1e6:.1f} MB" if self.bytes >= 1e6 else f"{self.bytes // 1000 + 1} kB"
+        lines = [f"wrote {printable(self.out)}: {pictures}, {size}"]
         labelled = len(set(self.classes) - {""})
         if labelled < self.n_classes:
             lines.append(f"{labelled} of {self.n_classes} classes, evenly chosen by name; --max-classes shows more")
@@ -156,9 +160,9 @@ def show(
     Raises
     ------
     UsageError
-        A number is out of range, `out` is no name of a PNG file, or more pictures than one grid takes are asked for.
+        A number is out of range, or `out` is no name of a PNG file.
     DataError
-        There is no such dataset or split, or none of its pictures can be read.
+        There is no such dataset or split, more pictures than one grid takes are asked for, or none can be read.
     OutputError
         `out` is there already, is part of the dataset, or cannot be written.
     """
@@ -171,7 +175,8 @@ def show(
     _check_outside(out, images)
     for note in images.notes:
         logger.info("note: %s", note)
-    rows = _rows(images, _members(images, split), per_class, max_classes, seed)
+    members = _members(images, split)
+    rows = _rows(images, members, per_class, max_classes, seed)
     failures = _read(rows, images, max_pixels)
     if not any(row.found for row in rows):
         tried = [f"{printable(path)} ({reason})" for path, reason in failures.items()]
@@ -179,7 +184,7 @@ def show(
     png = as_png(draw_blocks([row.block(bool(images.classes)) for row in rows], COLUMNS))
     write_file(out, png)
     classes = {row.name: len(row.found) for row in rows}
-    return Shown(out, len(png), split or "", classes, len(images.classes), failures)
+    return Shown(out, len(png), split or "", classes, int(members.sum()), len(images.classes), failures)
 
 
 def _check_outside(out: Path, images: ImageList) -> None:
@@ -214,7 +219,7 @@ def _rows(images: ImageList, members: np.ndarray, per_class: int, max_classes: i
     rows += [unlabelled] if unlabelled.waiting else []
     total = sum(min(per_class, len(row.waiting)) for row in rows)
     if max(total, len(rows)) > MAX_PICTURES:
-        raise UsageError(
+        raise DataError(
             f"{total} pictures of {len(rows)} classes are more than the {MAX_PICTURES} that one grid takes; "
             "ask for fewer with --per-class or --max-classes"
         )
@@ -225,8 +230,8 @@ def _row(images: ImageList, label: int, members: np.ndarray, per_class: int, see
     found = np.flatnonzero(_of_class(images, label) & members)
     counts = np.bincount(images.split[found], minlength=len(SPLITS))
     named = {name: int(count) for name, count in zip(SPLITS, counts, strict=True) if count}
-    ranked = sorted(found.tolist(), key=lambda index: _rank(images.paths[index], seed))
-    return _Row(images.classes[label] if label >= 0 else "", named, ranked[: TRIES * per_class], per_class)
+    ranked = heapq.nsmallest(TRIES * per_class, found.tolist(), key=lambda index: _rank(images.paths[index], seed))
+    return _Row(images.classes[label] if label >= 0 else "", named, ranked, per_class)
 
 
 def _of_class(images: ImageList, label: int) -> np.ndarray:
@@ -250,7 +255,7 @@ def _read(rows: list[_Row], images: ImageList, max_pixels: int) -> dict[str, str
     base = os.fsencode(images.base)
     while todo := list(_next_ones(rows)):
         paths = [os.path.join(base, images.paths[index]) for _, index in todo]  # noqa: PTH118  (names are bytes)
-        for (row, index), made in zip(todo, thumbnails(paths, SIDE, max_pixels), strict=True):
+        for (row, index), made in zip(todo, thumbnails(paths, BARE, max_pixels), strict=True):
             if isinstance(made, str):
                 failures[os.fsdecode(images.paths[index])] = made
             else:

@@ -198,7 +198,7 @@ def extract(
     store = FeatureStore(cache_dir(cache))
     images = limited(list_images(Path(data), layout=layout), limit)
     listed = time.perf_counter() - begin
-    _describe(images)
+    describe(images)
     if not store.space_ids():
         store.check_writable()  # where nothing can be read, say so before the backbone is loaded
     embedders = [resolve(group, run_options, store.root) for group in asked]
@@ -241,7 +241,7 @@ def plan_extract(
     asked, run_options = _options(backbone, layer, options)
     check_limit(limit)
     images = limited(list_images(Path(data), layout=layout), limit)
-    _describe(images)
+    describe(images)
     store = FeatureStore(cache_dir(cache))
     return dry_run(store, images, asked, run_options, rehash=rehash, retry_failed=retry_failed)
 
@@ -270,7 +270,7 @@ def _unique(words: str | Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([words] if isinstance(words, str) else words or ()))
 
 
-def _describe(images: ImageList) -> None:
+def describe(images: ImageList) -> None:
     """Say how DATA was read, with counts per class and split, before anything costly begins."""
     several = "" if images.tags is None else " with any number of labels an image"
     logger.info("%s: %d images, read as %s%s", images.root, len(images.paths), READINGS[images.layout], several)

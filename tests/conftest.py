@@ -1,6 +1,7 @@
 """What all tests share: where the sample photographs are, and a feature space to put rows in."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,15 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def space() -> FeatureSpace:
     return make_space()
+
+
+@pytest.fixture(scope="session")
+def few(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few real photographs, which must not be changed: 12 ants and 12 bees to train on, and 6 of each to validate."""
+    folder = tmp_path_factory.mktemp("few") / "photographs"
+    for split, count in (("train", 12), ("val", 6)):
+        for name in ("ants", "bees"):
+            (folder / split / name).mkdir(parents=True)
+            for path in sorted((samples / "hymenoptera" / split / name).glob("*.jpg"))[:count]:
+                shutil.copy(path, folder / split / name)
+    return folder

@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 
 def command_lines():
     for page in PAGES:
-        for line in page.read_text().split("\n"):
+        for line in page.read_text().replace("\\\n", " ").split("\n"):
             if line.startswith("headstart "):
                 yield pytest.param(line, id=f"{page.name}: {line}")
 

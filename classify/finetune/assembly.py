@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ from ...extract.device import Device, exact_float32, keep_freed_memory
 from ...extract.network import request_of
 from ...extract.options import SpaceOptions
 from ...extract.replay import Replay
-from ..model import load_model
+from ..model import SavedModel, load_model
 from .groups import freeze, trained_parts
 from .options import ALL, HEAD, TrainOptions
+from .probe import put_into
 from .start import IMAGENET_PREFIX, check_init_head, imagenet_start, layers_of, reinitialise
 
 if TYPE_CHECKING:
@@ -38,9 +40,27 @@ def load_for_training(space: SpaceOptions, device: Device) -> Backbone:
     return load_backbone(request_of(space), **space.overrides())
 
 
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A network as a run begins with it.
+
+    Attributes
+    ----------
+    network : Classifier
+    depth : Depth
+        Of the backbone.
+    start : SavedModel or None
+        The head that was fitted before, its classes in the order of the dataset's.
+    """
+
+    network: Classifier
+    depth: Depth
+    start: SavedModel | None
+
+
 def assemble(
     backbone: Backbone, classes: Sequence[str], options: TrainOptions, weights: str, at: torch.device
-) -> tuple[Classifier, Depth]:
+) -> Assembled:
     """Build the network that is trained, on its device, in the state that it starts from.
 
     Parameters
@@ -52,18 +72,12 @@ def assemble(
         As the backbone was asked for.
     at : torch.device
 
-    Returns
-    -------
-    network : Classifier
-    depth : Depth
-        Of the backbone.
-
     Raises
     ------
     BackboneError, ModelError, TrainingError, UsageError
         As `headstart.classify.finetune.start` and `groups.trained_parts` say.
     """
-    from .modules import Classifier
+    from .modules import Classifier, make_head
 
     depth = depth_of(backbone)
     parameters, modules = trained_parts(depth, options)
@@ -75,12 +89,22 @@ def assemble(
         )
     if again:
         reinitialise(backbone, again, options.seed)
-    head = _head(backbone, classes, options, weights)
+    start = None
+    if options.init_head is not None and not options.init_head.startswith(IMAGENET_PREFIX):
+        start = _saved_head(backbone, classes, options)
+    hidden = options.hidden if options.head == "mlp" else ()
+    if start is not None:
+        hidden = tuple(map(len, layers_of(start)[1][:-1]))
+    head = make_head((backbone.dim, *hidden, len(classes)), options.dropout, options.seed)
     network = Classifier(backbone, head, modules, freeze_norms=options.freeze_norms)
+    if start is not None:
+        put_into(network, start)
+    elif options.init_head is not None:
+        _take_rows(head, backbone, classes, options, weights)
     freeze(network, parameters, options)
     backbone.to(at)
     head.to(at)
-    return network, depth
+    return Assembled(network, depth, start)
 
 
 def frozen_part(network: Classifier, options: TrainOptions, images: torch.Tensor) -> bool:
@@ -108,35 +132,12 @@ def frozen_part(network: Classifier, options: TrainOptions, images: torch.Tensor
     return True
 
 
-def _head(backbone: Backbone, classes: Sequence[str], options: TrainOptions, weights: str) -> nn.Module:
-    from .modules import make_head
-
-    dim, start = backbone.dim, options.init_head
-    if start is not None and not start.startswith(IMAGENET_PREFIX):
-        return _saved_head(backbone, classes, options, Path(start))
-    widths = (dim, *(options.hidden if options.head == "mlp" else ()), len(classes))
-    head = make_head(widths, options.dropout, options.seed)
-    if start is not None:
-        _take_rows(head, backbone, classes, options, weights)
-    return head
-
-
-def _saved_head(backbone: Backbone, classes: Sequence[str], options: TrainOptions, path: Path) -> nn.Module:
-    import torch
-
-    from .modules import linear_layers, make_head
-
+def _saved_head(backbone: Backbone, classes: Sequence[str], options: TrainOptions) -> SavedModel:
+    path = Path(str(options.init_head))
     model = check_init_head(load_model(path), path, classes, backbone)
-    weights, biases = layers_of(model)
-    if options.head == "mlp" and len(weights) == 1:
+    if options.head == "mlp" and len(layers_of(model)[1]) == 1:
         raise UsageError(f"--init-head {path} has no hidden layer: leave --head mlp out, or fit a head with one")
-    widths = (weights[0].shape[1], *(len(bias) for bias in biases))
-    head = make_head(widths, options.dropout, options.seed)
-    with torch.no_grad():
-        for layer, weight, bias in zip(linear_layers(head), weights, biases, strict=True):
-            layer.weight.copy_(torch.from_numpy(weight))
-            layer.bias.copy_(torch.from_numpy(bias))
-    return head
+    return model
 
 
 def _take_rows(

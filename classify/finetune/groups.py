@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from ...errors import TrainingError
+from ...errors import TrainingError, UsageError
 from ...extract.depth import Depth
 from .options import ALL, HEAD, TrainOptions
 
@@ -45,9 +45,15 @@ def freeze(network: Classifier, trained: Collection[str], options: TrainOptions)
     ------
     TrainingError
         None is left to train.
+    UsageError
+        ``--freeze-norms`` of a network without batch norms.
     """
     from .modules import BATCH_NORMS
 
+    if options.freeze_norms and not any(isinstance(module, BATCH_NORMS) for module in network.body.modules()):
+        raise UsageError(
+            f"--freeze-norms means nothing to {network.backbone.name}: it has no batch norms; leave it out"
+        )
     norms = {
         f"{name}.{key}"
         for name, module in network.body.named_modules()

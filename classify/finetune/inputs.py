@@ -16,13 +16,11 @@ import numpy as np
 from ...extract.memory import available_memory
 from .loader import Loader, drawn_by, in_order
 from .pictures import Subset
-from .stepper import in_halves
+from .stepper import Stepper, in_halves
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from .modules import Classifier
 
 logger = logging.getLogger("headstart.finetune")
 
@@ -66,17 +64,13 @@ class Inputs:
         for rows in plan:
             yield rows, self.store[torch.from_numpy(rows)]
 
-    def kept(
-        self, network: Classifier, device: torch.device, size: int, *, frozen: bool, progress: Callable[[int], None]
-    ) -> Inputs:
+    def kept(self, stepper: Stepper, *, frozen: bool, progress: Callable[[int], None]) -> Inputs:
         """Return inputs that come from memory, or these where there is no room.
 
         Parameters
         ----------
-        network : Classifier
-        device : torch.device
-        size : int
-            Pictures a forward pass.
+        stepper : Stepper
+            With the network, in eval mode, whose frozen layers run at its precision.
         frozen : bool
             Keep what the frozen layers make of pictures, and not their pixels.
         progress : callable
@@ -85,12 +79,12 @@ class Inputs:
         import torch
 
         store: Tensor | None = None
-        place = 0
-        for _, images in self.batches(in_order(len(self), size)):
+        place, at = 0, stepper.at
+        for _, images in self.batches(in_order(len(self), stepper.piece)):
             made = images
             if frozen:
-                with torch.no_grad():
-                    made = in_halves(lambda some: network.frozen(some.to(device)).cpu(), images, str(device))
+                with torch.no_grad(), stepper.device.autocast(stepper.precision):
+                    made = in_halves(lambda some: stepper.network.frozen(some.to(at)).cpu(), images, str(at))
             if store is None:
                 if not _fits(made[0].numel() * made.element_size() * len(self)):
                     return self

@@ -11,17 +11,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ...cache.store import cache_dir
 from ...errors import ModelError, TrainingError, UsageError
 from ...extract.device import Device, choose_device
 from ...extract.options import RunOptions, SpaceOptions
 from ...extract.progress import progress_bar
 from ..dataset import VAL_FRACTION
-from ..model import check_target
+from ..model import SavedModel, check_target
 from ..provenance import model_folder
-from .assembly import assemble, frozen_part, load_for_training
+from .assembly import Assembled, assemble, frozen_part, load_for_training
 from .checkpoint import Checkpoint, State, checkpoint_folder
 from .groups import parameter_groups
 from .inputs import Inputs
@@ -29,8 +27,9 @@ from .loader import Loader, in_order
 from .loop import Hooks, Loop
 from .options import HEAD, TrainOptions
 from .pictures import DEV, Pictures, check_shares, load_pictures
+from .probe import fitted_anew, has_seen_dev, put_into
 from .ranks import Ranks
-from .rates import find_rate
+from .rates import MOST_IMAGES, STEPS, find_rate
 from .result import Finetuned
 from .saving import save_finetuned
 from .scoring import score
@@ -227,19 +226,36 @@ class _Job:
         options = self.asked.train
         at = _at(self.device)
         digest = backbone.weights
-        network, depth = assemble(backbone, pictures.classes, options, self.asked.space.weights, at)
-        stepper = Stepper(
-            network, parameter_groups(network, depth, options), options, self.device, self.ranks, self._precision()
-        )
-        self._say(pictures, network, stepper)
+        begun = assemble(backbone, pictures.classes, options, self.asked.space.weights, at)
+        network = begun.network
+        groups = parameter_groups(network, begun.depth, options)
+        stepper = Stepper(network, groups, options, self.device, self.ranks, self._precision())
+        self._say(pictures, begun, stepper)
         train, chosen_by = self._inputs(pictures, loader, network, stepper)
         checkpoint = Checkpoint(checkpoint_folder(self.asked.out), self._identity(pictures, digest))
+        given = None if begun.start is None or not has_seen_dev(begun.start, pictures) else begun.start
+        if given is not None and not self.asked.resume:
+            self._without_dev(given, pictures, loader, stepper)
         state, rate, curve = self._beginning(checkpoint, stepper, train)
         left = options.epochs - state.epoch + 1
         with progress_bar(max(1, left * len(train)), "training") as progress:
             loop = Loop(stepper, train, chosen_by, options, rate, checkpoint, Hooks(self.stopped, progress))
             loop.run(state)
-        return self._finished(pictures, loader, stepper, state, loop, {"lr": rate, "lr_search": curve}, listed)
+        kept = given if state.best_epoch == 0 else None
+        if kept is not None:
+            put_into(network, kept)
+        known = {} if chosen_by is None else {options.select_on: chosen_by}
+        known |= {"train": train} if options.augment == "none" else {}
+        inputs = {name: known.get(name) or Inputs(loader, pictures.part(name)) for name in ("train", DEV, "val")}
+        return self._finished(pictures, inputs, state, loop, {"lr": rate, "lr_search": curve}, listed, kept)
+
+    def _without_dev(self, given: SavedModel, pictures: Pictures, loader: Loader, stepper: Stepper) -> None:
+        """Start from a head that has not seen the images which choose the epoch."""
+        subset = pictures.part("train")
+        with progress_bar(len(subset), "embedding") as progress:
+            scored = score(stepper, Inputs(loader, subset), progress)
+        groups = pictures.data.group[pictures.data.split == "train"]
+        put_into(stepper.network, fitted_anew(given, scored, pictures.classes, groups))
 
     def _unless_stopped(self, progress: Callable[[int], None]) -> Callable[[int], None]:
         """Return a way to tell of progress outside of training that ends there when a user wants to stop."""
@@ -262,7 +278,8 @@ class _Job:
             return "float32"
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
-    def _say(self, pictures: Pictures, network: Classifier, stepper: Stepper) -> None:
+    def _say(self, pictures: Pictures, begun: Assembled, stepper: Stepper) -> None:
+        network, depth = begun.network, begun.depth
         split = pictures.data.split
         counts = {name: int((split == name).sum()) for name in ("train", DEV, "val")}
         held = " (held out: the dataset has no validation split)" if pictures.data.held_out else ""
@@ -271,13 +288,15 @@ class _Job:
             "%d training%s, %d validation images%s, %d classes",
             counts["train"], dev, counts["val"], held, len(pictures.classes),
         )  # fmt: skip
+        values = dict(network.body.named_parameters())
+        in_head = sum(value.numel() for value in network.head.parameters())
         trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
-        total = network.backbone.parameters + sum(value.numel() for value in network.head.parameters())
+        total = sum(values[name].numel() for name in depth.parameters) + in_head
         several = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
         logger.info(
-            "training %s on %s (%s%s), %s: %.2f of %.2f million parameters",
+            "training %s on %s (%s%s), %s: %s of %s parameters",
             network.backbone.name, self.device.kind, self.device.name, several, stepper.precision,
-            trained / 1e6, total / 1e6,
+            f"{trained:,}", f"{total:,}",
         )  # fmt: skip
 
     def _inputs(
@@ -298,7 +317,7 @@ class _Job:
         what = "running the frozen layers once" if frozen else "decoding once"
         with progress_bar(sum(map(len, kept)), what) as shown:
             progress = self._unless_stopped(shown)
-            done = [one.kept(network, stepper.at, stepper.piece, frozen=frozen, progress=progress) for one in kept]
+            done = [one.kept(stepper, frozen=frozen, progress=progress) for one in kept]
         return train if live else done[0], None if chosen_by is None else done[-1]
 
     def _chosen_by(self, pictures: Pictures, loader: Loader) -> Inputs | None:
@@ -309,9 +328,9 @@ class _Job:
         if len(subset):
             return Inputs(loader, subset)
         if options.select_on == "val":
-            raise UsageError("--select-on val needs a validation split, and there is none: name dev or last")
+            raise TrainingError("--select-on val needs a validation split, and there is none: name dev or last")
         if options.patience is not None:
-            raise UsageError("--patience needs dev images, and train is too small to spare one: leave it out")
+            raise TrainingError("--patience needs dev images, and train is too small to spare one: leave it out")
         logger.warning("train is too small for a dev split: the last epoch is taken")
         return None
 
@@ -346,27 +365,21 @@ class _Job:
             checkpoint.remove()  # of the run that --overwrite ends, or a later --resume would go on with that
         if options.lr != "auto":
             return State(rate=options.rate), options.rate, []
-        with progress_bar(0, "range test") as progress:
+        with progress_bar(STEPS * min(MOST_IMAGES, len(train)), "range test") as progress:
             rate, curve = find_rate(stepper, train, options.seed, self._unless_stopped(progress))
         logger.info("learning rate %.2g, found by %d steps at rising rates", rate, len(curve))
         return State(rate=rate, lr_search=curve), rate, curve
 
     def _finished(
-        self, pictures: Pictures, loader: Loader, stepper: Stepper, state: State, loop: Loop,
-        rate: dict[str, Any], listed: float,
+        self, pictures: Pictures, inputs: dict[str, Inputs], state: State, loop: Loop,
+        rate: dict[str, Any], listed: float, kept: SavedModel | None,
     ) -> Finetuned:  # fmt: skip
         """Score the network that was chosen, once, and save it."""
-        begin = time.perf_counter()
-        splits = {name: pictures.part(name) for name in ("train", DEV, "val")}
-        with progress_bar(sum(map(len, splits.values())), "scoring") as shown:
+        begin, stepper, loader = time.perf_counter(), loop.stepper, inputs["train"].loader
+        with progress_bar(sum(map(len, inputs.values())), "scoring") as shown:
             progress = self._unless_stopped(shown)
-            scored = {name: score(stepper, Inputs(loader, subset), progress) for name, subset in splits.items()}
+            scored = {name: score(stepper, one, progress) for name, one in inputs.items()}
         loop.seconds["evaluate"] += time.perf_counter() - begin
-        if not np.isfinite(scored["train"].logits).all():
-            raise TrainingError(
-                "the network that was trained gives no numbers any more: begin anew with --overwrite and a smaller "
-                "--lr, or let --select-on dev choose the epoch"
-            )
         facts = {
             "mode": self.asked.train.train,
             "settings": self.asked.train.as_dict() | {"weights": self.asked.space.weights},
@@ -379,7 +392,7 @@ class _Job:
         saved = save_finetuned(
             self.asked.out, stepper.network, pictures, scored, facts,
             space=self.asked.space, val_fraction=self.asked.val_fraction, trains_body=self.asked.train.train != HEAD,
-            overwrite=self.asked.overwrite or self.asked.resume, write=self.ranks.first,
+            overwrite=self.asked.overwrite or self.asked.resume, write=self.ranks.first, kept=kept,
         )  # fmt: skip
         if self.ranks.first:
             loop.checkpoint.remove()

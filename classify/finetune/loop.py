@@ -113,7 +113,8 @@ class Loop:
         """Take the network as it is for the first candidate: no run ends below where it began."""
         state.history.append(self._row(0, None, None, 0.0))
         state.best = self._snapshot()
-        logger.info("start: %s", _scores(state.history[0]) or "not scored")
+        if self.chosen_by is not None:
+            logger.info("start: %s", self._scores(state.history[0]))
         self._keep(state)  # whatever comes, there is something to go on from, with another rate for one
 
     def _in_vain(self, state: State) -> bool:
@@ -134,6 +135,8 @@ class Loop:
         loss = self._loss(state) / len(self.train_inputs)
         state.epoch_seconds = time.perf_counter() - begun
         row = self._row(state.epoch, loss, self._rate(state.epoch, self._steps - 1), state.epoch_seconds)
+        if self.chosen_by is not None and row["dev_loss"] is None:  # by the last step: no training loss has shown it
+            raise self._diverged(state, "the loss of what chooses the epoch")
         self._choose(state, row)
         state.seconds += time.perf_counter() - begun
         state.epoch, state.step, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
@@ -178,13 +181,11 @@ class Loop:
 
     def _loss(self, state: State) -> float:
         """Add what the last steps lost to the epoch's sum, and look whether it is a number."""
-        import torch
-
         if self._losses:
-            sums = torch.stack(self._losses).double()
+            sums = self._ranks.total(self._losses)
             self._losses.clear()
             # One by one and in order, so that an epoch that was interrupted adds up as one that was not.
-            for value in self._ranks.total(sums).tolist():
+            for value in sums:
                 state.loss_sum += value
         if not math.isfinite(state.loss_sum):
             raise self._diverged(state, "the loss")
@@ -245,17 +246,25 @@ class Loop:
         state.history.append(row)
         if better:
             state.best_epoch, state.best = state.epoch, self._snapshot()
-        scores = f", {_scores(row) or 'not scored'}" if self.chosen_by is not None else ""
+        scores = f", {self._scores(row)}" if self.chosen_by is not None else ""
         logger.info(
             "epoch %d of %d: train loss %.4f%s, %.1f s%s",
             state.epoch, self.options.epochs, row["train_loss"], scores, row["seconds"],
             ", the best so far" if better and self.chosen_by is not None else "",
         )  # fmt: skip
 
-    def _value(self, row: dict[str, Any]) -> float:
+    def _value(self, row: dict[str, Any]) -> tuple[float, float]:
+        """Return what an epoch is chosen by, larger for better; of equal accuracies the lower loss is taken."""
         if row["dev_loss"] is None:
-            return -math.inf
-        return float(row["dev_accuracy"] if self.options.select_by == "accuracy" else -row["dev_loss"])
+            return -math.inf, -math.inf
+        by_accuracy = self.options.select_by == "accuracy"
+        return (row["dev_accuracy"] if by_accuracy else 0.0), -row["dev_loss"]
+
+    def _scores(self, row: dict[str, Any]) -> str:
+        split = self.options.select_on
+        if row["dev_loss"] is None:
+            return f"{split} loss not a number"
+        return f"{split} loss {row['dev_loss']:.4f}, {split} accuracy {100 * row['dev_accuracy']:.1f} %"
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: value.to("cpu", copy=True) for name, value in self.stepper.network.changing().items()}
@@ -275,7 +284,7 @@ class Loop:
             return here
         import torch
 
-        return bool(self._ranks.total(torch.tensor(float(here), device=self.stepper.at)).item())
+        return self._ranks.total([torch.tensor(float(here), device=self.stepper.at)])[0] > 0
 
     def _keep(self, state: State) -> None:
         begin = time.perf_counter()
@@ -285,12 +294,6 @@ class Loop:
         self._ranks.wait()
         self._kept_at = time.monotonic()
         self.seconds["checkpoint"] += time.perf_counter() - begin
-
-
-def _scores(row: dict[str, Any]) -> str:
-    if row["dev_loss"] is None:
-        return ""
-    return f"dev loss {row['dev_loss']:.4f}, dev accuracy {100 * row['dev_accuracy']:.1f} %"
 
 
 def step_seed(*parts: int) -> int:

@@ -133,6 +133,12 @@ class TrainOptions:
             raise UsageError("--reinit gives random weights to layers that --train head would leave so; train them too")
         if self.select_on == "last" and self.patience is not None:
             raise UsageError("--patience needs epochs to be scored: leave it out, or --select-on last")
+        for name, choice, without in _MEANINGLESS:
+            chosen = getattr(self, choice)
+            if chosen in without and getattr(self, name) != _default(name):
+                raise UsageError(f"{_option(name)} means nothing to {_option(choice)} {chosen}; leave it out")
+        if self.select_on == "dev" and self.dev_fraction == 0:
+            raise UsageError("--dev-fraction 0 leaves no dev images to choose by; pass --select-on last instead")
 
     @property
     def rate(self) -> float:
@@ -164,6 +170,19 @@ _RANGES: dict[str, tuple[float, float]] = {
     "clip": (0, math.inf),
     "dev_fraction": (0, 1),
 }
+
+
+# What is given beside a choice that leaves it without any effect is a mistake.
+_MEANINGLESS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("layer_decay", "train", (HEAD,)),
+    ("freeze_norms", "train", (HEAD,)),
+    ("select_by", "select_on", ("last",)),
+    ("dev_fraction", "select_on", ("val", "last")),
+)
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(TrainOptions) if field.name == name)
 
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:

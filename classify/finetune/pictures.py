@@ -18,9 +18,10 @@ from ...cache.store import FeatureStore
 from ...errors import DataError, DecodeError, TrainingError, UsageError, printable
 from ...extract.decode import decode
 from ...extract.failures import report_failures
-from ...extract.features import Features
+from ...extract.features import Features, dataset_folder
 from ...extract.files import read_regular
 from ...extract.images import list_images
+from ...extract.job import describe
 from ...extract.options import RunOptions
 from ...extract.plan import base_folder, failure_rules, limited, recall_listing
 from ...extract.progress import progress_bar
@@ -71,7 +72,7 @@ class Pictures:
     base : bytes
         The folder that paths are relative to.
     failures : list of (str, str)
-        Path and reason of each picture that could not be used.
+        Path, below the dataset's root as it was named, and reason of each picture that could not be used.
     """
 
     data: LabelledSet
@@ -146,10 +147,15 @@ def load_pictures(
     """
     scanned = time.time_ns()
     images = limited(list_images(data, layout=layout), limit)
+    describe(images)
     base = base_folder(images)
     listing = recall_listing(cache, images, failure_rules(run.max_pixels), scanned_ns=scanned)
     _look(listing, base, run, ranks, stopped)
-    failures = [(os.fsdecode(listing.paths[row]), why) for row, why in sorted(listing.failures.items())]
+    folder = dataset_folder(listing, listing.root)  # as `extract` names them
+    failures = [
+        (os.path.join(folder, os.fsdecode(listing.paths[row])), why)  # noqa: PTH118
+        for row, why in sorted(listing.failures.items())
+    ]
     report_failures(failures, len(listing), strict=strict)
     if listing.tags is not None:
         raise DataError(
@@ -221,11 +227,13 @@ def _check(pictures: Pictures) -> None:
         check_trainable(y, pictures.classes, 1)
     missing = np.flatnonzero(np.bincount(y, minlength=len(pictures.classes)) == 0)
     if missing.size:
-        held = "" if not (data.split == DEV).any() else ", for those that there are were held out as dev"
-        raise TrainingError(
-            f"class {printable(pictures.classes[missing[0]])!r} has no training image{held}: add some, remove the "
-            "class, or pass --select-on last"
+        held = ((data.split == DEV) & (data.y == missing[0])).any()
+        why, advice = (
+            (", for those that there are were held out as dev", "add some, or pass --select-on last")
+            if held
+            else ("", "add some, or remove the class")
         )
+        raise TrainingError(f"class {printable(pictures.classes[missing[0]])!r} has no training image{why}: {advice}")
 
 
 def check_shares(val_fraction: float | None, dev_fraction: float) -> None:

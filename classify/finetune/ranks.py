@@ -154,13 +154,17 @@ class Ranks:
 
         return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
-    def total(self, values: Tensor) -> Tensor:
-        """Return the sum of `values` over processes."""
-        if self.world > 1:
-            from torch import distributed
+    def total(self, values: Sequence[Tensor]) -> list[float]:
+        """Return the sum over processes of each of some numbers, which may be on a device."""
+        import torch
 
-            distributed.all_reduce(values)
-        return values
+        if self.world == 1:
+            return torch.stack(list(values)).cpu().double().tolist()
+        from torch import distributed
+
+        sums = torch.stack(list(values)).double()
+        distributed.all_reduce(sums)
+        return [float(value) for value in sums.tolist()]
 
     def together(self, rows: np.ndarray, values: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
         """Put arrays together of which each process has the rows of its share.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headstart.finetune")
 
-STEPS = 40
-MOST_IMAGES = 16  # a step: what the loss does is seen with few, and the test should take seconds
+STEPS = 30
+MOST_IMAGES = 12  # a step: what the loss does is seen with few, and the test should take seconds
 LOWEST = {"sgd": 1e-4, "adam": 1e-6, "adamw": 1e-6}
 HIGHEST = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1}
 BURST = 4.0  # times the lowest loss
@@ -90,7 +90,7 @@ def _losses(stepper: Stepper, train: Inputs, seed: int, progress: Callable[[int]
         y = torch.from_numpy(train.subset.y[ranks.share(rows)])
         loss: Tensor = stepper.step(batch, y, total=len(rows), rate=rate, kept=train.frozen)
         progress(len(rows))
-        yield rate, float(ranks.total(loss.double()).item()) / len(rows)
+        yield rate, ranks.total([loss])[0] / len(rows)
 
 
 def steepest(curve: list[dict[str, Any]]) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...cache.space import FeatureSpace
+from ...errors import TrainingError
 from ...extract.backbone import digests_of
 from ...extract.decode import DECODER_RULES
 from ...extract.network import facts as backbone_facts
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .modules import Classifier
 
 
+LEAST_DEV = 30  # images that a temperature is fitted on; what fewer say is mostly chance
+
+
 def save_finetuned(
     out: Path,
     network: Classifier,
@@ -42,6 +46,7 @@ def save_finetuned(
     trains_body: bool,
     overwrite: bool,
     write: bool = True,
+    kept: SavedModel | None = None,
 ) -> SavedModel:
     """Measure what a network says of the pictures, and save it.
 
@@ -65,13 +70,25 @@ def save_finetuned(
     overwrite : bool
     write : bool, default True
         Only describe the model where it is False.
+    kept : SavedModel, optional
+        The head whose layers the network still has: they hold its temperature, and dev was among its training images.
+
+    Raises
+    ------
+    TrainingError
+        The network has diverged.
+    ModelError
+        As `save_model`.
     """
     from .modules import as_network
 
+    if not all(np.isfinite(found.logits).all() for found in scored.values()):
+        raise TrainingError("what the network says is not a number any more: nothing was saved; pass a smaller --lr")
     backbone = network.backbone
     body = _body(backbone) if trains_body else {}
     dev, train = scored[DEV], scored["train"]
-    temperature = fit_temperature(dev.logits, dev.y)
+    temperature = fit_temperature(dev.logits, dev.y) if kept is None and len(dev.y) >= LEAST_DEV else 1.0
+    true = kept_probabilities(softmax(dev.logits / temperature), dev.y) if kept is None else kept.true_probabilities
     request = {**space.request(), **({"weights": "default"} if trains_body else {})}
     model = SavedModel(
         kind="finetuned" if trains_body else ("linear" if len(network.head_widths) == 2 else "mlp"),
@@ -80,7 +97,7 @@ def save_finetuned(
         network=as_network(network.head),
         facts=facts,
         temperature=temperature,
-        true_probabilities=kept_probabilities(softmax(dev.logits / temperature), dev.y),
+        true_probabilities=true,
         novelty=_novelty(pictures, train, seed=space.seed),
         training=training_facts(
             pictures.data, [request], seed=space.seed, val_fraction=val_fraction, near_copies="none"

@@ -71,7 +71,7 @@ def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = la
         for rows, batch in inputs.batches(plan):
             embedded = in_halves(embed, batch, stepper.device.name)
             X.append(embedded.float().cpu().numpy())
-            logits.append(network.head(embedded).double().cpu().numpy())
+            logits.append(network.head(embedded).cpu().double().numpy())
             progress(len(rows))
     layers = network.head_widths
     found = [np.concatenate([np.zeros((0, width), dtype), *parts]) for width, dtype, parts in (

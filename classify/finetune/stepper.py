@@ -89,6 +89,13 @@ class Stepper:
         -------
         Tensor, () float32
             The sum of the losses of this process's pictures, before the step.
+
+        Raises
+        ------
+        DeviceError
+            Not even one image fits into memory.
+        TrainingError
+            One image is too little for batch norms.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["multiple"]

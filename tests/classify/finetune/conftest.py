@@ -12,7 +12,7 @@ def pictures(tmp_path_factory) -> Path:
     return drawn(tmp_path_factory.mktemp("drawn") / "pictures")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

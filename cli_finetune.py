@@ -19,7 +19,7 @@ from .cli_options import (
     result_options,
     seed_option,
 )
-from .console import NumberOr, Sectioned, Several, common, section
+from .console import NumberOr, Sectioned, common, section
 
 share = click.FloatRange(0, 1, max_open=True)
 above_zero = click.FloatRange(0, min_open=True)
@@ -61,7 +61,11 @@ at_least_zero = click.FloatRange(0)
     layer_option,
     click.option("--head", type=click.Choice(["linear", "mlp"]), help="[default: linear]"),
     click.option(
-        "--hidden", type=Several(int), metavar="N[,N...]", help="Widths of hidden layers (mlp) [default: 1024]."
+        "--hidden",
+        type=positive,
+        multiple=True,
+        metavar="N",
+        help="Width of a hidden layer; repeat for more layers (mlp) [default: 1024].",
     ),
     click.option("--dropout", type=share, help="Before the last layer, and between hidden ones [default: 0]."),
     click.option(

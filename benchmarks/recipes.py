@@ -33,7 +33,7 @@ HOTDOG = (
     "--optimizer sgd --momentum 0 --weight-decay .001 --schedule constant --batch-size 128 --epochs 5 "
     f"--augment tutorial --select-on last --val-fraction 0 {SMALL}"
 )
-VGG = "--head mlp --hidden 4096,4096 --dropout .5"
+VGG = "--head mlp --hidden 4096 --hidden 4096 --dropout .5"
 ANTS = f"--augment strong {SGD} --batch-size 16 {ON_VAL}"
 ALIEN = f"--augment none {HALVES} {SGD} --lr .001 --batch-size 32 {ON_VAL}"
 

@@ -87,8 +87,8 @@ def made_small(words: list[str]) -> list[str]:
     small = SMALL[name].split()
     if name == "fit-head" and "--head" in words:
         small += ["--epochs", "1"]
-    if "4096,4096" in words:  # half a gigabyte, which the widths below stand for
-        words = replaced(words, ["--hidden", "4096,4096"], ["--hidden", "64,64"])
+    if words.count("4096") == 2:  # half a gigabyte, which the widths below stand for
+        words = replaced(words, ["--hidden", "4096", "--hidden", "4096"], ["--hidden", "64", "--hidden", "64"])
     if any(word.startswith("imagenet:") for word in words):  # rows of a classifier that knows something
         words = replaced(words, ["--backbone", "resnet18"], ["--backbone", PACKAGED])
         small = replaced(small, ["--weights", "none"], [])

@@ -275,6 +275,19 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert state.step == 1 and not now["a"].any()
 
 
+@pytest.fixture
+def only_numbers(monkeypatch):
+    """Look at everything that is written into a checkpoint: a network that has diverged is never kept."""
+    real = Checkpoint.write
+
+    def write(self, state, now):
+        assert all(value.isfinite().all() for value in (*now.values(), *state.best.values()))
+        real(self, state, now)
+
+    monkeypatch.setattr(Checkpoint, "write", write)
+
+
+@pytest.mark.usefixtures("only_numbers")
 @pytest.mark.parametrize("seconds", ["0", "60"])
 @pytest.mark.parametrize(
     "options", [{"optimizer": "sgd", "lr": 1e6}, {"lr": 1e30, "batch_size": 16}, {"lr": 1e30, "select_on": "last"}]

@@ -136,7 +136,7 @@ class Loop:
         state.epoch_seconds = time.perf_counter() - begun
         row = self._row(state.epoch, loss, self._rate(state.epoch, self._steps - 1), state.epoch_seconds)
         if self.chosen_by is not None and row["dev_loss"] is None:  # by the last step: no training loss has shown it
-            raise self._diverged(state, "the loss of what chooses the epoch")
+            raise self._diverged(state, f"the {self.options.select_on} loss")
         self._choose(state, row)
         state.seconds += time.perf_counter() - begun
         state.epoch, state.step, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headstart.finetune")
 
-STEPS = 30
-MOST_IMAGES = 12  # a step: what the loss does is seen with few, and the test should take seconds
+STEPS = 40
+MOST_IMAGES = 16  # a step: what the loss does is seen with few, and the test should take seconds
 LOWEST = {"sgd": 1e-4, "adam": 1e-6, "adamw": 1e-6}
 HIGHEST = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1}
 BURST = 4.0  # times the lowest loss

@@ -27,7 +27,8 @@ CPU = torch.device("cpu")
 
 def before_training(name: str, classes: int = 2, **options) -> tuple[Classifier, dict[str, torch.Tensor]]:
     """Return a network as a run begins with it, and copies of all its numbers."""
-    network, _ = assemble(random(name, crop=32, resize=32), ["a"] * classes, TrainOptions(**options), "none", CPU)
+    begun = assemble(random(name, crop=32, resize=32), ["a"] * classes, TrainOptions(**options), "none", CPU)
+    network = begun.network
     return network, {key: value.clone() for key, value in network.body.state_dict().items()}
 
 
@@ -173,8 +174,8 @@ def test_one_image_that_does_not_fit_ends_the_run(pictures, tmp_path, monkeypatc
 
 def small_stepper(name: str = "resnet18", batch_size: int = 32, **options) -> tuple[Stepper, Classifier]:
     asked = TrainOptions(batch_size=batch_size, **options)
-    network, depth = assemble(random(name, crop=32, resize=32), ("a", "b"), asked, "none", CPU)
-    groups = parameter_groups(network, depth, asked)
+    begun = assemble(random(name, crop=32, resize=32), ("a", "b"), asked, "none", CPU)
+    network, groups = begun.network, parameter_groups(begun.network, begun.depth, asked)
     return Stepper(network, groups, asked, choose_device("cpu"), Ranks(), "float32"), network
 
 

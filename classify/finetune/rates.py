@@ -29,7 +29,9 @@ STEPS = 40
 MOST_IMAGES = 16  # a step: what the loss does is seen with few, and the test should take seconds
 LOWEST = {"sgd": 1e-4, "adam": 1e-6, "adamw": 1e-6}
 HIGHEST = {"sgd": 10.0, "adam": 0.1, "adamw": 0.1}
-BURST = 4.0  # times the lowest loss
+SETTLED = 10  # steps after which the running mean is one
+BURST = 1.3  # times the lowest loss: it rises for good
+LEARNT = 0.2  # of the highest loss: with few images, which come again, it falls to nothing at any rate
 _SMOOTHING = 0.8  # of the running mean
 
 
@@ -63,7 +65,7 @@ def find_rate(
         for rate, loss in _losses(stepper, train, seed, progress):
             previous = curve[-1]["loss"] if curve else loss
             curve.append({"lr": rate, "loss": _SMOOTHING * previous + (1 - _SMOOTHING) * loss})
-            if not math.isfinite(loss) or curve[-1]["loss"] > BURST * min(row["loss"] for row in curve):
+            if _over([row["loss"] for row in curve]):
                 break
     finally:
         network.restore(before)
@@ -95,13 +97,21 @@ def _losses(stepper: Stepper, train: Inputs, seed: int, progress: Callable[[int]
         yield rate, ranks.total([loss])[0] / len(rows)
 
 
+def _over(losses: list[float]) -> bool:
+    """Tell whether higher rates would show nothing more."""
+    settled = losses[SETTLED:]
+    if not math.isfinite(losses[-1]):
+        return True
+    return bool(settled) and (settled[-1] > BURST * min(settled) or settled[-1] < LEARNT * max(losses))
+
+
 def below_lowest(curve: list[dict[str, Any]]) -> float:
-    """Return a tenth of the rate at which the loss is lowest, or, where it never falls, of the last but one.
+    """Return a tenth of the rate at which the loss is lowest once it has settled.
 
     Parameters
     ----------
     curve : list of dict
         ``lr``, rising, and ``loss``, smoothed.
     """
-    lowest = int(np.argmin([row["loss"] for row in curve]))
-    return float(curve[lowest if lowest >= 2 else max(0, len(curve) - 2)]["lr"]) / 10
+    settled = curve[SETTLED:] or curve[-1:]
+    return float(min(settled, key=lambda row: row["loss"])["lr"]) / 10

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import UsageError
-from ...extract.backbone import Backbone, load_backbone
+from ...extract.backbone import NO_WEIGHTS, Backbone, load_backbone
 from ...extract.depth import Depth, depth_of
 from ...extract.device import Device, exact_float32, keep_freed_memory
 from ...extract.network import request_of
@@ -87,6 +87,8 @@ def assemble(
             f"--reinit {options.reinit} gives random weights to layers that --train {options.train} would leave so; "
             "train them too"
         )
+    if again and weights == NO_WEIGHTS:
+        raise UsageError("--reinit means nothing with --weights none: all weights are random; leave one of them out")
     if again:
         reinitialise(backbone, again, options.seed)
     start = None
@@ -135,8 +137,11 @@ def frozen_part(network: Classifier, options: TrainOptions, images: torch.Tensor
 def _saved_head(backbone: Backbone, classes: Sequence[str], options: TrainOptions) -> SavedModel:
     path = Path(str(options.init_head))
     model = check_init_head(load_model(path), path, classes, backbone)
-    if options.head == "mlp" and len(layers_of(model)[1]) == 1:
+    hidden = tuple(map(len, layers_of(model)[1][:-1]))
+    if options.head == "mlp" and not hidden:
         raise UsageError(f"--init-head {path} has no hidden layer: leave --head mlp out, or fit a head with one")
+    if options.hidden not in (hidden, TrainOptions().hidden):
+        raise UsageError(f"--init-head {path} has hidden layers of {hidden}: leave --hidden out, or name the same")
     return model
 
 

@@ -195,7 +195,7 @@ class Loop:
         """Raise where the network has diverged: its loss of the last step was still a number, its weights are none."""
         self._loss(state)
         numbers = all(bool(value.isfinite().all()) for value in self.stepper.network.changing().values())
-        if self._anywhere(not numbers):
+        if self._anywhere(not numbers)[0]:
             raise self._diverged(state, "a weight")
 
     def _diverged(self, state: State, what: str) -> TrainingError:
@@ -271,20 +271,22 @@ class Loop:
 
     def _perhaps_stop(self, state: State) -> None:
         """Write a checkpoint now and then within an epoch, and stop where that is asked for."""
-        stopped = self._anywhere(self.hooks.stopped())
-        if stopped or (self._ranks.world == 1 and time.monotonic() - self._kept_at >= self._interval):
+        due = self._ranks.first and time.monotonic() - self._kept_at >= self._interval
+        stopped, due = self._anywhere(self.hooks.stopped(), due)
+        if stopped or due:
             self._check(state)  # no checkpoint of a network that has diverged
             self._keep(state)
         if stopped:
             raise KeyboardInterrupt(f"interrupted; the run is kept in {self.checkpoint.folder}: --resume goes on")
 
-    def _anywhere(self, here: bool) -> bool:
+    def _anywhere(self, *here: bool) -> list[bool]:
         """Tell whether any process says so, where there are several."""
         if self._ranks.world == 1:
-            return here
+            return list(here)
         import torch
 
-        return self._ranks.total([torch.tensor(float(here), device=self.stepper.at)])[0] > 0
+        told = [torch.tensor(float(one), device=self.stepper.at) for one in here]
+        return [count > 0 for count in self._ranks.total(told)]
 
     def _keep(self, state: State) -> None:
         begin = time.perf_counter()

@@ -11,6 +11,7 @@ from ..fitted import validation_lines
 from ..model import SavedModel
 from .pictures import Pictures
 
+_WORTH_A_WORD = 2.0  # seconds of training, from which it is told what bounds it
 _WAITS = 0.2  # the share of training that went by waiting, from which pictures bound the run
 
 
@@ -69,6 +70,7 @@ class Finetuned:
             "lr": facts["lr"],
             "lr_search": facts["lr_search"],
             "settings": facts["settings"],
+            "widths": facts["widths"],
             "train": scores["train"],
             "val": scores["val"],
             "baseline": scores["baseline"],
@@ -86,10 +88,13 @@ class Finetuned:
         """Return what a person needs: which epoch was taken, the score with interval and baseline, the next command."""
         facts, scores = self.model.facts, self.model.scores
         lines = [self._choice(facts)]
-        lines += validation_lines(scores, multi_label=False)
+        validation, *calibration = validation_lines(scores, multi_label=False)
+        lines.append(validation)
         if facts["selected_on"] == "val" and scores["val"] is not None:
             lines.append("note: the epoch was selected on val, so this score is better than that of new images will be")
-        lines.append(self._bound())
+        lines += calibration
+        if self.stages["wait"] + self.stages["train"] >= _WORTH_A_WORD:
+            lines.append(self._bound())
         command = f"headstart predict {shlex.quote(str(self.out))} PICTURE..."
         lines.append(f"saved {self.out} in {self.seconds:.1f} s; next: {command}")
         return lines

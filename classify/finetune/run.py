@@ -74,6 +74,8 @@ class Run:
             val_fraction=asked.val_fraction, dev_fraction=asked.train.dev_fraction if on_dev else 0.0,
             dedupe=asked.dedupe, strict=asked.strict, stopped=self.stopped,
         )  # fmt: skip
+        if len(pictures.part("train")) < self.ranks.world:
+            raise TrainingError(f"there are {self.ranks.world} processes and fewer training images: start fewer")
         listed = time.perf_counter() - self.begun
         backbone = load_for_training(asked.space, self.device)
         loader = Loader(backbone.preprocess, asked.run)
@@ -126,6 +128,13 @@ class Run:
                 raise KeyboardInterrupt
 
         return told
+
+    def _settings(self, stepper: Stepper) -> dict[str, Any]:
+        """Return the settings as they were used, what was left open filled in."""
+        options = self.asked.train
+        used = {"head_lr_mult": options.head_multiple, "precision": stepper.precision}
+        space = {"weights": self.asked.space.weights, **stepper.network.backbone.preprocess.as_dict()}
+        return options.as_dict() | used | space
 
     def _precision(self) -> str:
         """Return what is computed in: mixed precision where that is asked for, or left open on an NVIDIA GPU."""
@@ -242,7 +251,8 @@ class Run:
         loop.seconds["evaluate"] += time.perf_counter() - begin
         facts = {
             "mode": self.asked.train.train,
-            "settings": self.asked.train.as_dict() | {"weights": self.asked.space.weights},
+            "settings": self._settings(stepper),
+            "widths": list(stepper.network.head_widths),
             **rate,
             "epochs": len(state.history) - 1,
             "best_epoch": state.best_epoch,

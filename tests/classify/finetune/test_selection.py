@@ -10,6 +10,7 @@ from finetuned import QUICK, Runs, Trained
 
 import headstart
 from headstart.classify.finetune import job, loop
+from headstart.classify.finetune import run as whole
 from headstart.classify.finetune.pictures import DEV, Pictures, load_pictures
 from headstart.classify.finetune.ranks import Ranks
 from headstart.classify.finetune.rates import below_lowest
@@ -80,7 +81,7 @@ def test_validation_is_scored_once_and_after_the_last_step(few, tmp_path, monkey
 
         return run
 
-    monkeypatch.setattr(job, "score", told(job.score))
+    monkeypatch.setattr(whole, "score", told(whole.score))
     monkeypatch.setattr(loop, "score", told(loop.score))
     job.finetune(few, cache=tmp_path, out=tmp_path / "model", **{**QUICK, "select_on": "dev"})
     assert seen == [DEV, DEV, DEV, "train", DEV, "val"]

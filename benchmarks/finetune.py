@@ -1,4 +1,4 @@
-"""Six ways to come by a classifier, on real photographs: frozen head to training from scratch, with scores and seconds.
+"""Seven ways to come by a classifier, on real photographs: frozen head to training from scratch, with scores and seconds.
 
     python benchmarks/finetune.py [--seeds 3] [--epochs 5] [--sets hymenoptera hotdog] [--way full ...]
 
@@ -27,8 +27,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "head, live augmentation": {"train": "head"},
     "partial": {"train": LAYER},
     "full": {"train": "all"},
-    "full from the head": {"train": "all", "init_head": "HEAD"},
-    "from scratch": {"train": "all", "weights": "none"},
+    "full, norms frozen": {"train": "all", "freeze_norms": True, "lr": 1e-4},
+    "full from the head": {"train": "all", "freeze_norms": True, "lr": 3e-5, "init_head": "HEAD"},
+    "from scratch": {"train": "all", "weights": "none", "lr": 1e-3, "head_lr_mult": 1.0},
 }
 
 
@@ -47,9 +48,8 @@ def trained(data: Path, way: str, folder: Path, head: Path, seed: int, epochs: i
     """Print the line of one run, and return its folder."""
     import headstart
 
-    options = {name: head if value == "HEAD" else value for name, value in WAYS[way].items()}
-    options = {name: str(value) for name, value in options.items()}
-    out = folder / f"{data.name}-{way.replace(' ', '-')}-{seed}"
+    options = {name: str(head) if value == "HEAD" else value for name, value in WAYS[way].items()}
+    out = folder / f"{data.name}-{way.replace(',', '').replace(' ', '-')}-{seed}"
     run = headstart.finetune(data, BACKBONE, cache=folder / "none", out=out, seed=seed, epochs=epochs, **options)
     found = run.summary()
     chosen = f"{found['best_epoch']} of {found['epochs']}"

@@ -16,7 +16,7 @@ SELECT_ON = ("dev", "val", "last")
 SELECT_BY = ("loss", "accuracy")
 ALL, HEAD = "all", "head"
 # Where no rate is given. Adaptive steps are of the size of the rate, those of sgd of the rate times the gradient.
-RATES = {"sgd": 1e-3, "adam": 1e-4, "adamw": 1e-4}
+RATES = {"sgd": 1e-3, "adam": 3e-4, "adamw": 3e-4}
 HEAD_RATES = {"sgd": 1e-3, "adam": 1e-3, "adamw": 1e-3}  # where the head is all that is trained
 FRESH_HEAD_MULTIPLE = 10.0  # of a head without a start, above a body that has one
 

@@ -1,4 +1,4 @@
-"""Seven ways to come by a classifier, on real photographs: frozen head to training from scratch, with scores and seconds.
+"""Seven ways to come by a classifier, on real photographs, from a frozen head to random weights: scores and seconds.
 
     python benchmarks/finetune.py [--seeds 3] [--epochs 5] [--sets hymenoptera hotdog] [--way full ...]
 
@@ -77,7 +77,7 @@ def kept(data: Path, folder: Path, epochs: int) -> None:
         rows = {}
         for keep in (True, False):
             run = headstart.finetune(
-                data, BACKBONE, cache=folder / "none", out=folder / f"kept-{layer}-{keep}", train=layer,
+                data, BACKBONE, cache=folder / "none", out=folder / f"{data.name}-kept-{layer}-{keep}", train=layer,
                 augment="none", epochs=epochs, keep_frozen=keep,
             )  # fmt: skip
             rows[keep] = run.summary()["history"]

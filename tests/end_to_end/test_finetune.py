@@ -339,8 +339,8 @@ BAD = [
     (("--out", "file/model"), 1, "is a file; name another folder with --out"),
     (("--out", "other"), 1, "other is a folder of something else"),
     (("--out", "model"), 1, "model holds a model already; pass --overwrite"),
-    (("--batch-size", 1), 1, "batch norms cannot be trained on one image at a time"),
-    (("--lr", 1e30), 1, "pass a smaller --lr"),
+    (("--batch-size", 1), 1, "a batch norm sees one value of each channel"),
+    (("--lr", 1e30), 1, "is not a number any more"),
 ]  # fmt: skip
 
 

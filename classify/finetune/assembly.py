@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from .modules import Classifier
+    from .modules import TrainableNetwork
 
 logger = logging.getLogger("headstart.finetune")
 
@@ -46,14 +46,14 @@ class Assembled:
 
     Attributes
     ----------
-    network : Classifier
+    network : TrainableNetwork
     depth : Depth
         Of the backbone.
     start : SavedModel or None
         The head that was fitted before, its classes in the order of the dataset's.
     """
 
-    network: Classifier
+    network: TrainableNetwork
     depth: Depth
     start: SavedModel | None
 
@@ -77,7 +77,7 @@ def assemble(
     BackboneError, ModelError, TrainingError, UsageError
         As `headstart.classify.finetune.start` and `groups.trained_parts` say.
     """
-    from .modules import Classifier, make_head
+    from .modules import TrainableNetwork, make_head
 
     depth = depth_of(backbone)
     parameters, modules = trained_parts(depth, options)
@@ -98,7 +98,7 @@ def assemble(
     if start is not None:
         hidden = tuple(map(len, layers_of(start)[1][:-1]))
     head = make_head((backbone.dim, *hidden, len(classes)), options.dropout, options.seed)
-    network = Classifier(backbone, head, modules, freeze_norms=options.freeze_norms)
+    network = TrainableNetwork(backbone, head, modules, freeze_norms=options.freeze_norms)
     if start is not None:
         put_into(network, start)
     elif options.init_head is not None:
@@ -109,12 +109,12 @@ def assemble(
     return Assembled(network, depth, start)
 
 
-def frozen_part(network: Classifier, options: TrainOptions, images: torch.Tensor) -> bool:
+def frozen_part(network: TrainableNetwork, options: TrainOptions, images: torch.Tensor) -> bool:
     """Tell whether what the frozen layers make of an image can be kept, and set up the network for it.
 
     Parameters
     ----------
-    network : Classifier
+    network : TrainableNetwork
     options : TrainOptions
     images : Tensor, (n, S, S, 3) uint8
         On the network's device; the network must give the same for them either way.

@@ -46,7 +46,7 @@ class State:
         A row an epoch, that of the start (epoch 0) first.
     best_epoch : int
     best : dict of str to Tensor
-        What training had changed by then, as `Classifier.changing` has it, on the CPU.
+        What training had changed by then, as `TrainableNetwork.changing` has it, on the CPU.
     piece : int
         Pictures of a forward pass.
     rate : float

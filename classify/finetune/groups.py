@@ -12,7 +12,7 @@ from .options import ALL, HEAD, TrainOptions
 if TYPE_CHECKING:
     import torch
 
-    from .modules import Classifier
+    from .modules import TrainableNetwork
 
 
 def trained_parts(depth: Depth, options: TrainOptions) -> tuple[frozenset[str], frozenset[str]]:
@@ -38,7 +38,7 @@ def trained_parts(depth: Depth, options: TrainOptions) -> tuple[frozenset[str], 
     return parameters, depth.modules_from(options.train)
 
 
-def freeze(network: Classifier, trained: Collection[str], options: TrainOptions) -> None:
+def freeze(network: TrainableNetwork, trained: Collection[str], options: TrainOptions) -> None:
     """Let the named parameters of the backbone and those of the head have gradients, and no others.
 
     Raises
@@ -68,7 +68,7 @@ def freeze(network: Classifier, trained: Collection[str], options: TrainOptions)
         raise TrainingError("nothing is left to train: --head-lr-mult 0 freezes the head too; raise it or --train more")
 
 
-def parameter_groups(network: Classifier, depth: Depth, options: TrainOptions) -> list[dict[str, Any]]:
+def parameter_groups(network: TrainableNetwork, depth: Depth, options: TrainOptions) -> list[dict[str, Any]]:
     """Return the groups of an optimizer, each with ``multiple``, its share of the learning rate.
 
     The head's is `TrainOptions.head_multiple`; that of a block ``layer_decay`` to the power of the number of blocks

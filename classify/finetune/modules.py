@@ -55,7 +55,7 @@ def as_network(head: nn.Module) -> Network:
     return Network(nothing, tuple(arrays[0]), tuple(arrays[1]))
 
 
-class Classifier(nn.Module):
+class TrainableNetwork(nn.Module):
     """A backbone and a head: (N, S, S, 3) uint8 images in, (N, K) logits out.
 
     Parameters
@@ -108,7 +108,7 @@ class Classifier(nn.Module):
         images = self.backbone.normalise(batch)
         return self.backbone.tap(images) if self.replay is None else self.replay.activations(images)
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> TrainableNetwork:
         """Put what is trained into train mode, and everything else into eval mode."""
         super().train(False)
         self.training = mode

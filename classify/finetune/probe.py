@@ -22,7 +22,7 @@ from .scoring import Scored
 from .start import layers_of
 
 if TYPE_CHECKING:
-    from .modules import Classifier
+    from .modules import TrainableNetwork
 
 logger = logging.getLogger("headstart.finetune")
 
@@ -66,7 +66,7 @@ def fitted_anew(model: SavedModel, train: Scored, classes: Sequence[str], groups
     return replace(model, network=head.network_, temperature=head.temperature_)
 
 
-def put_into(network: Classifier, model: SavedModel) -> None:
+def put_into(network: TrainableNetwork, model: SavedModel) -> None:
     """Give the head of a network the layers of a saved one, of the same widths."""
     import torch
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...extract.backbone import Backbone
-    from .modules import Classifier
+    from .modules import TrainableNetwork
 
 logger = logging.getLogger("headstart.finetune")
 
@@ -169,7 +169,7 @@ class Run:
         )  # fmt: skip
 
     def _inputs(
-        self, pictures: Pictures, loader: Loader, network: Classifier, stepper: Stepper
+        self, pictures: Pictures, loader: Loader, network: TrainableNetwork, stepper: Stepper
     ) -> tuple[Inputs, Inputs | None]:
         """Return what the network is trained on and chosen by; what is the same in every epoch is kept in memory."""
         options = self.asked.train

@@ -28,7 +28,7 @@ from .scoring import Scored
 
 if TYPE_CHECKING:
     from ...extract.backbone import Backbone
-    from .modules import Classifier
+    from .modules import TrainableNetwork
 
 
 LEAST_DEV = 30  # images that a temperature is fitted on; what fewer say is mostly chance
@@ -36,7 +36,7 @@ LEAST_DEV = 30  # images that a temperature is fitted on; what fewer say is most
 
 def save_finetuned(
     out: Path,
-    network: Classifier,
+    network: TrainableNetwork,
     pictures: Pictures,
     scored: Mapping[str, Scored],
     facts: dict[str, Any],
@@ -55,7 +55,7 @@ def save_finetuned(
     Parameters
     ----------
     out : Path
-    network : Classifier
+    network : TrainableNetwork
         As it is to be saved.
     pictures : Pictures
     scored : dict of str to Scored

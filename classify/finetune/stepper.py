@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .modules import Classifier
+    from .modules import TrainableNetwork
 
 logger = logging.getLogger("headstart.finetune")
 
@@ -32,7 +32,7 @@ class Stepper:
 
     Parameters
     ----------
-    network : Classifier
+    network : TrainableNetwork
     groups : list of dict
         As `parameter_groups` returns them.
     options : TrainOptions
@@ -50,7 +50,7 @@ class Stepper:
 
     def __init__(
         self,
-        network: Classifier,
+        network: TrainableNetwork,
         groups: list[dict[str, Any]],
         options: TrainOptions,
         device: Device,
@@ -261,7 +261,7 @@ def make_optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch
     return (torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam)(groups, lr=0.0)
 
 
-def saved_bytes(network: Classifier) -> int:
+def saved_bytes(network: TrainableNetwork) -> int:
     """Return how many bytes autograd keeps of one image for the backward pass, by a pass of blank ones.
 
     Weights are kept too, the transposed ones of linear layers as views, and are not counted.

@@ -14,7 +14,7 @@ from trainings import OPTIONS, losses, result, train, weights_of
 from headstart.classify.finetune import stepper as stepper_module
 from headstart.classify.finetune.assembly import assemble
 from headstart.classify.finetune.groups import parameter_groups
-from headstart.classify.finetune.modules import BATCH_NORMS, Classifier
+from headstart.classify.finetune.modules import BATCH_NORMS, TrainableNetwork
 from headstart.classify.finetune.options import TrainOptions
 from headstart.classify.finetune.ranks import Ranks
 from headstart.classify.finetune.stepper import Stepper, saved_bytes
@@ -25,7 +25,7 @@ from headstart.extract.memory import bytes_an_image
 CPU = torch.device("cpu")
 
 
-def before_training(name: str, classes: int = 2, **options) -> tuple[Classifier, dict[str, torch.Tensor]]:
+def before_training(name: str, classes: int = 2, **options) -> tuple[TrainableNetwork, dict[str, torch.Tensor]]:
     """Return a network as a run begins with it, and copies of all its numbers."""
     begun = assemble(random(name, crop=32, resize=32), ["a"] * classes, TrainOptions(**options), "none", CPU)
     network = begun.network
@@ -44,8 +44,8 @@ FROZEN = {
 def test_what_is_frozen_is_the_same_bit_for_bit_and_what_is_trained_is_not(pictures, tmp_path, monkeypatch, frozen):
     options = {**FROZEN[frozen], "optimizer": "sgd", "lr": 0.1, "select_on": "last"}
     seen = []
-    real = Classifier.__init__
-    monkeypatch.setattr(Classifier, "__init__", lambda self, *a, **k: (seen.append(self), real(self, *a, **k))[1])
+    real = TrainableNetwork.__init__
+    monkeypatch.setattr(TrainableNetwork, "__init__", lambda self, *a, **k: (seen.append(self), real(self, *a, **k))[1])
     train(pictures, tmp_path / "model", **options)
     after = seen[0].body.state_dict()
     network, before = before_training("mobilenet_v3_small", **FROZEN[frozen])
@@ -95,8 +95,10 @@ def test_what_is_kept_of_frozen_layers_gives_what_running_them_gives(photographs
     options = {**OPTIONS, "backbone": "efficientnet_lite0", "weights": "default", "crop": 64, "resize": 64}
     options |= {"train": part, "augment": "none", "lr": 0.001, "optimizer": "sgd"}
     passes = []
-    real = Classifier.frozen
-    monkeypatch.setattr(Classifier, "frozen", lambda self, batch: (passes.append(len(batch)), real(self, batch))[1])
+    real = TrainableNetwork.frozen
+    monkeypatch.setattr(
+        TrainableNetwork, "frozen", lambda self, batch: (passes.append(len(batch)), real(self, batch))[1]
+    )
     runs = [train(photographs, tmp_path / str(keep), **options, keep_frozen=keep) for keep in (True, False)]
     history = [np.array([row[:3] for row in losses(run.model.facts["history"])[1:]]) for run in runs]
     assert sum(passes) == 16, "each picture of train and dev once"
@@ -134,7 +136,7 @@ def test_what_the_caller_draws_is_left_as_it_was_and_decides_nothing(pictures, t
 def limited(monkeypatch, most: int) -> list[int]:
     """Let the network have memory for so many images; return the sizes of the passes that it was asked for."""
     asked: list[int] = []
-    real = Classifier.embed
+    real = TrainableNetwork.embed
 
     def embed(self, batch, kept=False):
         asked.append(len(batch))
@@ -142,7 +144,7 @@ def limited(monkeypatch, most: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(self, batch, kept=kept)
 
-    monkeypatch.setattr(Classifier, "embed", embed)
+    monkeypatch.setattr(TrainableNetwork, "embed", embed)
     return asked
 
 
@@ -172,7 +174,7 @@ def test_one_image_that_does_not_fit_ends_the_run(pictures, tmp_path, monkeypatc
     assert not (tmp_path / "model").exists()
 
 
-def small_stepper(name: str = "resnet18", batch_size: int = 32, **options) -> tuple[Stepper, Classifier]:
+def small_stepper(name: str = "resnet18", batch_size: int = 32, **options) -> tuple[Stepper, TrainableNetwork]:
     asked = TrainOptions(batch_size=batch_size, **options)
     begun = assemble(random(name, crop=32, resize=32), ("a", "b"), asked, "none", CPU)
     network, groups = begun.network, parameter_groups(begun.network, begun.depth, asked)

@@ -25,7 +25,7 @@ FILE = "checkpoint.json"
 _NOW, _BEST = "now", "best"
 _ADVICE = "remove the folder and begin anew"
 # What may be another when a run goes on. Then it goes on differently than it would have.
-MAY_CHANGE = ("lr", "head_lr_mult", "clip", "precision", "patience")
+MAY_CHANGE = ("lr", "clip", "precision", "patience")
 
 
 @dataclass(slots=True)

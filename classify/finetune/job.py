@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.store import cache_dir
-from ...errors import ModelError, UsageError
+from ...errors import DeviceError, ModelError, UsageError
 from ...extract.device import Device, choose_device
 from ...extract.options import RunOptions, SpaceOptions
 from ..dataset import VAL_FRACTION
@@ -72,7 +72,7 @@ def finetune(
     strict : bool, default False
         Raise where a picture cannot be used.
     stopped : callable, optional
-        Asked before each step; when it says True the run is kept and ends.
+        Asked after each step; when it says True the run is kept and ends.
     **options
         Fields of `TrainOptions`, and ``weights``, ``pool``, ``resize``, ``crop``, ``interpolation``, ``mean``, ``std``,
         ``device``, ``workers``, ``max_pixels`` as `extract` takes them.
@@ -106,7 +106,7 @@ def finetune(
         check_target(target, overwrite=overwrite or resume)
         _check_unfinished(checkpoint, overwrite=overwrite, resume=resume)
         device = _device(run, ranks)
-        with ranks.joined(device.kind, voice), _own_randomness(), _told_of_interruption(checkpoint):
+        with ranks.joined(device.kind, voice), _own_randomness(device), _told_of_interruption(checkpoint):
             return Run(asked, device, ranks, stopped).run()
 
 
@@ -147,14 +147,16 @@ def _device(run: RunOptions, ranks: Ranks) -> Device:
 
     device = choose_device(run.device)
     if device.kind == "cuda":
+        if ranks.local >= torch.cuda.device_count():
+            raise DeviceError(f"there are {torch.cuda.device_count()} GPUs here and more processes: start one a GPU")
         torch.cuda.set_device(ranks.local)
     return device
 
 
 @contextlib.contextmanager
-def _own_randomness() -> Any:
+def _own_randomness(device: Device) -> Any:
     """Let the caller's random numbers go on afterwards as if nothing had been drawn."""
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.kind == "cuda" else []):
         yield

@@ -117,7 +117,8 @@ class Loader:
             pixels = decode(content, max_pixels=self._max_pixels).pixels
         except DecodeError as error:
             raise DataError(
-                f"{printable(name)} was read before and cannot be read now ({error}); run again with --resume"
+                f"{printable(name)} was read before and cannot be read now ({error}); put it back and run again with "
+                "--resume, or begin anew with --overwrite"
             ) from error
         times.append(time.perf_counter())
         image = augment(pixels, seed)

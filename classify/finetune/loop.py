@@ -37,7 +37,7 @@ class Hooks:
     Attributes
     ----------
     stopped : callable
-        Asked before each step.
+        Asked after each step.
     progress : callable
         Told the number of pictures that went through since the last call.
     """

@@ -68,8 +68,11 @@ class TrainableNetwork(nn.Module):
         frozen batch norms keep their statistics, and frozen layers drop nothing.
     freeze_norms : bool, default False
         All batch norms stay in eval mode.
-    replay : Replay, optional
-        Runs what lies behind the frozen layers alone.
+
+    Attributes
+    ----------
+    replay : Replay or None
+        Runs what lies behind the frozen layers alone; None until it is set.
     """
 
     def __init__(
@@ -79,11 +82,11 @@ class TrainableNetwork(nn.Module):
         trained: Collection[str],
         *,
         freeze_norms: bool = False,
-        replay: Replay | None = None,
     ) -> None:
         super().__init__()
         self.body, self.head = backbone.module, head
-        self.backbone, self.replay = backbone, replay
+        self.backbone = backbone
+        self.replay: Replay | None = None
         self._trained, self._freeze_norms = frozenset(trained), freeze_norms
 
     def forward(self, batch: Tensor, kept: bool = False) -> Tensor:

@@ -174,7 +174,8 @@ def _look(listing: Listing, base: bytes, run: RunOptions, ranks: Ranks, stopped:
     """Fill in digests and failures of pictures that nothing is known of."""
     unknown = ~listing.known
     unknown[list(listing.failures)] = False
-    rows = np.flatnonzero(unknown)
+    # Machines may know of different pictures; all look at what any does not know.
+    rows = np.unique(np.concatenate(ranks.gather(np.flatnonzero(unknown))))
     mine = ranks.share(rows)
     found: dict[int, tuple[bytes, str]] = {}
     with progress_bar(len(mine), "looking at pictures") as progress:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import TrainingError
+from ...errors import ModelError, TrainingError
 from ..heads import make_head
 from ..model import SavedModel
 from .pictures import DEV, Pictures
@@ -27,10 +27,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger("headstart.finetune")
 
 
-def has_seen_dev(model: SavedModel, pictures: Pictures) -> bool:
-    """Tell whether a head was fitted on the dataset whose dev images are to choose the epoch."""
-    data = pictures.data
-    return bool((data.split == DEV).any()) and model.training["source"] == data.features.listing.source
+def has_seen_dev(model: SavedModel, pictures: Pictures, dev_fraction: float) -> bool:
+    """Tell whether a head was fitted on the dataset whose dev images are to choose the epoch.
+
+    A head that `finetune` trained has held the same images out, unless it is one that was given and never improved on.
+    """
+    data, facts = pictures.data, model.facts
+    if not (data.split == DEV).any() or model.training["source"] != data.features.listing.source:
+        return False
+    if "mode" not in facts:
+        return True
+    held_out = facts["selected_on"] == DEV and facts["settings"]["dev_fraction"] >= dev_fraction
+    return not (held_out and facts["best_epoch"] > 0)
+
+
+def check_same_val(model: SavedModel, pictures: Pictures, val_fraction: float) -> None:
+    """Raise where a head was fitted on images of the same dataset that are held out for validation now.
+
+    Raises
+    ------
+    ModelError
+    """
+    data, training = pictures.data, model.training
+    if training["source"] != data.features.listing.source or not data.held_out:
+        return
+    held = training.get("held_out") or 0.0
+    if held < val_fraction:
+        raise ModelError(
+            f"the head to start from was fitted with --val-fraction {held:g}, on images that are for validation now; "
+            f"pass the same, or fit it again with --val-fraction {val_fraction:g}"
+        )
 
 
 def fitted_anew(model: SavedModel, train: Scored, classes: Sequence[str], groups: np.ndarray) -> SavedModel:
@@ -50,6 +76,12 @@ def fitted_anew(model: SavedModel, train: Scored, classes: Sequence[str], groups
     SavedModel
         The same, with a head that has not seen dev; unchanged, with a warning, where too few images are left for a fit.
     """
+    if "mode" in model.facts:
+        logger.warning(
+            "the head to start from was trained by finetune and cannot be fitted anew: it may have seen the dev "
+            "images, and then no epoch may improve on it"
+        )
+        return model
     settings = dict(model.facts["settings"])
     settings["cv"] = min(settings["cv"], int(np.bincount(train.y[np.unique(groups, return_index=True)[1]]).min()))
     kind = model.kind

@@ -191,6 +191,15 @@ class Ranks:
             result.append(whole)
         return result
 
+    def align(self, network: nn.Module) -> None:
+        """Let every process have the buffers of the first: batch norms have averaged over their own shares."""
+        if self.world == 1:
+            return
+        from torch import distributed
+
+        for value in network.buffers():
+            distributed.broadcast(value, 0)
+
     def gather(self, value: Any) -> list[Any]:
         """Return what each process gave, in every process."""
         if self.world == 1:

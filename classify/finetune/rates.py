@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import TrainingError
 from .inputs import Inputs
 from .loader import shuffled
 from .loop import step_seed
@@ -56,6 +57,11 @@ def find_rate(
     rate : float
     curve : list of dict
         ``lr`` and the smoothed ``loss`` of each step.
+
+    Raises
+    ------
+    TrainingError
+        The loss is not a number from the beginning.
     """
     network = stepper.network
     before = {name: value.clone() for name, value in network.changing().items()}
@@ -73,6 +79,10 @@ def find_rate(
         stepper.optimizer.state.clear()
         stepper.scaler.load_state_dict(scaler)
     curve = [row for row in curve if math.isfinite(row["loss"])]
+    if not curve:
+        raise TrainingError(
+            "the loss is not a number at the lowest rate already: try --precision float32 or other weights"
+        )
     return below_lowest(curve), curve
 
 

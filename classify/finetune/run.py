@@ -22,12 +22,12 @@ from .loader import Loader, in_order
 from .loop import Hooks, Loop
 from .options import HEAD, TrainOptions
 from .pictures import DEV, Pictures, load_pictures
-from .probe import fitted_anew, has_seen_dev, put_into
+from .probe import check_same_val, fitted_anew, has_seen_dev, put_into
 from .ranks import Ranks
 from .rates import MOST_IMAGES, STEPS, find_rate
 from .result import Finetuned
 from .saving import save_finetuned
-from .scoring import score
+from .scoring import SAVED, score
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ class Run:
         self._say(pictures, begun, stepper)
         train, chosen_by = self._inputs(pictures, loader, network, stepper)
         checkpoint = Checkpoint(checkpoint_folder(self.asked.out), self._identity(pictures, digest))
-        given = None if begun.start is None or not has_seen_dev(begun.start, pictures) else begun.start
-        if given is not None and not self.asked.resume:
+        given = self._given(begun, pictures)
+        # A checkpoint brings the head, unless it is frozen.
+        if given is not None and (not self.asked.resume or options.head_multiple == 0):
             self._without_dev(given, pictures, loader, stepper)
         state, rate, curve = self._beginning(checkpoint, stepper, train)
         left = options.epochs - state.epoch + 1
@@ -108,14 +109,24 @@ class Run:
             put_into(network, kept)
         known = {} if chosen_by is None else {options.select_on: chosen_by}
         known |= {"train": train} if options.augment == "none" else {}
+        # What frozen layers made at another precision does not go with the network as it is saved.
+        known = {name: one for name, one in known.items() if stepper.precision == SAVED or not one.frozen}
         inputs = {name: known.get(name) or Inputs(loader, pictures.part(name)) for name in ("train", DEV, "val")}
         return self._finished(pictures, inputs, state, loop, {"lr": rate, "lr_search": curve}, listed, kept)
+
+    def _given(self, begun: Assembled, pictures: Pictures) -> SavedModel | None:
+        """Return the head to start from, if it has seen the images that choose the epoch."""
+        if begun.start is None:
+            return None
+        check_same_val(begun.start, pictures, self.asked.val_fraction)
+        seen = has_seen_dev(begun.start, pictures, self.asked.train.dev_fraction)
+        return begun.start if seen else None
 
     def _without_dev(self, given: SavedModel, pictures: Pictures, loader: Loader, stepper: Stepper) -> None:
         """Start from a head that has not seen the images which choose the epoch."""
         subset = pictures.part("train")
         with progress_bar(len(subset), "embedding") as progress:
-            scored = score(stepper, Inputs(loader, subset), progress)
+            scored = score(stepper, Inputs(loader, subset), self._unless_stopped(progress), precision=SAVED)
         groups = pictures.data.group[pictures.data.split == "train"]
         put_into(stepper.network, fitted_anew(given, scored, pictures.classes, groups))
 
@@ -247,7 +258,7 @@ class Run:
         begin, stepper, loader = time.perf_counter(), loop.stepper, inputs["train"].loader
         with progress_bar(sum(map(len, inputs.values())), "scoring") as shown:
             progress = self._unless_stopped(shown)
-            scored = {name: score(stepper, one, progress) for name, one in inputs.items()}
+            scored = {name: score(stepper, one, progress, precision=SAVED) for name, one in inputs.items()}
         loop.seconds["evaluate"] += time.perf_counter() - begin
         facts = {
             "mode": self.asked.train.train,

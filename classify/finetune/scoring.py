@@ -45,7 +45,16 @@ class Scored:
         return accuracy(self.y, self.logits.argmax(axis=1))
 
 
-def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = lambda _: None) -> Scored:
+SAVED = "float32"  # the precision of a saved model
+
+
+def score(
+    stepper: Stepper,
+    inputs: Inputs,
+    progress: Callable[[int], None] = lambda _: None,
+    *,
+    precision: str | None = None,
+) -> Scored:
     """Let a network look at all pictures of a subset, without augmentation; each process at its share.
 
     Parameters
@@ -55,10 +64,13 @@ def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = la
     inputs : Inputs
     progress : callable
         Told how many pictures went through.
+    precision : str, optional
+        That of training where it is None. What is saved is measured as it will predict, in `SAVED`.
     """
     import torch
 
     network, ranks = stepper.network, stepper.ranks
+    ranks.align(network)
     network.eval()
 
     def embed(batch: torch.Tensor) -> torch.Tensor:
@@ -67,7 +79,7 @@ def score(stepper: Stepper, inputs: Inputs, progress: Callable[[int], None] = la
     mine = ranks.share(np.arange(len(inputs)))
     plan = [mine[rows] for rows in in_order(len(mine), stepper.piece)]
     X, logits = [], []
-    with torch.no_grad(), stepper.device.autocast(stepper.precision):
+    with torch.no_grad(), stepper.device.autocast(precision or stepper.precision):
         for rows, batch in inputs.batches(plan):
             embedded = in_halves(embed, batch, stepper.device.name)
             X.append(embedded.float().cpu().numpy())

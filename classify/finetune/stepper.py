@@ -119,11 +119,12 @@ class Stepper:
         pieces = list(zip(torch.tensor_split(batch, count), torch.tensor_split(y, count), strict=True))
         loss = torch.zeros((), device=self.at)
         for place, (part, labels) in enumerate(pieces):
-            with self._in_sync(last=place == len(pieces) - 1), self.device.autocast(self.precision):
-                logits = self.wrapped(part.to(self.at), kept=kept)
-                summed = weight * cross_entropy(
-                    logits, labels.to(self.at), reduction="sum", label_smoothing=self.options.label_smoothing
-                )
+            with self._in_sync(last=place == len(pieces) - 1):
+                with self.device.autocast(self.precision):
+                    logits = self.wrapped(part.to(self.at), kept=kept)
+                    summed = weight * cross_entropy(
+                        logits, labels.to(self.at), reduction="sum", label_smoothing=self.options.label_smoothing
+                    )
                 # Gradients are averaged over processes, and shares may differ by a picture.
                 torch.autograd.backward(self.scaler.scale(summed * (self.ranks.world / total)))
             loss += summed.detach()

@@ -180,7 +180,7 @@ def test_a_run_of_other_settings_is_refused(pictures, out, other):
 
 
 def test_settings_that_may_change_do(pictures, out):
-    done = train(pictures, out, resume=True, lr=1e-5, clip=1.0, head_lr_mult=2.0, patience=5)
+    done = train(pictures, out, resume=True, lr=1e-5, clip=1.0, patience=5)
     assert done.model.facts["lr"] == 1e-5 and done.model.facts["settings"]["clip"] == 1
     assert done.model.facts["history"][-1]["epoch"] == 2
 
@@ -324,3 +324,7 @@ def test_one_picture_a_step_is_told_in_words(pictures, tmp_path):
         train(pictures, tmp_path / "model", batch_size=1)
     with pytest.raises(UsageError, match="has no option 'epoch'"):
         train(pictures, tmp_path / "model", epoch=1)
+
+
+def test_another_rate_of_the_head_is_another_run(pictures, out):
+    refused(pictures, out, r"head lr mult .*: pass the same to go on, or --overwrite to begin anew", head_lr_mult=2.0)

@@ -17,7 +17,7 @@ from headstart.classify.finetune.rates import below_lowest
 from headstart.classify.metrics import accuracy, log_loss
 from headstart.classify.model import load_model
 from headstart.classify.network import softmax
-from headstart.errors import DataError, TrainingError
+from headstart.errors import DataError, ModelError, TrainingError
 from headstart.extract.options import RunOptions
 
 # Rates at which some epochs gain and others lose.
@@ -75,9 +75,9 @@ def test_validation_is_scored_once_and_after_the_last_step(few, tmp_path, monkey
     names = {name: split for split in ("train", DEV, "val") for name in divided(few, tmp_path).part(split).names}
 
     def told(score):
-        def run(stepper, inputs, *rest):
+        def run(stepper, inputs, *rest, **more):
             seen.append("+".join(sorted({names[name] for name in inputs.subset.names})))
-            return score(stepper, inputs, *rest)
+            return score(stepper, inputs, *rest, **more)
 
         return run
 
@@ -249,3 +249,17 @@ def test_models_are_read_back_as_they_were_saved(runs):
     model = load_model(run.result.out)
     assert (model.kind, model.classes) == ("finetuned", ("ants", "bees"))
     assert model.scores == json.loads(json.dumps(run.result.model.scores))
+
+
+def test_a_head_that_finetune_trained_is_a_start_and_one_that_has_seen_validation_is_none(few, tmp_path):
+    options = {**QUICK, "train": "head", "augment": "none", "cache": tmp_path, "select_on": "dev", "epochs": 3}
+    first = job.finetune(few, out=tmp_path / "first", **options)
+    assert first.model.facts["best_epoch"] > 0
+    again = job.finetune(few, out=tmp_path / "again", init_head=str(first.out), **options)
+    loss = first.model.facts["history"][first.model.facts["best_epoch"]]["dev_loss"]
+    assert first.model.temperature == 1.0  # too few dev images for another
+    assert again.model.facts["history"][0]["dev_loss"] == pytest.approx(loss, rel=1e-4)
+    classes = few / "train"  # without a validation split: a share is held out
+    seen = job.finetune(classes, out=tmp_path / "seen", val_fraction=0.1, **options)
+    with pytest.raises(ModelError, match=r"fitted with --val-fraction 0.1, on images that are for validation now"):
+        job.finetune(classes, out=tmp_path / "no", init_head=str(seen.out), val_fraction=0.4, **options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import TrainingError, printable
+from ..errors import TrainingError, UsageError, printable
 from ..extract.features import Features
 from .near_copies import NearCopies
 from .near_copies import near_copies as find_near_copies
@@ -16,6 +16,20 @@ from .splits import hold_out
 logger = logging.getLogger("headstart.classify")
 
 VAL_FRACTION = 0.2
+
+
+def held_out_share(val_fraction: float | None) -> float:
+    """Return the share that is held out for validation where a dataset has no such split.
+
+    Raises
+    ------
+    UsageError
+        It is not from 0 to below 1.
+    """
+    share = VAL_FRACTION if val_fraction is None else val_fraction
+    if not 0 <= share < 1:
+        raise UsageError(f"--val-fraction must be from 0 to below 1, and is {share:g}")
+    return share
 
 
 @dataclass(frozen=True, slots=True)

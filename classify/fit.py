@@ -17,7 +17,7 @@ from ..errors import TrainingError, UsageError, printable
 from ..extract.features import Features, load_features
 from .conformal import kept_probabilities
 from .curve import learning_curve
-from .dataset import VAL_FRACTION, LabelledSet, labelled_set, warn_of_copies
+from .dataset import LabelledSet, held_out_share, labelled_set, warn_of_copies
 from .diagnostics import diagnose
 from .fitted import Fit
 from .head import Head
@@ -101,9 +101,7 @@ def fit_head(
     begin = time.perf_counter()
     if near_copies not in NEAR_COPIES:
         raise UsageError(f"--near-copies must be one of {', '.join(NEAR_COPIES)}, and is {near_copies!r}")
-    share = VAL_FRACTION if val_fraction is None else val_fraction
-    if not 0 <= share < 1:
-        raise UsageError(f"--val-fraction must be from 0 to below 1, and is {share:g}")
+    share = held_out_share(val_fraction)
     loaded = load_features(cache_dir(cache), None if data is None else Path(data), wanted, features)
     target = Path(out) if out is not None else _default_folder(loaded, head)
     check_target(target, overwrite=overwrite)

@@ -94,6 +94,14 @@ def resolve_precision(wanted: str) -> str:
     return "float32" if wanted == "auto" else wanted
 
 
+def prepare(device: Device, precision: str) -> None:
+    """Set up this process for forward passes on a device: memory that is kept, float32 that is float32."""
+    if device.kind == "cpu":
+        keep_freed_memory()
+    if device.kind == "cuda" and precision == "float32":
+        exact_float32()
+
+
 def exact_float32() -> None:
     """Keep NVIDIA GPUs from computing float32 in TF32, which torch lets convolutions do unasked.
 

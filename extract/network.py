@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .backbone import BackboneRequest, load_backbone
-from .device import Device, exact_float32, keep_freed_memory, resolve_precision
+from .device import Device, prepare, resolve_precision
 from .fold import fold_batch_norms
 from .options import SpaceOptions
 
@@ -39,10 +39,7 @@ def ready(asked: Sequence[SpaceOptions], device: Device) -> Backbone:
     first = asked[0]
     precision = resolve_precision(first.precision)
     logger.info("loading %s on %s (%s), %s", first.backbone, device.kind, device.name, precision)
-    if device.kind == "cpu":
-        keep_freed_memory()
-    if device.kind == "cuda" and precision == "float32":
-        exact_float32()
+    prepare(device, precision)
     layers, pools = [options.layer for options in asked[1:]], [options.pool for options in asked[1:]]
     backbone = load_backbone(request_of(first), more_layers=layers, more_pools=pools, **first.overrides())
     fold_batch_norms(backbone)

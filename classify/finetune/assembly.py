@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...errors import UsageError
 from ...extract.backbone import NO_WEIGHTS, Backbone, load_backbone
 from ...extract.depth import Depth, depth_of
-from ...extract.device import Device, exact_float32, keep_freed_memory
+from ...extract.device import Device, prepare
 from ...extract.network import request_of
 from ...extract.options import SpaceOptions
 from ...extract.replay import Replay
@@ -19,7 +19,7 @@ from ..model import SavedModel, load_model
 from .groups import freeze, trained_parts
 from .options import ALL, HEAD, TrainOptions
 from .probe import put_into
-from .start import IMAGENET_PREFIX, check_init_head, imagenet_start, layers_of, reinitialise
+from .start import IMAGENET_PREFIX, check_init_head, hidden_widths, imagenet_start, reinitialise
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +32,7 @@ logger = logging.getLogger("headstart.finetune")
 
 def load_for_training(space: SpaceOptions, device: Device) -> Backbone:
     """Load a backbone on the CPU, its batch norms as they are, and make the device ready."""
-    if device.kind == "cpu":
-        keep_freed_memory()
-    if device.kind == "cuda":
-        exact_float32()
+    prepare(device, "float32")  # which the passes that measure what is saved compute in
     logger.info("loading %s", space.backbone)
     return load_backbone(request_of(space), **space.overrides())
 
@@ -96,7 +93,7 @@ def assemble(
         start = _saved_head(backbone, classes, options)
     hidden = options.hidden if options.head == "mlp" else ()
     if start is not None:
-        hidden = tuple(map(len, layers_of(start)[1][:-1]))
+        hidden = hidden_widths(start)
     head = make_head((backbone.dim, *hidden, len(classes)), options.dropout, options.seed)
     network = TrainableNetwork(backbone, head, modules, freeze_norms=options.freeze_norms)
     if start is not None:
@@ -137,7 +134,7 @@ def frozen_part(network: TrainableNetwork, options: TrainOptions, images: torch.
 def _saved_head(backbone: Backbone, classes: Sequence[str], options: TrainOptions) -> SavedModel:
     path = Path(str(options.init_head))
     model = check_init_head(load_model(path), path, classes, backbone)
-    hidden = tuple(map(len, layers_of(model)[1][:-1]))
+    hidden = hidden_widths(model)
     if options.head == "mlp" and not hidden:
         raise UsageError(f"--init-head {path} has no hidden layer: leave --head mlp out, or fit a head with one")
     if options.hidden not in (hidden, TrainOptions().hidden):

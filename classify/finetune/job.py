@@ -13,12 +13,11 @@ from ...cache.store import cache_dir
 from ...errors import DeviceError, ModelError, UsageError
 from ...extract.device import Device, choose_device
 from ...extract.options import RunOptions, SpaceOptions
-from ..dataset import VAL_FRACTION
+from ..dataset import held_out_share
 from ..model import check_target
 from ..provenance import model_folder
 from .checkpoint import Checkpoint, checkpoint_folder
 from .options import TrainOptions
-from .pictures import check_shares
 from .ranks import Ranks
 from .result import Finetuned
 from .run import Asked, Run
@@ -94,9 +93,8 @@ def finetune(
     """
     ranks = Ranks.of_environment()
     with ranks.one_voice() as voice:
-        share = VAL_FRACTION if val_fraction is None else val_fraction
+        share = held_out_share(val_fraction)
         space, run, train = _options(backbone, layer, options)
-        check_shares(share, train.dev_fraction)
         target = Path(out) if out is not None else model_folder(Path(data).resolve(), [(backbone, layer)], FINETUNED)
         asked = Asked(
             Path(data), target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite,

@@ -127,12 +127,12 @@ class Loop:
 
     def _epoch(self, state: State) -> None:
         begun = time.perf_counter() - state.epoch_seconds
-        for rows, batch in self._batches(state):
-            self._step(state, rows, batch)
+        for total, rows, batch in self._batches(state):
+            self._step(state, total, rows, batch)
             state.epoch_seconds = time.perf_counter() - begun
             self._perhaps_stop(state)
         self._check(state)
-        loss = self._loss(state) / len(self.train_inputs)
+        loss = state.loss_sum / len(self.train_inputs)
         state.epoch_seconds = time.perf_counter() - begun
         row = self._row(state.epoch, loss, self._rate(state.epoch, self._steps - 1), state.epoch_seconds)
         if self.chosen_by is not None and row["dev_loss"] is None:  # by the last step: no training loss has shown it
@@ -142,44 +142,42 @@ class Loop:
         state.epoch, state.step, state.loss_sum, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
         self._keep(state)
 
-    def _batches(self, state: State) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield this process's share of each step that is left of the epoch."""
+    def _batches(self, state: State) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+        """Yield the pictures of each step that is left of the epoch: how many, and this process's share of them."""
         plan = self._plan(state.epoch)[state.step :]
         # A share may be empty where the last processes are one too many: they then fill it with a picture of weight 0.
         shares = [self._ranks.share(rows) if len(rows) > self._ranks.rank else rows[:1] for rows in plan]
         batches = iter(self.train_inputs.batches(shares, state.epoch))
         for rows in plan:
             begin = time.perf_counter()
-            _, batch = next(batches)
+            mine, batch = next(batches)
             self.seconds["wait"] += time.perf_counter() - begin
-            yield rows, batch
+            yield len(rows), mine, batch
 
-    def _step(self, state: State, rows: np.ndarray, batch: Tensor) -> None:
+    def _step(self, state: State, total: int, rows: np.ndarray, batch: Tensor) -> None:
         import torch
 
         begin = time.perf_counter()
-        filling = len(rows) <= self._ranks.rank
-        mine = rows[:1] if filling else self._ranks.share(rows)
         # Every step's dropout is drawn anew, so that nothing need be known of the steps before.
         torch.manual_seed(step_seed(self.options.seed, state.epoch, state.step, self._ranks.rank))
         if not self.stepper.network.training:
             self.stepper.network.train()
         loss = self.stepper.step(
             batch,
-            torch.from_numpy(self.train_inputs.subset.y[mine]),
-            total=len(rows),
+            torch.from_numpy(self.train_inputs.subset.y[rows]),
+            total=total,
             rate=self._rate(state.epoch, state.step),
             kept=self.train_inputs.frozen,
-            weight=0.0 if filling else 1.0,
+            weight=1.0 if total > self._ranks.rank else 0.0,
         )
         state.step += 1
         self._losses.append(loss)
         if self.stepper.device.kind == "cpu" or state.step % _LOOK_EVERY == 0:
             self._loss(state)
         self.seconds["train"] += time.perf_counter() - begin
-        self.hooks.progress(len(rows))
+        self.hooks.progress(total)
 
-    def _loss(self, state: State) -> float:
+    def _loss(self, state: State) -> None:
         """Add what the last steps lost to the epoch's sum, and look whether it is a number."""
         if self._losses:
             sums = self._ranks.total(self._losses)
@@ -189,7 +187,6 @@ class Loop:
                 state.loss_sum += value
         if not math.isfinite(state.loss_sum):
             raise self._diverged(state, "the loss")
-        return state.loss_sum
 
     def _check(self, state: State) -> None:
         """Raise where the network has diverged: its loss of the last step was still a number, its weights are none."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...cache.listing import Listing
 from ...cache.store import FeatureStore
-from ...errors import DataError, DecodeError, TrainingError, UsageError, printable
+from ...errors import DataError, DecodeError, TrainingError, printable
 from ...extract.decode import decode
 from ...extract.failures import report_failures
 from ...extract.features import Features, dataset_folder
@@ -235,10 +235,3 @@ def _check(pictures: Pictures) -> None:
             else ("", "add some, or remove the class")
         )
         raise TrainingError(f"class {printable(pictures.classes[missing[0]])!r} has no training image{why}: {advice}")
-
-
-def check_shares(val_fraction: float | None, dev_fraction: float) -> None:
-    """Raise UsageError where a share is none."""
-    for name, share in (("--val-fraction", val_fraction), ("--dev-fraction", dev_fraction)):
-        if share is not None and not 0 <= share < 1:
-            raise UsageError(f"{name} must be from 0 to below 1, and is {share:g}")

@@ -99,10 +99,10 @@ class Run:
         # A checkpoint brings the head, unless it is frozen.
         if given is not None and (not self.asked.resume or options.head_multiple == 0):
             self._without_dev(given, pictures, loader, stepper)
-        state, rate, curve = self._beginning(checkpoint, stepper, train)
+        state = self._beginning(checkpoint, stepper, train)
         left = options.epochs - state.epoch + 1
         with progress_bar(max(1, left * len(train)), "training") as progress:
-            loop = Loop(stepper, train, chosen_by, options, rate, checkpoint, Hooks(self.stopped, progress))
+            loop = Loop(stepper, train, chosen_by, options, state.rate, checkpoint, Hooks(self.stopped, progress))
             loop.run(state)
         kept = given if state.best_epoch == 0 else None
         if kept is not None:
@@ -112,7 +112,7 @@ class Run:
         # What frozen layers made at another precision does not go with the network as it is saved.
         known = {name: one for name, one in known.items() if stepper.precision == SAVED or not one.frozen}
         inputs = {name: known.get(name) or Inputs(loader, pictures.part(name)) for name in ("train", DEV, "val")}
-        return self._finished(pictures, inputs, state, loop, {"lr": rate, "lr_search": curve}, listed, kept)
+        return self._finished(pictures, inputs, state, loop, listed, kept)
 
     def _given(self, begun: Assembled, pictures: Pictures) -> SavedModel | None:
         """Return the head to start from, if it has seen the images that choose the epoch."""
@@ -227,10 +227,8 @@ class Run:
             "processes": self.ranks.world,
         }
 
-    def _beginning(
-        self, checkpoint: Checkpoint, stepper: Stepper, train: Inputs
-    ) -> tuple[State, float, list[dict[str, Any]]]:
-        """Return the state to train from, the learning rate, and the curve that it was read off."""
+    def _beginning(self, checkpoint: Checkpoint, stepper: Stepper, train: Inputs) -> State:
+        """Return the state to train from, with the learning rate and the curve that it was read off."""
         options = self.asked.train
         if self.asked.resume:
             state, now = checkpoint.read()
@@ -238,21 +236,21 @@ class Run:
             stepper.restore(now)
             stepper.piece = min(stepper.piece, state.piece or stepper.piece)
             logger.info("going on in epoch %d, after step %d", state.epoch, state.step)
-            rate = state.rate if options.lr in ("auto", None) or options.lr == state.rate else options.rate
-            state.rate = rate
-            return state, rate, state.lr_search
+            if options.lr not in ("auto", None):
+                state.rate = options.rate
+            return state
         if self.ranks.first:
             checkpoint.remove()  # of the run that --overwrite ends, or a later --resume would go on with that
         if options.lr != "auto":
-            return State(rate=options.rate), options.rate, []
+            return State(rate=options.rate)
         with progress_bar(STEPS * min(MOST_IMAGES, len(train)), "range test") as progress:
             rate, curve = find_rate(stepper, train, options.seed, self._unless_stopped(progress))
         logger.info("learning rate %.2g, found by %d steps at rising rates", rate, len(curve))
-        return State(rate=rate, lr_search=curve), rate, curve
+        return State(rate=rate, lr_search=curve)
 
     def _finished(
-        self, pictures: Pictures, inputs: dict[str, Inputs], state: State, loop: Loop,
-        rate: dict[str, Any], listed: float, kept: SavedModel | None,
+        self, pictures: Pictures, inputs: dict[str, Inputs], state: State, loop: Loop, listed: float,
+        kept: SavedModel | None,
     ) -> Finetuned:  # fmt: skip
         """Score the network that was chosen, once, and save it."""
         begin, stepper, loader = time.perf_counter(), loop.stepper, inputs["train"].loader
@@ -264,7 +262,8 @@ class Run:
             "mode": self.asked.train.train,
             "settings": self._settings(stepper),
             "widths": list(stepper.network.head_widths),
-            **rate,
+            "lr": state.rate,
+            "lr_search": state.lr_search,
             "epochs": len(state.history) - 1,
             "best_epoch": state.best_epoch,
             "selected_on": self.asked.train.select_on if loop.chosen_by is not None else "last",

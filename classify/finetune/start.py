@@ -86,6 +86,11 @@ def layers_of(model: SavedModel) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [weight.astype(np.float32) for weight in weights], [bias.astype(np.float32) for bias in biases]
 
 
+def hidden_widths(model: SavedModel) -> tuple[int, ...]:
+    """Return the widths of a saved head's hidden layers; errors as from `layers_of`."""
+    return tuple(len(bias) for bias in _foldable(model, "this head").biases[:-1])
+
+
 def check_init_head(model: SavedModel, path: Path, classes: Sequence[str], backbone: Backbone) -> SavedModel:
     """Check that a network can be trained on from a saved head, and bring its classes into order.
 

@@ -11,7 +11,7 @@ else
 BIN := $(VENV)/bin
 endif
 
-PACKAGE := $(addprefix headstart/,__init__.py cli.py cli_cache.py cli_finetune.py cli_options.py console.py demo.py errors.py cache extract classify)
+PACKAGE := $(addprefix headstart/,$(sort $(wildcard *.py)) cache extract classify)
 SAMPLES := $(abspath ../shared/data)
 ifneq ($(wildcard $(SAMPLES)),)
 export HEADSTART_SAMPLES ?= $(SAMPLES)

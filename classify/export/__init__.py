@@ -1,0 +1,1 @@
+"""A classifier as one graph, for programs that know nothing of headstart."""

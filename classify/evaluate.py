@@ -19,7 +19,7 @@ from ..extract.plan import base_folder, failure_rules, recall_listing
 from .dataset import LabelledSet, labelled_set
 from .evaluation import Evaluation
 from .metrics import mcnemar_exact
-from .model import load_model
+from .model import SavedModel, load_model
 from .predict import Classifier
 from .scores import scores_of
 
@@ -62,20 +62,38 @@ def evaluate(
         The split has no labelled image.
     """
     first = Classifier(load_model(Path(model)), cache, run)
-    dedupe = first.model.training.get("dedupe") is not None
-    source = Path(first.model.training["source"])  # without DATA that of the second model, too
-    result = _evaluate(first, data, split, source, dedupe=dedupe)
+    result, _ = score_on(first, data, split)
     if against is None:
         return result
     other = Classifier(load_model(Path(against)), cache, run)
-    second = _evaluate(other, data, result.split, source, dedupe=dedupe)
+    second, _ = score_on(other, data, result.split, like=first.model)
     return replace(result, against=_compare(result, second, str(against)))
 
 
-def _evaluate(
-    classifier: Classifier, data: str | os.PathLike[str] | None, split: str, source: Path, *, dedupe: bool
-) -> Evaluation:
-    labelled = _dataset(classifier, data, source, dedupe=dedupe)
+def score_on(
+    classifier: Classifier, data: str | os.PathLike[str] | None, split: str, *, like: SavedModel | None = None
+) -> tuple[Evaluation, LabelledSet]:
+    """Score a model on the images of a split, and return the whole dataset with it.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    data : path or None
+        As in `evaluate`.
+    split : str
+        As in `evaluate`.
+    like : SavedModel, optional
+        Whose dataset is taken where `data` is None, and which says whether copies are left out: the model's own where
+        it is None.
+
+    Raises
+    ------
+    ModelError, DataError
+        As `evaluate`.
+    """
+    training = (like or classifier.model).training
+    dedupe = training.get("dedupe") is not None
+    labelled = _dataset(classifier, data, Path(training["source"]), dedupe=dedupe)
     split = _split_there(labelled, split, own=_trained_on(classifier, labelled.features))
     if split == "all":
         labelled = replace(labelled, split=np.full(len(labelled.y), "all"))
@@ -91,7 +109,7 @@ def _evaluate(
     proba = model.probabilities(logits)
     scores = scores_of(model, logits, (X, y), labelled.part("train"))
     predicted = proba >= np.array(model.thresholds) if model.multi_label else proba.argmax(axis=1)
-    return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes)
+    return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes), labelled
 
 
 def _trained_on(classifier: Classifier, features: Features) -> bool:

@@ -25,10 +25,10 @@ from .frame import (
     legend,
     legend_height,
     log_ticks,
+    note,
     number_words,
     percent_ticks,
     shortened,
-    text_width,
 )
 from .pareto import Contender, pareto, pareto_front
 from .scatter import scatter
@@ -50,9 +50,15 @@ __all__ = [
     "setting_dots",
 ]
 
-_BAND = {"alpha": 0.2, "linewidth": 0}
-_CHOSEN = {"color": COLOURS["muted"], "linewidth": 1.2, "linestyle": (0, (3, 3))}
+_BAND: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 12.0,
+    "markerfacecolor": "none",
+    "markeredgecolor": COLOURS["ink"],
+}
 _MOST_SETTINGS = 12
+_ROW = 36.0  # a setting's words, and its dot below them
 _LOG_BEYOND = 6.0  # times the lowest loss: a linear axis would hide what is low
 
 
@@ -143,8 +149,8 @@ def search_curve(
     prefix : str, default "search"
     """
     x, y = np.asarray(values, float), np.asarray(losses, float)
-    with sheet(prefix, WIDTH, 260) as page:
-        axes = framed(page, f"{name}, logarithmic", "log loss of held-out rows", bottom=260)
+    with sheet(prefix, WIDTH, 280) as page:
+        axes = framed(page, f"{name}, logarithmic", "log loss of held-out rows", bottom=280, noted=True)
         axes.set_xscale("log")
         low, high = y.min(), y.max()
         if spread is not None:
@@ -155,18 +161,21 @@ def search_curve(
         _loss_axis(axes, low, high)
         log_ticks(axes.xaxis, x.min(), x.max())
         best = float(y[np.abs(x - chosen).argmin()])
-        _mark_chosen(page, axes, chosen, best, f"{name} = {number_words(chosen)}")
+        axes.plot([chosen], [best], **_RING)
+        note(page, axes, chosen, f"{name} = {number_words(chosen)}")
         return page.markup(f"Log loss over {name}", _search_words(name, x, y, spread, chosen, best))
 
 
 def _search_words(
     name: str, x: np.ndarray, y: np.ndarray, spread: Sequence[float] | None, chosen: float, best: float
 ) -> str:
-    tried = f"{len(x)} value{'s' if len(x) > 1 else ''} of {name} from {number_words(x[0])} to {number_words(x[-1])}"
-    words = f"{tried} tried in cross-validation; chosen: {name} = {number_words(chosen)} with log loss {best:.4f}"
+    found = f"{name} = {number_words(chosen)} with log loss {best:.4f}"
     if spread is not None:
-        words += f" (folds differ by {spread[int(np.abs(x - chosen).argmin())]:.4f})"
-    return words + f"; the worst had {y.max():.4f}."
+        found += f" (folds differ by {spread[int(np.abs(x - chosen).argmin())]:.4f})"
+    if len(x) == 1:
+        return f"Nothing was searched: {found} in cross-validation."
+    tried = f"{len(x)} values of {name} from {number_words(x[0])} to {number_words(x[-1])}"
+    return f"{tried} were tried in cross-validation; chosen: {found}; the worst had {y.max():.4f}."
 
 
 def _loss_axis(axes: Axes, low: float, high: float) -> None:
@@ -179,20 +188,6 @@ def _loss_axis(axes: Axes, low: float, high: float) -> None:
     room = 0.08 * (high - low) or max(0.1 * abs(high), 0.01)
     axes.set_ylim(max(0, low - room) if low >= 0 else low - room, high + room)
     few_ticks(axes.yaxis)
-
-
-def _mark_chosen(page: Sheet, axes: Axes, x: float, y: float, words: str) -> None:
-    """Mark a point of a curve with a line to the axis, and say above it what it is."""
-    axes.axvline(x, zorder=1, **_CHOSEN)
-    axes.plot([x], [y], marker="o", markersize=12, markerfacecolor="none", markeredgecolor=COLOURS["ink"])
-    _words_over(page, axes, x, words)
-
-
-def _words_over(page: Sheet, axes: Axes, x: float, words: str) -> None:
-    """Say something above a place on the x axis, within the sheet."""
-    at = float(page.pixels(axes, np.array([x]), np.array([axes.get_ylim()[0]]))[0][0])
-    half = text_width(words) / 2
-    page.text(min(max(at, half + 4), page.width - half - 4), LINE + 7, words, anchor="middle", bold=True)
 
 
 def setting_dots(rows: Sequence[Mapping[str, Any]], *, prefix: str = "settings") -> Markup:
@@ -208,30 +203,31 @@ def setting_dots(rows: Sequence[Mapping[str, Any]], *, prefix: str = "settings")
     lost = [row for row in rows if row["log_loss"] is None]
     shown = [*done, *lost][:_MOST_SETTINGS]
     varying = _varying(rows)
-    labels = [shortened(_setting_words(row, varying), 190) for row in shown]
-    left = 16 + max(map(text_width, labels), default=0)
-    height = 24 * len(shown) + 3 * LINE + 20
+    height = _ROW * len(shown) + 2 * LINE + 15
     with sheet(prefix, WIDTH, height) as page:
-        axes = framed(page, "log loss of held-out rows", "", bottom=height, left=left)
-        losses = [float(row["log_loss"]) for row in done[: len(shown)]]
-        axes.plot(
-            losses, range(len(losses)), linestyle="none", **{**MARK, "markersize": 9.0}, marker="o", color=COLOURS["s0"]
-        )
-        if losses:
-            axes.plot(
-                losses[:1], [0], marker="o", markersize=15, markerfacecolor="none", markeredgecolor=COLOURS["ink"]
-            )
-            room = 0.1 * (losses[-1] - losses[0]) or 0.1 * losses[0] or 0.01
-            axes.set_xlim(losses[0] - room, losses[-1] + room)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes = framed(page, "log loss of held-out rows", "", top=-LINE, bottom=height, left=14)
+        axes.set_ylim(len(shown) - 0.3, -0.7)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
         axes.set_yticks([])
-        few_ticks(axes.xaxis, 4)
-        for number, (row, words) in enumerate(zip(shown, labels, strict=True)):
-            y = float(page.pixels(axes, np.zeros(1), np.array([float(number)]))[1][0])
-            page.text(left - 8, y + 4.5, words, anchor="end", bold=not number and bool(losses))
-            if row["log_loss"] is None:
-                page.text(left + 8, y + 4.5, "diverged", colour="muted")
+        losses = [float(row["log_loss"]) for row in shown if row["log_loss"] is not None]
+        if losses:
+            _dots(axes, losses)
+        for number, row in enumerate(shown):
+            y = float(page.pixels(axes, np.zeros(1), np.array([number - 0.32]))[1][0])
+            words = _setting_words(row, varying) + ("" if row["log_loss"] is not None else ": diverged")
+            page.text(18, y, shortened(words, WIDTH - 32), bold=number == 0 and bool(losses), halo=True)
         return page.markup("Log loss of each setting", _settings_words(done, lost, varying))
+
+
+def _dots(axes: Axes, losses: Sequence[float]) -> None:
+    """Draw one dot a row, ascending, with a ring around the best."""
+    axes.hlines(range(len(losses)), 0, losses, color=COLOURS["grid"], linewidth=1.2, zorder=1)
+    axes.plot(losses, range(len(losses)), **{**MARK, **STYLES[0], "markersize": 9.0, "linestyle": "none"})
+    axes.plot(losses[:1], [0], **{**_RING, "markersize": 14.0})
+    room = 0.1 * (losses[-1] - losses[0]) or 0.1 * losses[0] or 0.01
+    axes.set_xlim(max(0, losses[0] - room), losses[-1] + room)
+    few_ticks(axes.xaxis, 5)
 
 
 def _varying(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -289,7 +285,8 @@ def loss_curves(
     scored = len(rows["dev_accuracy"][0]) > 0
     bottom = 400.0 if scored else 240.0
     with sheet(prefix, WIDTH, bottom + legend_height(keys)) as page:
-        upper = framed(page, "" if scored else "epoch", "loss", bottom=220 if scored else bottom)
+        middle = 220.0 if scored else bottom
+        upper = framed(page, "" if scored else "epoch", "loss", bottom=middle, noted=best_epoch is not None)
         for _, style, name in lines:
             _by_epoch(upper, rows[name], style)
         losses = np.concatenate([rows["train_loss"][1], rows["dev_loss"][1]])
@@ -330,14 +327,12 @@ def _epochs(page: Sheet, panels: Sequence[Axes], history: Sequence[Mapping[str, 
     first, last = history[0]["epoch"], history[-1]["epoch"]
     for axes in panels:
         axes.set_xlim(first - 0.5 * (first == last), last + 0.5 * (first == last))
-        if best is not None:
-            axes.axvline(best, zorder=1, **_CHOSEN)
         if axes is panels[-1]:
             few_ticks(axes.xaxis, 6, whole=True)
         else:
             axes.set_xticks([])
-    if best is not None:
-        _words_over(page, panels[0], best, f"kept: epoch {best}")
+        if best is not None:
+            note(page, axes, best, f"kept: epoch {best}" if axes is panels[0] else "")
 
 
 def _history_words(
@@ -346,11 +341,14 @@ def _history_words(
     best: int | None,
     held_out: str,
 ) -> str:
-    words = [f"{int(history[-1]['epoch'])} epochs"]
+    last = int(history[-1]["epoch"])
+    words = [f"{last} epoch{'' if last == 1 else 's'}"]
     named = {"train_loss": "training loss", "dev_loss": f"{held_out} loss"}
     for name, what in named.items():
-        if len(rows[name][0]):
-            words.append(f"{what} went from {rows[name][1][0]:.4f} to {rows[name][1][-1]:.4f}")
+        values = rows[name][1]
+        if len(values):
+            went = f"went from {values[0]:.4f} to" if len(values) > 1 else "was"
+            words.append(f"{what} {went} {values[-1]:.4f}")
     epochs, accuracy = rows["dev_accuracy"]
     if len(epochs):
         top = int(accuracy.argmax())
@@ -371,16 +369,15 @@ def rate_curve(curve: Sequence[Mapping[str, Any]], chosen: float, *, prefix: str
     prefix : str, default "rates"
     """
     x, y = (np.array([float(row[name]) for row in curve]) for name in ("lr", "loss"))
-    with sheet(prefix, WIDTH, 260) as page:
-        axes = framed(page, "learning rate, logarithmic", "loss, a running mean over steps", bottom=260)
+    with sheet(prefix, WIDTH, 280) as page:
+        axes = framed(page, "learning rate, logarithmic", "loss, a running mean over steps", bottom=280, noted=True)
         axes.set_xscale("log")
         axes.plot(x, y, **{**STYLES[0], "marker": None}, linewidth=2.0)
         _loss_axis(axes, y.min(), y.max())
         low, high = min(x.min(), chosen), max(x.max(), chosen)
         axes.set_xlim(low / 1.1, high * 1.1)
         log_ticks(axes.xaxis, low, high)
-        axes.axvline(chosen, zorder=1, **_CHOSEN)
-        _words_over(page, axes, chosen, f"lr = {number_words(chosen)}")
+        note(page, axes, chosen, f"lr = {number_words(chosen)}")
         lowest = int(y.argmin())
         words = f"The loss is lowest, {y[lowest]:.4f}, at a learning rate of {number_words(x[lowest])}"
         words += f" of the {len(x)} from {number_words(x[0])} to {number_words(x[-1])}"
@@ -410,7 +407,7 @@ def learning_curve(curve: LearningCurve, *, prefix: str = "curve") -> Markup:
             f"{int(size):,} images {_percent(at)} ({_percent(a)} to {_percent(b)})"
             for size, at, a, b in zip(n, mean, low, high, strict=True)
         ]
-        return page.markup("Learning curve", f"{what.capitalize()} with {'; '.join(points)}. {curve.verdict}.")
+        return page.markup("Learning curve", f"{what.capitalize()} with {'; '.join(points)}; {curve.verdict}.")
 
 
 _CURVE_KEYS = ("n", "mean", "low", "high")

@@ -26,7 +26,12 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": COLOURS["s1"], "linestyle": (0, (5, 3)), "marker": "s"},
     {"color": COLOURS["s2"], "linestyle": (0, (1, 2)), "marker": "D"},
 )
-MARK = {"linewidth": 2.0, "markersize": 6.0, "markeredgewidth": 1.0, "markeredgecolor": COLOURS["paper"]}
+MARK: dict[str, Any] = {
+    "linewidth": 2.0,
+    "markersize": 6.0,
+    "markeredgewidth": 1.0,
+    "markeredgecolor": COLOURS["paper"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,16 @@ class Key:
     style: dict[str, Any]
 
 
-def framed(page: Sheet, x_title: str, y_title: str, *, top: float = 0.0, bottom: float, left: float = 50.0) -> Axes:
+def framed(
+    page: Sheet, x_title: str, y_title: str, *, top: float = 0.0, bottom: float, noted: bool = False, left: float = 50.0
+) -> Axes:
     """Return axes between two heights of a sheet, with room for their ticks and titles in between.
 
     The title of the y axis stands above it: turned by 90 degrees it is hard to read, and takes width from a phone.
+    Where axes are `noted`, there is a line of room between the two for `note`.
     """
     foot = bottom - (2 * LINE + 6 if x_title else LINE)
-    axes = page.axes(left, top + LINE + 9, page.width - 14, foot)
+    axes = page.axes(left, top + LINE * (1 + noted) + 9, page.width - 14, foot)
     axes.grid(axis="y")
     page.text(2, top + LINE - 5, y_title, colour="muted")
     if x_title:
@@ -51,12 +59,21 @@ def framed(page: Sheet, x_title: str, y_title: str, *, top: float = 0.0, bottom:
     return axes
 
 
+def note(page: Sheet, axes: Axes, x: float, words: str) -> None:
+    """Draw a line at a place of the x axis, and say above it what is there."""
+    axes.axvline(x, zorder=1, color=COLOURS["muted"], linewidth=1.2, linestyle=(0, (3, 3)))
+    at = float(page.pixels(axes, np.array([x]), np.array([axes.get_ylim()[0]]))[0][0])
+    half = text_width(words) / 2 + 4
+    top = page.height - axes.get_window_extent().y1
+    page.text(min(max(at, half), page.width - half), top - 6, words, anchor="middle", bold=True)
+
+
 def few_ticks(axis: Any, count: int = 5, *, whole: bool = False) -> None:
     """Give an axis so many ticks or fewer, at round numbers."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(count, integer=whole, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number_words(value)))
+    axis.set_major_locator(MaxNLocator(count, integer=whole, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def percent_ticks(axis: Any, count: int = 5) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -26,6 +28,7 @@ from .svg import COLOURS, Sheet, sheet
 
 _FONT = 12.0
 _HEIGHT = 330.0
+_FAR = 14.0  # user units from a point to its name, beyond which a line leads from one to the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,10 @@ def pareto(rows: Sequence[Contender], *, prefix: str = "pareto") -> Markup:
     x, y, low, high = (
         np.array([getattr(row, name) for row in rows]) for name in ("seconds", "accuracy", "low", "high")
     )
-    best = {"color": COLOURS["s0"], "marker": "o", "linestyle": "none", **MARK, "markersize": 9.0}
-    rest = {"color": COLOURS["muted"], "marker": "s", "linestyle": "none", **MARK, "markersize": 7.0}
-    keys = [Key("none is faster and better", {**best, "linestyle": "-"})]
-    keys += [] if front.all() else [Key("another one is", rest)]
+    best: dict[str, Any] = {"color": COLOURS["s0"], "marker": "o", "linestyle": "none", **MARK, "markersize": 9.0}
+    rest: dict[str, Any] = {"color": COLOURS["muted"], "marker": "s", "linestyle": "none", **MARK, "markersize": 7.0}
+    keys = [Key("no other is both faster and better", {**best, "linestyle": "-"})]
+    keys += [] if front.all() else [Key("another is", rest)]
     with sheet(prefix, WIDTH, _HEIGHT + legend_height(keys)) as page:
         axes = framed(page, "seconds an image, logarithmic", "accuracy, 95 % interval", bottom=_HEIGHT)
         axes.set_xscale("log")
@@ -100,7 +103,11 @@ def pareto(rows: Sequence[Contender], *, prefix: str = "pareto") -> Markup:
         axes.set_ylim(max(0, low.min() - gap), min(1.02, high.max() + gap))
         percent_ticks(axes.yaxis)
         log_ticks(axes.xaxis, x.min() / room, x.max() * room, 5)
-        _label(page, rows, np.column_stack(page.pixels(axes, x, y)), front)
+        lines = [
+            np.column_stack(page.pixels(axes, *np.array(ends, float).T))
+            for ends in _segments(x, low, high, [*x[order], x.max() * room], y[order])
+        ]
+        _label(page, rows, np.column_stack(page.pixels(axes, x, y)), lines, front)
         legend(page, keys, _HEIGHT)
         return page.markup("Accuracy against time", _words(rows, front, order))
 
@@ -108,9 +115,22 @@ def pareto(rows: Sequence[Contender], *, prefix: str = "pareto") -> Markup:
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def _label(page: Sheet, rows: Sequence[Contender], points: np.ndarray, front: np.ndarray) -> None:
+def _segments(
+    x: np.ndarray, low: np.ndarray, high: np.ndarray, steps_x: Sequence[float], steps_y: np.ndarray
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Return the ends of all lines of the chart, in its data: intervals, and the steps of the front."""
+    found = [((a, b), (a, c)) for a, b, c in zip(x, low, high, strict=True)]
+    found += [((a, y), (b, y)) for (a, b), y in zip(itertools.pairwise(steps_x), steps_y, strict=True)]
+    rises = zip(steps_x[1:], itertools.pairwise(steps_y), strict=False)
+    return found + [((a, y), (a, z)) for a, (y, z) in rises]
+
+
+def _label(
+    page: Sheet, rows: Sequence[Contender], points: np.ndarray, lines: Sequence[np.ndarray], front: np.ndarray
+) -> None:
     """Write names beside their points where there is room, those of the front first; the rest go without."""
     taken: list[_Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points.tolist()]
+    taken += [(*ends.min(axis=0).tolist(), *ends.max(axis=0).tolist()) for ends in lines]
     for at in sorted(range(len(rows)), key=lambda row: not front[row]):
         words = shortened(rows[at].name, 170, _FONT)
         for x, y, anchor in _beside(*points[at].tolist()):
@@ -120,7 +140,9 @@ def _label(page: Sheet, rows: Sequence[Contender], points: np.ndarray, front: np
             )
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                page.text(x, y, words, anchor=anchor, size=_FONT, bold=bool(front[at]))
+                if abs(y - points[at][1]) > _FAR:
+                    page.line([points[at][0], x], [points[at][1], y - 4], color=COLOURS["muted"], linewidth=0.8)
+                page.text(x, y, words, anchor=anchor, size=_FONT, bold=bool(front[at]), halo=True)
                 break
 
 

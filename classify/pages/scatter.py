@@ -63,9 +63,10 @@ def scatter(
 ) -> Markup:
     """Draw a mark for each picture where its embedding lies.
 
-    Colour and shape tell classes apart, and of more than ten the nine with most pictures; the others share a grey dot.
-    Marks are filled, those of pictures that were held out hollow, and wrong predictions have a ring. A mark is a
-    ``use`` with the number of its picture in ``data-picture``; none takes the focus.
+    Colour and shape tell classes apart; of more than ten, the nine in which most predictions are wrong (or that have
+    most pictures, where none is known to be), while the others share a grey dot. Marks are filled, those of pictures
+    that were held out hollow, and wrong predictions have a ring. A mark is a ``use`` with the number of its picture in
+    ``data-picture``; none takes the focus.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def scatter(
     wrong, held_out = (none if flags is None else np.asarray(flags, bool) for flags in (wrong, held_out))
     numbers = np.arange(n) if numbers is None else numbers
     rows = _drawn(n)
-    series = _series(np.asarray(labels), classes)
+    series = _series(np.asarray(labels), classes, wrong)
     kinds = np.append(series.of_class, _OTHERS)[np.asarray(labels)[rows]]  # a label of -1 is the last one, others
     rings, hollow = wrong[rows], held_out[rows]
     keys = _keys(series, bool(rings.any()), bool(hollow.any()))
@@ -94,11 +95,12 @@ def scatter(
     height = _HEIGHT + (places[-1][1] + 10 if places else 0)
     with sheet(prefix, _WIDTH, height) as page:
         x, y = _laid_out(page, projection.points[rows])
-        _symbols(page, {*zip(kinds.tolist(), hollow.tolist(), rings.tolist(), strict=True)} | {k[1:] for k in keys})
+        used = {*zip(kinds.tolist(), hollow.tolist(), rings.tolist(), strict=True)} | {key[1:] for key in keys}
+        _symbols(page, used, 1.0 if len(rows) <= 500 else 0.8 if len(rows) <= 1500 else 0.7)
         marks = page.add("g", {"class": "marks"})
-        # By chance, so that no class covers another; what went wrong is on top.
+        # By chance, so that no class covers another; the other classes are below all, what went wrong is on top.
         order = np.random.default_rng(0).permutation(len(rows))
-        for at in order[np.argsort(rings[order], kind="stable")]:
+        for at in order[np.lexsort((kinds[order] != _OTHERS, rings[order]))]:
             kind = _id(int(kinds[at]), bool(hollow[at]), bool(rings[at]))
             attributes = {"href": f"#{prefix}{kind}", "class": _colour(int(kinds[at])), "x": x[at], "y": y[at]}
             page.child(marks, "use", {**attributes, "data-picture": str(int(numbers[rows[at]]))})
@@ -113,14 +115,16 @@ def _drawn(n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(n, MOST_POINTS, replace=False))
 
 
-def _series(labels: np.ndarray, classes: Sequence[str]) -> _Series:
+def _series(labels: np.ndarray, classes: Sequence[str], wrong: np.ndarray) -> _Series:
     if len(classes) <= N_SERIES:
         return _Series(np.arange(len(classes)), list(classes), "no label" if (labels < 0).any() else "")
-    count = np.bincount(labels[labels >= 0], minlength=len(classes))
-    largest = np.sort(np.argsort(-count, kind="stable")[: N_SERIES - 1])
+    count, mistaken = (
+        np.bincount(labels[rows], minlength=len(classes)) for rows in (labels >= 0, (labels >= 0) & wrong)
+    )
+    shown = np.sort(np.lexsort((-count, -mistaken))[: N_SERIES - 1])
     of_class = np.full(len(classes), _OTHERS)
-    of_class[largest] = np.arange(len(largest))
-    return _Series(of_class, [classes[k] for k in largest], f"{len(classes) - len(largest)} other classes")
+    of_class[shown] = np.arange(len(shown))
+    return _Series(of_class, [classes[k] for k in shown], f"{len(classes) - len(shown)} other classes")
 
 
 def _laid_out(page: Sheet, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,11 +148,13 @@ def _colour(kind: int) -> str:
     return "muted" if kind == _OTHERS else f"s{kind}"
 
 
-def _symbols(page: Sheet, wanted: set[tuple[int, bool, bool]]) -> None:
-    """Define each mark that is used, in the colour of what uses it."""
+def _symbols(page: Sheet, wanted: set[tuple[int, bool, bool]], size: float) -> None:
+    """Define each mark that is used, in the colour of what uses it, smaller where there are many."""
     defs = page.add("defs")
     for kind, hollow, ring in sorted(wanted):
-        group = page.child(defs, "g", {"id": f"{page.prefix}{_id(kind, hollow, ring)}"})
+        group = page.child(
+            defs, "g", {"id": f"{page.prefix}{_id(kind, hollow, ring)}", "transform": f"scale({size:g})"}
+        )
         shape = _DOT if kind == _OTHERS else _SHAPES[kind]
         paint = {"fill": "var(--paper)", "stroke": "currentColor", "stroke-width": "1.5"}
         filled = {"fill": "currentColor", "stroke": "var(--paper)", "stroke-width": "0.6"}
@@ -157,7 +163,7 @@ def _symbols(page: Sheet, wanted: set[tuple[int, bool, bool]]) -> None:
             page.child(
                 group,
                 "circle",
-                {"r": "7.5", "class": "bad", "fill": "none", "stroke": "currentColor", "stroke-width": "1.8"},
+                {"r": "7.5", "fill": "none", "stroke": "var(--bad)", "stroke-width": "1.8"},
             )
 
 

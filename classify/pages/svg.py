@@ -64,6 +64,7 @@ _SETTINGS = {
     "xtick.labelsize": FONT,
     "ytick.labelsize": FONT,
     "ytick.major.size": 0.0,
+    "xtick.major.pad": 5.0,
     "xtick.minor.size": 0.0,
     "ytick.minor.size": 0.0,
     "path.simplify": False,
@@ -129,11 +130,18 @@ class Sheet:
         anchor: str = "start",
         size: float = FONT,
         bold: bool = False,
+        halo: bool = False,
     ) -> None:
-        """Add words as they are, whatever they are; y is that of the line they stand on."""
+        """Add words as they are, whatever they are; y is that of the line they stand on.
+
+        A halo of the paper's colour keeps them apart from the lines that they cross.
+        """
         attributes = {"x": x, "y": y, "class": colour, "fill": "currentColor", "font-size": size}
         attributes |= {} if anchor == "start" else {"text-anchor": anchor}
-        self.add("text", attributes | ({"font-weight": "bold"} if bold else {}), printable(words))
+        attributes |= {"font-weight": "bold"} if bold else {}
+        attributes |= {"stroke": "var(--paper)", "stroke-width": 3, "paint-order": "stroke"} if halo else {}
+        if words:
+            self.add("text", attributes, printable(words))
 
     def child(self, parent: Any, tag: str, attributes: Mapping[str, Any], text: str | None = None) -> Any:
         """Add an element inside one that was added, and return it."""
@@ -177,7 +185,8 @@ class Sheet:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
         text = io.StringIO()
-        FigureCanvasSVG(self._figure).print_svg(text, metadata={"Date": None})
+        canvas: Any = FigureCanvasSVG(self._figure)
+        canvas.print_svg(text, metadata={"Date": None})
         root = ElementTree.fromstring(text.getvalue())
         for element in root.iter():
             element.tag = element.tag.removeprefix(f"{{{_SVG}}}")
@@ -199,8 +208,11 @@ def sheet(prefix: str, width: float, height: float) -> Iterator[Sheet]:
         _load_quietly()
         import matplotlib
 
-        defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in _LEFT_ALONE}
-        with matplotlib.rc_context({**defaults, **_SETTINGS}):
+        settings: Any = dict(matplotlib.rcParamsDefault)
+        for name in _LEFT_ALONE:
+            settings.pop(name, None)
+        settings.update(_SETTINGS)
+        with matplotlib.rc_context(settings):
             yield Sheet(prefix, width, height)
 
 
@@ -267,12 +279,12 @@ def _tidy(root: ElementTree.Element, prefix: str) -> None:
 
 
 def _style_to_attributes(element: ElementTree.Element) -> None:
-    style = element.attrib.pop("style", "")
-    pairs = dict(map(str.strip, pair.split(":", 1)) for pair in style.split(";") if pair.strip())
-    for name, value in pairs.items():
+    for pair in filter(str.strip, element.attrib.pop("style", "").split(";")):
+        name, value = map(str.strip, pair.split(":", 1))
         if name in _KEPT:
             element.set(name, value.removesuffix("px"))
-    colours = {name: _NAME_OF[value] for name in ("fill", "stroke") if (value := element.get(name)) in _NAME_OF}
+    found = {name: element.get(name, "") for name in ("fill", "stroke")}
+    colours = {name: _NAME_OF[value] for name, value in found.items() if value in _NAME_OF}
     # One colour an element, beside the paper's, which is written where both are.
     chosen = {name for name in colours.values() if name != "paper"} or set(colours.values())
     for attribute, name in colours.items():

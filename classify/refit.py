@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .dataset import LabelledSet
 from .heads import make_head
 from .model import SavedModel
-from .several import LabelsHead, labels_head
+from .several import labels_head
 
 if TYPE_CHECKING:
     from .head import Head
@@ -40,6 +40,4 @@ def refitted(model: SavedModel, data: LabelledSet) -> Head | None:
     settings |= model.facts.get("setting", {})
     X, y = data.part("train")
     head = labels_head(model.kind, **settings) if model.multi_label else make_head(model.kind, **settings)
-    return head.fit(
-        X, y, data.features.classes, groups=data.group[data.split == "train"], blocks=data.features.dims
-    )
+    return head.fit(X, y, data.features.classes, groups=data.group[data.split == "train"], blocks=data.features.dims)

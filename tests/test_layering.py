@@ -25,7 +25,7 @@ ALLOWED = {
     "classify": {"classify", "extract", "cache", "errors", ""},
     "finetune": {"finetune", "classify", "extract", "cache", "errors", ""},
     "export": {"export", "classify", "extract", "cache", "errors", ""},
-    "pages": {"pages", "classify", "extract", "cache", "errors", ""},
+    "pages": {"pages", "finetune", "classify", "extract", "cache", "errors", ""},
     "serve": {"serve", "classify", "extract", "cache", "errors", ""},
     "demo": {"classify", "extract", "errors"},
     "console": {"errors"},

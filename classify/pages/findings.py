@@ -101,9 +101,7 @@ class Findings:
         X = self.labelled.features.X
         group = self.labelled.group
         reference = of_length_one(X[self.labelled.rows[train]])
-        found = nearest(
-            X[self.labelled.rows[rows]], reference, min(NEIGHBOURS, len(train)), group[rows], group[train]
-        )
+        found = nearest(X[self.labelled.rows[rows]], reference, min(NEIGHBOURS, len(train)), group[rows], group[train])
         return np.concatenate([train[place] for _, _, place in found])
 
     def outliers(self) -> list[dict[str, Any]]:
@@ -119,8 +117,13 @@ class Findings:
     def across(self) -> list[list[dict[str, Any]]]:
         """Return the groups of copies that are in train and in another split, then those within one."""
         groups = self.diagnostics.near_copies
-        leaks = [group for group in groups if {"train"} < {row["split"] for row in group}]
+        leaks = [group for group in groups if is_leak(group)]
         return leaks + [group for group in groups if group not in leaks]
+
+
+def is_leak(group: list[dict[str, Any]]) -> bool:
+    """Tell whether copies, as `Diagnostics` has them, are in train and in another split."""
+    return {"train"} < {row["split"] for row in group}
 
 
 def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: str) -> Findings:
@@ -186,7 +189,7 @@ def _reliabilities(model: SavedModel, evaluation: Evaluation) -> tuple[Reliabili
 
 
 def _on_map(labelled: LabelledSet, scored: np.ndarray, seed: int) -> np.ndarray:
-    """Choose rows for the map: those that were scored and training images, half of the room each where both are many."""
+    """Choose rows for the map: scored and training images, half of the room each where both are many."""
     rng = np.random.default_rng(seed)
     others = np.setdiff1d(np.flatnonzero(labelled.split == "train"), scored)
     room = max(MOST_ON_MAP // 2, MOST_ON_MAP - len(others))

@@ -1,4 +1,4 @@
-"""Small pictures for a page: each once, as WebP in base64, the most wanted first until the page would grow too large."""
+"""Small pictures for a page: each once, as WebP in base64, the most wanted first, as long as there is room."""
 
 from __future__ import annotations
 

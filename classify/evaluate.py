@@ -71,7 +71,12 @@ def evaluate(
 
 
 def score_on(
-    classifier: Classifier, data: str | os.PathLike[str] | None, split: str, *, like: SavedModel | None = None
+    classifier: Classifier,
+    data: str | os.PathLike[str] | None,
+    split: str,
+    *,
+    like: SavedModel | None = None,
+    copies: bool = False,
 ) -> tuple[Evaluation, LabelledSet]:
     """Score a model on the images of a split, and return the whole dataset with it.
 
@@ -85,6 +90,8 @@ def score_on(
     like : SavedModel, optional
         Whose dataset is taken where `data` is None, and which says whether copies are left out: the model's own where
         it is None.
+    copies : bool, default False
+        Look for near copies even where none is left out.
 
     Raises
     ------
@@ -93,7 +100,7 @@ def score_on(
     """
     training = (like or classifier.model).training
     dedupe = training.get("dedupe") is not None
-    labelled = _dataset(classifier, data, Path(training["source"]), dedupe=dedupe)
+    labelled = _dataset(classifier, data, Path(training["source"]), dedupe=dedupe, copies=copies)
     split = _split_there(labelled, split, own=_trained_on(classifier, labelled.features))
     if split == "all":
         labelled = replace(labelled, split=np.full(len(labelled.y), "all"))
@@ -130,7 +137,9 @@ def _split_there(labelled: LabelledSet, split: str, *, own: bool) -> str:
     return split
 
 
-def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool) -> LabelledSet:
+def _dataset(
+    classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool, copies: bool
+) -> LabelledSet:
     """Take a dataset from the disk, or, without one, the one that a model was trained on from the cache."""
     training = classifier.model.training
     features = _from_cache(classifier, source) if data is None else _from_disk(classifier, Path(data))
@@ -147,7 +156,7 @@ def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source
             f"{list(features.classes)}; fit a head anew with `headstart fit-head {features.listing.root}`"
         )
     fraction = training.get("held_out") if _trained_on(classifier, features) else None
-    near_copies = training.get("near_copies", "none") if dedupe else "none"
+    near_copies = training.get("near_copies", "none") if dedupe or copies else "none"
     return labelled_set(features, 0.0 if fraction is None else fraction, dedupe=dedupe, near_copies=near_copies)
 
 

@@ -74,6 +74,11 @@ class Findings:
         features = self.labelled.features
         return [features.listing.paths[number] for number in features.rows[self.labelled.rows].tolist()]
 
+    def name(self, row: int) -> str:
+        """Return the path of a row below the dataset's folder."""
+        features = self.labelled.features
+        return os.fsdecode(features.listing.paths[features.rows[self.labelled.rows[row]]])
+
     def digests(self) -> list[bytes]:
         """Return the SHA-256 of each row's bytes, as it was embedded."""
         return [row.tobytes() for row in self.labelled.features.digest[self.labelled.rows]]
@@ -137,10 +142,8 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
         As in `headstart.evaluate`.
     """
     model = classifier.model
-    evaluation, labelled = score_on(classifier, data, split)
+    evaluation, labelled = score_on(classifier, data, split, copies=True)
     scored = np.flatnonzero(labelled.split == evaluation.split)
-    if evaluation.split == "all":
-        scored = np.arange(len(labelled.y))
     own = labelled.features.listing.source == model.training["source"] and (labelled.split == "train").any()
     head = refitted(model, labelled) if own else None
     novelty = model.novelty if own else None

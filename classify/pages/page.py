@@ -65,7 +65,7 @@ def _environment() -> Environment:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share as a person reads it, or a dash where it is not known."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"  # noqa: RUF001  (a dash, as in a table)
+    return "–" if share is None else f"{100 * share:.{digits}f}\u00a0%"  # noqa: RUF001  (a dash, as in a table)
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:

@@ -200,7 +200,7 @@ def _galleries(found: Findings) -> dict[str, Any]:
 
 def _placed(found: Findings, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = found.rows_of(item["path"] for item in items)
-    return [{**item, "row": row} for item, row in zip(items, rows, strict=True)]
+    return [{**item, "row": row, "path": found.name(row)} for item, row in zip(items, rows, strict=True)]
 
 
 def _worst(found: Findings) -> list[dict[str, Any]]:
@@ -209,7 +209,7 @@ def _worst(found: Findings) -> list[dict[str, Any]]:
     return [
         {
             "row": int(row),
-            "path": str(found.evaluation.paths[place]),
+            "path": found.name(int(row)),
             "label": _label(found, int(row)),
             "answer": _answer(found, int(place)),
             "sure": float(found.confidence()[place]),
@@ -260,14 +260,19 @@ def _wanted(found: Findings, table: Confusion, sections: dict[str, Any]) -> list
 def _data(found: Findings, table: Confusion, album: Album, wanted: Sequence[int]) -> Markup:
     """Return what the page's script needs: pictures, what they are, which are behind each cell."""
     places = {int(row): place for place, row in enumerate(found.scored)}
-    right, sure, paths = found.evaluation.right(), found.confidence(), found.labelled.features.paths
+    right, sure = found.evaluation.right(), found.confidence()
     rows = {}
     for row in wanted:
         place = places.get(row)
         answer = "" if place is None or right[place] else printable(_answer(found, place))
         probability = "" if place is None else f"{100 * sure[place]:.0f} %"
-        path = printable(str(paths[found.labelled.rows[row]]))
-        rows[row] = [path, printable(_label(found, row)), answer, probability, int(place is None or right[place])]
+        rows[row] = [
+            printable(found.name(row)),
+            printable(_label(found, row)),
+            answer,
+            probability,
+            int(place is None or right[place]),
+        ]
     cells = {cell.id: {"title": cell.title, "count": cell.count, "rows": cell.rows} for cell in table.cells()}
     return as_data({"pictures": album.images, "missing": album.missing, "rows": rows, "cells": cells})
 

@@ -117,7 +117,7 @@ def calibration(found: Findings) -> str:
         f"over {s['n']:,} {_SPLITS[found.evaluation.split]}"
     )
     if temperature == 1.0:
-        return f"{sentence}; no temperature was fitted."
+        return f"{sentence}; the temperature is 1, which leaves them as they are."
     return f"{sentence}; without the temperature of {temperature:.2f}, fitted on training pictures, it would be " + (
         f"{percent(s['ece_uncalibrated'])}."
     )

@@ -55,27 +55,25 @@ def test_rows_are_not_copied_and_not_changed(monkeypatch):
     assert np.array_equal(X, before)
 
 
-@pytest.mark.parametrize("method", ["pca", "umap"])
-@pytest.mark.parametrize(
-    "X",
-    [
-        np.zeros((0, 5)),
-        np.ones((1, 5)),
-        np.eye(2, 5),
-        np.ones((3, 5)),
-        np.full((9, 5), 3.0),
-        np.eye(6, 1),
-        np.zeros((4, 0)),
-    ],
-    ids=["none", "one", "two", "three alike", "nine alike", "one feature", "no feature"],
-)
-def test_next_to_nothing_has_a_place_too(X, method):
-    if method == "umap" and len(X) > 3:
-        pytest.skip("takes a minute to load")
-    found = project(X.astype(np.float32), method)
-    assert found.points.shape == (len(X), 2)
-    assert np.isfinite(found.points).all()
-    assert all(0 <= share <= 1 for share in found.explained)
+NEXT_TO_NOTHING = {
+    "none": np.zeros((0, 5)),
+    "one": np.ones((1, 5)),
+    "two": np.eye(2, 5),
+    "three alike": np.ones((3, 5)),
+    "nine alike": np.full((9, 5), 3.0),
+    "one feature": np.eye(6, 1),
+    "no feature": np.zeros((4, 0)),
+}
+
+
+@pytest.mark.parametrize("rows", NEXT_TO_NOTHING)
+def test_next_to_nothing_has_a_place_too(rows):
+    X = NEXT_TO_NOTHING[rows].astype(np.float32)
+    for method in ("pca", "umap") if len(X) < 4 else ("pca",):  # which lays out fewer rows than UMAP can
+        found = project(X, method)
+        assert found.points.shape == (len(X), 2)
+        assert np.isfinite(found.points).all()
+        assert all(0 <= share <= 1 for share in found.explained)
 
 
 def test_an_unknown_method_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ MARK: dict[str, Any] = {
     "markeredgewidth": 1.0,
     "markeredgecolor": COLOURS["paper"],
 }
+BAND: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
+_LOG_BEYOND = 6.0  # times the lowest loss: a linear axis would hide what is low
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,26 @@ def log_places(low: float, high: float, most: int = 6) -> list[float]:
     return inside or [low]
 
 
+def loss_axis(axes: Axes, low: float, high: float) -> None:
+    """Set the limits of a loss's axis, logarithmic where losses are of several sizes."""
+    if low > 0 and high > _LOG_BEYOND * low:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.15, high * 1.15)
+        log_ticks(axes.yaxis, low, high, 5)
+        return
+    room = 0.08 * (high - low) or max(0.1 * abs(high), 0.01)
+    axes.set_ylim(max(0, low - room) if low >= 0 else low - room, high + room)
+    few_ticks(axes.yaxis)
+
+
+def share_axis(axes: Axes, *values: np.ndarray) -> None:
+    """Set the limits of an axis of shares to what is there, and no further than 0 and 1."""
+    low, high = min(map(np.min, values)), max(map(np.max, values))
+    room = max(0.08 * (high - low), 0.01)
+    axes.set_ylim(max(0.0, low - room), min(1.0, high + room))
+    percent_ticks(axes.yaxis)
+
+
 def number_words(value: float) -> str:
     """Return a number as a tick or a sentence shows it: ``0.001``, ``10⁻⁵``, ``2,000``."""
     if value and (abs(value) < 5e-4 or abs(value) >= 1e6):
@@ -112,6 +135,11 @@ def number_words(value: float) -> str:
         ten = "10" + str(int(power)).translate(_SUPERSCRIPTS)
         return ten if digits == "1" else f"{digits}·{ten}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """Return a share, 0 to 1, in percent."""
+    return f"{100 * share:.1f} %"
 
 
 def text_width(words: str, size: float = FONT) -> float:
@@ -124,9 +152,11 @@ def shortened(words: str, width: float, size: float = FONT) -> str:
     words = printable(words)
     if text_width(words, size) <= width:
         return words
-    while words and text_width(words + "…", size) > width:
-        words = words[:-1]
-    return words + "…"
+    room = width - text_width("…", size)
+    kept = itertools.takewhile(
+        lambda end: end <= room, itertools.accumulate(text_width(letter, size) for letter in words)
+    )
+    return words[: sum(1 for _ in kept)] + "…"
 
 
 def legend_height(keys: Sequence[Key], width: float = WIDTH) -> float:

@@ -85,27 +85,22 @@ def pareto(rows: Sequence[Contender], *, prefix: str = "pareto") -> Markup:
     with sheet(prefix, WIDTH, _HEIGHT + legend_height(keys)) as page:
         axes = framed(page, "seconds an image, logarithmic", "accuracy, 95 % interval", bottom=_HEIGHT)
         axes.set_xscale("log")
+        order = np.flatnonzero(front)[np.argsort(x[front], kind="stable")]
+        room = (x.max() / x.min()) ** 0.12 if x.max() > x.min() else 1.5
+        gap = max(0.06 * (high.max() - low.min()), 0.01)
+        axes.set_xlim(x.min() / room, x.max() * room)
+        axes.set_ylim(max(0, low.min() - gap), min(1.02, high.max() + gap))
         for chosen, style in ((~front, rest), (front, best)):
             axes.vlines(x[chosen], low[chosen], high[chosen], color=style["color"], linewidth=1.2)
             axes.plot(x[chosen], y[chosen], **style)
-        order = np.flatnonzero(front)[np.argsort(x[front], kind="stable")]
-        room = (x.max() / x.min()) ** 0.12 if x.max() > x.min() else 1.5
-        axes.set_xlim(x.min() / room, x.max() * room)
-        axes.step(
-            [*x[order], x.max() * room],
-            [*y[order], y[order[-1]]],
-            where="post",
-            color=COLOURS["s0"],
-            linewidth=1.5,
-            zorder=1,
-        )
-        gap = max(0.06 * (high.max() - low.min()), 0.01)
-        axes.set_ylim(max(0, low.min() - gap), min(1.02, high.max() + gap))
+        end = x.max() * room
+        steps: dict[str, Any] = {"where": "post", "color": best["color"], "linewidth": 1.5, "zorder": 1}
+        axes.step([*x[order], end], [*y[order], y[order[-1]]], **steps)
         percent_ticks(axes.yaxis)
         log_ticks(axes.xaxis, x.min() / room, x.max() * room, 5)
         lines = [
             np.column_stack(page.pixels(axes, *np.array(ends, float).T))
-            for ends in _segments(x, low, high, [*x[order], x.max() * room], y[order])
+            for ends in _segments(x, low, high, [*x[order], end], y[order])
         ]
         _label(page, rows, np.column_stack(page.pixels(axes, x, y)), lines, front)
         legend(page, keys, _HEIGHT)

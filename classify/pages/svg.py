@@ -10,6 +10,7 @@ called ``$x$`` and hide one called ``_x``: they are put into the tree as text.
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import re
@@ -225,7 +226,8 @@ def _load_quietly() -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        pass
+        importlib.import_module("matplotlib.backends.backend_svg")
+        importlib.import_module("matplotlib.font_manager")
     finally:
         logger.setLevel(level)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .classify.finetune.job import finetune
     from .classify.fit import fit_head
     from .classify.predict import load
+    from .classify.serve.server import serve
     from .classify.show import show
     from .extract.job import extract
 
@@ -35,6 +36,7 @@ __all__ = [
     "finetune",
     "fit_head",
     "load",
+    "serve",
     "show",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "extract": "extract.job",
     "fit_head": "classify.fit",
     "load": "classify.predict",
+    "serve": "classify.serve.server",
     "show": "classify.show",
 }
 

@@ -37,6 +37,7 @@ from .cli_options import (
     space_options,
     trained_options,
 )
+from .cli_serve import serve
 from .console import NumberOr, common, run_command
 from .errors import UsageError
 
@@ -277,6 +278,7 @@ def demo(out: Path) -> Any:
 
 
 commands.add_command(finetune)
+commands.add_command(serve)
 commands.add_command(cache)
 
 

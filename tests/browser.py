@@ -39,6 +39,7 @@ def open_browser(width: int, dark: bool = False) -> Iterator[Any]:
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})  # they take width of their own
             yield driver
         finally:
             driver.quit()

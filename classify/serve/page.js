@@ -82,7 +82,7 @@ function show(place, found) {
   place.said.append(chances);
   if (ranked.length > SHOWN) place.said.append(element("p", "more", `and ${ranked.length - SHOWN} less likely`));
   if (found.set) {
-    const sure = about.coverage === null ? "" : ` (right ${percent(about.coverage)} of the time)`;
+    const sure = about.coverage === null ? "" : ` (right ${Number((100 * about.coverage).toFixed(1))} % of the time)`;
     place.said.append(element("p", "note", `One of: ${found.set.join(", ")}${sure}`));
   }
   if (found.novelty !== null && found.novelty <= about.unlike) {

@@ -30,7 +30,9 @@ HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import run; r
 @contextlib.contextmanager
 def server(model: Path, *words: str) -> Iterator[int]:
     """Start a server; yield its port."""
-    process = subprocess.Popen([*HEADSTART, "serve", str(model), "--port", "0", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*HEADSTART, "serve", str(model), "--port", "0", *words], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     try:
         for line in process.stderr:

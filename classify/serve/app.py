@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ... import __version__
 from ...errors import HeadstartError
-from ..prediction import Prediction
 from .guard import Guard
 from .limits import RequestError
 from .service import Service

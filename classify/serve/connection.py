@@ -6,9 +6,9 @@ import asyncio
 import json
 from typing import Any
 
+from .guard import MAX_HEADERS
 from .limits import Limits
 
-MAX_HEADERS = 16 << 10  # bytes
 _CLOSE = ("connection", "close")
 
 

@@ -6,11 +6,11 @@ import asyncio
 import ipaddress
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from ...errors import printable
 from .limits import Limits, RequestError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("headstart.classify")
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+MAX_HEADERS = 16 << 10  # bytes
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z._-]+))(?::[0-9]{1,5})?")
 LINGER = 2.0  # seconds that a client which is refused may go on sending, so that it comes to read why
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; connect-src 'self'; "
@@ -96,20 +98,24 @@ class Guard:
         logger.debug("%s %s: %d, %.3f s", scope["method"], printable(scope["path"]), exchange.status, seconds)
 
     def _check(self, scope: Scope) -> None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+            raise RequestError(431, f"the headers are longer than {MAX_HEADERS} bytes")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        name = urlsplit(f"//{host}").hostname if _is_plain(host) else None
+        name = _name_of(host)
         if name is None:
             raise RequestError(400, "the Host of the request is none")
         if self._hosts and name not in self._hosts:
-            raise RequestError(421, f"this server does not answer as {printable(name)[:80]}; start it with --allow-host")
+            raise RequestError(421, f"this server does not answer as {name[:80]}; start it with --allow-host")
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1").lower()).netloc != host:
+        if origin is not None and origin.decode("latin-1").lower() not in (f"http://{host}", f"https://{host}"):
             raise RequestError(403, "pages of other sites may not use this server")
 
 
-def _is_plain(host: str) -> bool:
-    return host.isascii() and host.replace("-", "").translate({ord(sign): None for sign in ".:[]_"}).isalnum()
+def _name_of(host: str) -> str | None:
+    """Return the name, without its port, that a request came under; None where it is none."""
+    found = _HOST.fullmatch(host)
+    return None if found is None else found[1] or found[2]
 
 
 class _Exchange:
@@ -161,7 +167,10 @@ class _Exchange:
 
 
 def _in_our_words(error: HTTPException) -> RequestError:
-    said = {404: "there is no such page; POST pictures to /predict", 405: "wrong method; the header Allow has the right one"}
+    said = {
+        404: "there is no such page; POST pictures to /predict",
+        405: "wrong method; the header Allow has the right one",
+    }
     return RequestError(error.status_code, said.get(error.status_code, error.detail), dict(error.headers or {}))
 
 

@@ -48,7 +48,9 @@ class Limits:
         if not 0 < self.timeout < math.inf:
             raise UsageError(f"timeout must be a number of seconds above 0; got {self.timeout!r}")
         if self.queue < self.max_pictures:
-            raise UsageError(f"queue must have room for the {self.max_pictures} pictures of a request; got {self.queue}")
+            raise UsageError(
+                f"queue must have room for the {self.max_pictures} pictures of a request; got {self.queue}"
+            )
 
 
 class RequestError(HeadstartError, ValueError):

@@ -14,8 +14,8 @@ from ...extract.embedder import Embedder
 from ...extract.plan import NOT_FINITE
 from ...extract.preprocess import Pixels, to_input
 from ..model import check_bodies
-from ..prediction import Prediction
 from ..predict import Classifier
+from ..prediction import Prediction
 
 logger = logging.getLogger("headstart.classify")
 

@@ -181,9 +181,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _cannot_listen(error: OSError, host: str, port: int) -> ServerError:
     if error.errno == errno.EADDRINUSE:
-        return ServerError(
-            f"port {port} of {host} is in use; pass another --port, or --port 0 for one that is free"
-        )
+        return ServerError(f"port {port} of {host} is in use; pass another --port, or --port 0 for one that is free")
     if error.errno == errno.EACCES:
         return ServerError(f"port {port} of {host} may not be used ({error.strerror}); pass a --port above 1023")
     return ServerError(f"{printable(host)} is no address of this machine ({error.strerror}); pass another --host")

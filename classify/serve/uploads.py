@@ -102,9 +102,7 @@ def _too_large(limits: Limits) -> RequestError:
     return RequestError(413, f"the body is larger than the limit of {limits.max_bytes} bytes")
 
 
-async def _limited(
-    body: AsyncIterator[bytes], limits: Limits, take: Callable[[int], None]
-) -> AsyncIterator[bytes]:
+async def _limited(body: AsyncIterator[bytes], limits: Limits, take: Callable[[int], None]) -> AsyncIterator[bytes]:
     """Hand a body on, as far as it may reach."""
     size = 0
     async for chunk in body:

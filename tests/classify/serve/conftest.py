@@ -65,7 +65,9 @@ def request(body: bytes, kind: str, *more: str) -> bytes:
 
 def form(*files: tuple[str, bytes]) -> bytes:
     parts = [
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode("utf-8", "surrogateescape")
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode(
+            "utf-8", "surrogateescape"
+        )
         + data
         + b"\r\n"
         for name, data in files
@@ -115,7 +117,18 @@ def model(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as it was, with narrow limits so that they are quick to reach."""
-    words = ("--max-bytes", 2_000_000, "--max-pictures", 8, "--timeout", 2, "--coverage", ".9", "--max-pixels", 30_000_000)
+    words = (
+        "--max-bytes",
+        2_000_000,
+        "--max-pictures",
+        8,
+        "--timeout",
+        2,
+        "--coverage",
+        ".9",
+        "--max-pixels",
+        30_000_000,
+    )
     folder = tmp_path_factory.mktemp("server")
     with serving(model, *words, folder=folder) as server:
         yield server

@@ -124,7 +124,9 @@ def drawn(tmp_path_factory):
     torch.set_num_threads(1)
     headstart.extract(folder / "list.csv", "resnet18", **small)
     headstart.extract(folder / "photos", "resnet18", store_dtype="float16", **small)
-    headstart.extract(folder / "photos", "mobilenet_v3_small", layer=["features.8", "features.4"], **small | {"crop": 48})
+    headstart.extract(
+        folder / "photos", "mobilenet_v3_small", layer=["features.8", "features.4"], **small | {"crop": 48}
+    )
     yield folder
     torch.set_num_threads(threads)
 
@@ -198,7 +200,9 @@ def crowd(start, few, model, tmp_path, seconds):
         for answer in calls.answers[row.path]:
             assert answer == pytest.approx(list(row.probabilities.values()), abs=TOLERANCE)
     assert sum(map(len, calls.answers.values())) >= len(predicted), "each picture was asked for"
-    pictures, passes = (int(word) for word in (said.split(" pictures in")[0].split()[-1], said.split(" passes")[0].split()[-1]))
+    pictures, passes = (
+        int(word) for word in (said.split(" pictures in")[0].split()[-1], said.split(" passes")[0].split()[-1])
+    )
     assert pictures == len(calls.seconds)
     assert passes < pictures / 4, "they went through together"
 

@@ -25,7 +25,9 @@ def read(body: bytes, size: int = 1000, limits: Limits = LIMITS, room: Room | No
 
     async def main():
         with (room or Room(10**9)).share() as take:
-            return await read_pictures({name.replace("_", "-"): value for name, value in headers.items()}, chunks(), limits, take)
+            return await read_pictures(
+                {name.replace("_", "-"): value for name, value in headers.items()}, chunks(), limits, take
+            )
 
     return asyncio.run(main())
 

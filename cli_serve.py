@@ -20,7 +20,7 @@ from .console import Sectioned, common, section
     click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
                  help="0 takes a free one, which the first line names."),
     click.option("--allow-host", "allow_hosts", multiple=True, metavar="NAME",
-                 help="A further name under which requests may come; may repeat [default: localhost, or with --host any]."),
+                 help="A further name under which requests may come; may repeat."),
 )  # fmt: skip
 @section(
     "What it takes",

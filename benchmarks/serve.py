@@ -1,7 +1,7 @@
 """Requests a second of `headstart serve`, with 50 clients at once: pictures in batches against one by one.
 
-Both servers run in turn on the same machine, several times, and the clients, in a process of their own, take their share
-of its cores; the median is told.
+Both servers run in turn on the same machine, several times, and the clients, in a process of their own, take their
+share of its cores; the median is told.
 
 Run: HEADSTART_SAMPLES=... python benchmarks/serve.py [EXTRA OPTIONS OF serve]
 """

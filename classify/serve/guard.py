@@ -54,8 +54,8 @@ def is_local(host: str) -> bool:
 class Guard:
     """Middleware around everything else.
 
-    - A page of another site, open in a browser on this machine, must not use the server: neither under a name of its own
-      that leads here (so the Host is checked), nor across sites (so the Origin is).
+    - A page of another site, open in a browser on this machine, must not use the server: neither under a name of its
+      own that leads here (so the Host is checked), nor across sites (so the Origin is).
     - Every answer carries the headers of `HEADERS`; no answer takes longer to be sent than the limit.
     - An error is one line of JSON, whatever it was.
     - A client that is refused before it has sent everything is read on for a moment, to no use: otherwise its system

@@ -140,7 +140,7 @@ class Service:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._one(picture)) for picture in pictures]
-        except* Exception as errors:
+        except* Exception as errors:  # noqa: BLE001  (raised again, without its group)
             raise _first(errors) from None
         return [task.result() for task in tasks]
 

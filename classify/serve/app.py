@@ -98,7 +98,7 @@ async def _while_there(request: Request, work: Coroutine[Any, Any, Result]) -> R
     """Do work for a client; where it leaves, the work is given up."""
     from starlette.requests import ClientDisconnect
 
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -107,6 +107,12 @@ async def _while_there(request: Request, work: Coroutine[Any, Any, Result]) -> R
     finally:
         working.cancel()
         gone.cancel()
+
+
+async def _left(request: Request) -> None:
+    """Return when the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _unreadable(reason: str) -> RequestError:

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import errno
 import faulthandler
-import gc
 import importlib.util
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -95,6 +94,7 @@ def serve(
     limits: Limits | None = None,
     max_wait_ms: float = 0.0,
     run: RunOptions | None = None,
+    on_ready: Callable[[str], None] = lambda _: None,
 ) -> Served:
     """Serve a saved model until Ctrl-C or SIGTERM; what is in flight then is finished.
 
@@ -119,6 +119,8 @@ def serve(
         Milliseconds that a batch which is not full waits for more pictures.
     run : RunOptions, optional
         Device, pictures a forward pass, threads that decode, and the largest picture.
+    on_ready : callable, optional
+        Told the URL once requests are answered, in the thread that serves.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def serve(
     unpadded = RunOptions(device=run.device, workers=run.workers, max_pixels=run.max_pixels)
     runner = ModelRunner(Classifier(load_model(Path(model)), run=unpadded), coverage)
     with contextlib.closing(_bound(host, port)) as listener:  # before the network is loaded, which takes seconds
-        size = runner.load(run.batch_size)
+        size = _loaded(runner, run.batch_size)
         name = Path(os.path.abspath(model)).name  # noqa: PTH100  (a name that ends in a dot, without following links)
         facts = {"coverage": coverage}
         service = Service(
@@ -152,7 +154,14 @@ def serve(
         server = _server(make_app(service, hosts), limits)
         if not is_local(host):
             logger.warning("whoever can reach %s can use this server: there is no authentication", url)
-        return _run(server, service, listener, url)
+        return _run(server, service, listener, url, on_ready)
+
+
+def _loaded(runner: ModelRunner, batch_size: int | None) -> int:
+    try:
+        return runner.load(batch_size)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted before the server was ready") from None
 
 
 def _require_extra() -> None:
@@ -206,25 +215,29 @@ def _server(app: Any, limits: Limits) -> uvicorn.Server:
     return Server(uvicorn.Config(app, **uvicorn_options(limits)))
 
 
-def _run(server: uvicorn.Server, service: Service, listener: socket.socket, url: str) -> Served:
-    faulthandler.enable()  # a picture that crashes its decoder ends the process: it shall say where
-    gc.collect()
-    gc.freeze()  # a million objects of torch's, which no collection need look at again
+def _run(
+    server: uvicorn.Server, service: Service, listener: socket.socket, url: str, on_ready: Callable[[str], None]
+) -> Served:
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # an error stream that is no file
+        faulthandler.enable()  # a picture that crashes its decoder ends the process: it shall say where
     began = time.perf_counter()
     host, port = listener.getsockname()[:2]
     try:
         with _stopping(server):
-            asyncio.run(_listen(server, service, listener, url))
+            asyncio.run(_listen(server, service, listener, url, on_ready))
     except OSError as error:
         raise _cannot_listen(error, host, port) from error
     return Served(url, service.counts, service.batches, time.perf_counter() - began)
 
 
-async def _listen(server: uvicorn.Server, service: Service, listener: socket.socket, url: str) -> None:
+async def _listen(
+    server: uvicorn.Server, service: Service, listener: socket.socket, url: str, on_ready: Callable[[str], None]
+) -> None:
     work = asyncio.create_task(service.work())
     try:
         listener.listen(server.config.backlog)
         logger.info("%s", _first_line(service, url))
+        on_ready(url)
         await server.serve([listener])
     finally:
         work.cancel()

@@ -92,7 +92,9 @@ def serving(model: Path, *words: str, folder: Path) -> Iterator[Server]:
     """Start a server of a model in a folder of its own; end it with the block, where it has not ended."""
     command = [sys.executable, "-c", CODE, "serve", str(model), "--port", "0", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     said = ""
     try:
         for line in process.stderr:

@@ -221,21 +221,20 @@ def _run(
     with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # an error stream that is no file
         faulthandler.enable()  # a picture that crashes its decoder ends the process: it shall say where
     began = time.perf_counter()
-    host, port = listener.getsockname()[:2]
-    try:
-        with _stopping(server):
-            asyncio.run(_listen(server, service, listener, url, on_ready))
-    except OSError as error:
-        raise _cannot_listen(error, host, port) from error
+    with _stopping(server):
+        asyncio.run(_listen(server, service, listener, url, on_ready))
     return Served(url, service.counts, service.batches, time.perf_counter() - began)
 
 
 async def _listen(
     server: uvicorn.Server, service: Service, listener: socket.socket, url: str, on_ready: Callable[[str], None]
 ) -> None:
-    work = asyncio.create_task(service.work())
     try:
         listener.listen(server.config.backlog)
+    except OSError as error:  # another process has bound the port too, and listens since
+        raise _cannot_listen(error, *listener.getsockname()[:2]) from error
+    work = asyncio.create_task(service.work())
+    try:
         logger.info("%s", _first_line(service, url))
         on_ready(url)
         await server.serve([listener])

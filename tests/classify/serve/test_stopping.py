@@ -80,6 +80,19 @@ def test_a_port_that_is_taken_is_said_before_the_network_is_loaded(model, capsys
     assert line == f"error: port {port} of 127.0.0.1 is in use; pass another --port, or --port 0 for one that is free"
 
 
+def test_python_is_told_when_it_may_ask(model):
+    told = []
+
+    def ready(url):
+        told.append(url)
+        signal.raise_signal(signal.SIGINT)
+
+    done = serving.serve(model, port=0, on_ready=ready)
+    assert told == [done.url]
+    assert done.url.startswith("http://127.0.0.1:")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was before"
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [

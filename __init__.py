@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .classify.fit import fit_head
     from .classify.pages.report import report
     from .classify.predict import load
+    from .classify.serve.server import serve
     from .classify.show import show
     from .extract.job import extract
 
@@ -37,6 +38,7 @@ __all__ = [
     "fit_head",
     "load",
     "report",
+    "serve",
     "show",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "fit_head": "classify.fit",
     "load": "classify.predict",
     "report": "classify.pages.report",
+    "serve": "classify.serve.server",
     "show": "classify.show",
 }
 

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -130,6 +130,20 @@ class Classifier:
         """Class names, in the order of the columns of `predict_proba`."""
         return self.model.classes
 
+    @property
+    def embedders(self) -> list[Embedder]:
+        """What computes rows of the model's feature spaces, one a network; each loads its network when it is used.
+
+        Raises
+        ------
+        CacheFormatError
+            The model was made by other rules of decoding than this version has.
+        """
+        if not self._embedders:
+            requests = self.model.training.get("requests", [{}] * len(self.spaces))
+            self._embedders = embedders_of(self.spaces, requests, self.run)
+        return self._embedders
+
     def embed(self, listing: Listing, base: bytes) -> Listing:
         """Embed the images of a listing that the cache lacks in any of the model's feature spaces.
 
@@ -147,11 +161,8 @@ class Classifier:
         Listing
             With digests and failures filled in.
         """
-        if not self._embedders:
-            requests = self.model.training.get("requests", [{}] * len(self.spaces))
-            self._embedders = embedders_of(self.spaces, requests, self.run)
         try:
-            return embed_listing(self.store, self._embedders, listing, base)[0]
+            return embed_listing(self.store, self.embedders, listing, base)[0]
         except BackboneError:
             check_bodies(self.model)  # a file of the model's own that is gone or damaged has a better line to say it
             raise
@@ -178,7 +189,7 @@ class Classifier:
         UsageError
             The coverage is not between 0 and 1, or the model cannot give such sets.
         """
-        threshold = self._threshold(coverage)
+        threshold = self.threshold(coverage)
         images = list_paths([Path(path) for path in paths])
         listing = unread_listing(images, failure_rules(self.run.max_pixels))
         return self._describe(self.embed(listing, base_folder(images)), threshold)
@@ -187,8 +198,19 @@ class Classifier:
         """Return the probabilities (n, K) float64 of embeddings (n, D), those of the model's spaces side by side."""
         return self.model.predict_proba(features)
 
-    def _threshold(self, coverage: float | None) -> float | None:
-        """Return the probability from which a class belongs to the sets that were asked for."""
+    def threshold(self, coverage: float | None) -> float | None:
+        """Return the probability from which a class belongs to sets of a coverage; None where none was asked for.
+
+        Parameters
+        ----------
+        coverage : float or None
+            How often a set is to hold the right class, between 0 and 1.
+
+        Raises
+        ------
+        UsageError
+            The coverage is not between 0 and 1, or the model cannot give such sets.
+        """
         if coverage is None:
             return None
         true = self.model.true_probabilities
@@ -204,22 +226,35 @@ class Classifier:
             )
         return threshold
 
-    def _describe(self, listing: Listing, threshold: float | None) -> list[Prediction]:
-        usable = np.flatnonzero(listing.usable)
-        X = gather_joined(self.store, self.spaces, listing.digest[usable])
+    def describe(self, paths: Sequence[str], X: np.ndarray, threshold: float | None = None) -> list[Prediction]:
+        """Say what the model sees in pictures whose embeddings are known.
+
+        Parameters
+        ----------
+        paths : sequence of str, n
+        X : ndarray of shape (n, D), dtype float32
+            Embeddings in the model's spaces, side by side; finite.
+        threshold : float, optional
+            As `threshold` gives it, for sets of classes.
+
+        Returns
+        -------
+        list of Prediction
+            In the order of `paths`.
+        """
         proba = self.predict_proba(X)
         novelty = None if self.model.novelty is None or not len(X) else self.model.novelty.score(X)
-        row_of = {int(index): row for row, index in enumerate(usable)}
-        result = []
-        for index, name in enumerate(listing.paths):
-            path = os.fsdecode(name)
-            if index in row_of:
-                row = row_of[index]
-                new = None if novelty is None else float(novelty[row])
-                result.append(self._prediction(path, proba[row], threshold, new))
-            else:
-                result.append(Prediction(path, error=listing.failures[index]))
-        return result
+        return [
+            self._prediction(path, proba[row], threshold, None if novelty is None else float(novelty[row]))
+            for row, path in enumerate(paths)
+        ]
+
+    def _describe(self, listing: Listing, threshold: float | None) -> list[Prediction]:
+        usable = np.flatnonzero(listing.usable)
+        names = [os.fsdecode(name) for name in listing.paths]
+        X = gather_joined(self.store, self.spaces, listing.digest[usable])
+        rows = dict(zip(usable.tolist(), self.describe([names[row] for row in usable], X, threshold), strict=True))
+        return [rows.get(row) or Prediction(name, error=listing.failures[row]) for row, name in enumerate(names)]
 
     def _prediction(self, path: str, proba: np.ndarray, threshold: float | None, novelty: float | None) -> Prediction:
         best = int(proba.argmax())

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from .classify.predict import load
     from .classify.show import show
     from .extract.job import extract
+    from .extract.transformer import FrozenBackbone
 
 __all__ = [
+    "FrozenBackbone",
     "HeadstartError",
     "LogisticRegressionPath",
     "__version__",
@@ -40,6 +42,7 @@ __all__ = [
 
 # Where each public name lives. Importing headstart imports none of them: numpy alone costs a tenth of a second.
 _HOMES = {
+    "FrozenBackbone": "extract.transformer",
     "HeadstartError": "errors",
     "LogisticRegressionPath": "classify.estimator",
     "evaluate": "classify.evaluate",

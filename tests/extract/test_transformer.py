@@ -342,9 +342,13 @@ def model(backbone: FrozenBackbone, head=None):
 
 
 @pytest.mark.parametrize(
-    "form", [list, lambda paths: np.array(paths, dtype=object), lambda paths: np.array(paths)[:, None]]
+    ("form", "head"),
+    [
+        (list, LogisticRegressionPath(3, cv=2)),
+        (lambda paths: np.array(paths, dtype=object), LogisticRegression()),
+        (lambda paths: np.array(paths)[:, None], LogisticRegression()),
+    ],
 )
-@pytest.mark.parametrize("head", [LogisticRegression(), LogisticRegressionPath(3, cv=2)])
 def test_cross_validation_embeds_each_picture_once(form, head, paths, y, small, forwards):
     scores = cross_val_score(model(small, head), form(paths), y, cv=3, error_score="raise")
     assert sum(forwards) == len(paths)
@@ -507,7 +511,7 @@ def test_a_warm_process_does_without_torch(paths, small, tmp_path):
 
 @pytest.mark.usefixtures("settled")
 def test_thousands_of_paths_take_a_moment(tmp_path, small, reads):
-    """Five copies of a second each would be seen here: a call a file, a search a file, a sort by name."""
+    """A reading, or a search through all names, for each file would be seen here."""
     data = Path(tmp_path / "picture.bmp")
     Image.new("RGB", (8, 8), "red").save(data)
     paths = []

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from .classify.serve.server import serve
     from .classify.show import show
     from .extract.job import extract
+    from .extract.transformer import FrozenBackbone
 
 __all__ = [
+    "FrozenBackbone",
     "HeadstartError",
     "LogisticRegressionPath",
     "__version__",
@@ -44,6 +46,7 @@ __all__ = [
 
 # Where each public name lives. Importing headstart imports none of them: numpy alone costs a tenth of a second.
 _HOMES = {
+    "FrozenBackbone": "extract.transformer",
     "HeadstartError": "errors",
     "LogisticRegressionPath": "classify.estimator",
     "evaluate": "classify.evaluate",

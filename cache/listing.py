@@ -129,7 +129,7 @@ class Listing:
         return (
             all(getattr(self, name) == getattr(newer, name) for name in names)
             and all(np.array_equal(getattr(self, name), getattr(newer, name)) for name in columns)
-            and not (_changed(self.stat) >= self.scanned_ns - RACY_NS).any()
+            and bool(settled(self.stat, self.scanned_ns).all())
         )
 
     @property
@@ -275,8 +275,13 @@ def carry_over(previous: Listing, paths: list[bytes], stat: np.ndarray) -> np.nd
     """
     rows = _rows_by_path(previous.paths, paths)
     same = (rows >= 0) & (previous.stat[rows] == stat).all(axis=1) if len(previous) else np.zeros(len(paths), bool)
-    same &= _changed(stat) < previous.scanned_ns - RACY_NS
+    same &= settled(stat, previous.scanned_ns)
     return np.where(same, rows, -1)
+
+
+def settled(stat: np.ndarray, scanned_ns: int) -> np.ndarray:
+    """Tell which files, (N, 4) int64, were old enough when they were looked at for an edit to show in their status."""
+    return np.asarray(_changed(stat) < scanned_ns - RACY_NS)
 
 
 def _changed(stat: np.ndarray) -> np.ndarray:

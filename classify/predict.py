@@ -273,7 +273,11 @@ class Classifier:
 
 
 def load(
-    model: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None, device: str = "auto"
+    model: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    **options: Any,
 ) -> Classifier:
     """Load a saved model for prediction.
 
@@ -284,10 +288,12 @@ def load(
     cache : path, optional
         The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
     device : {"auto", "cpu", "cuda", "mps"}, default "auto"
+    **options
+        Further fields of `RunOptions`: batch_size, workers, max_pixels.
 
     Raises
     ------
     ModelError
         The folder holds no model, or a damaged one.
     """
-    return Classifier(load_model(Path(model)), cache, RunOptions(device=device))
+    return Classifier(load_model(Path(model)), cache, RunOptions(device=device, **options))

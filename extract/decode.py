@@ -134,6 +134,59 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
         raise DecodeError(_reason(kind, data, error, max_pixels)) from error
 
 
+def pixels_of(image: Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+    """Return the pixels of a picture that Pillow has opened or made, by rules 3 to 6: those that its file would give.
+
+    Of several frames, the one that `image` is at is taken.
+
+    Parameters
+    ----------
+    image : Image
+        Is read from its file if it was not yet.
+    max_pixels : int, default 89478485
+        As for `decode`.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+
+    Raises
+    ------
+    DecodeError
+        As `decode`.
+    """
+    try:
+        _check_pixels(image.width, image.height, max_pixels)
+        image.load()
+        return _finished(image, image.format)
+    except DecodeError:
+        raise
+    except Exception as error:  # as in `decode`
+        raise DecodeError(_reason(image.format or "picture", b"", error, max_pixels)) from error
+
+
+def as_bmp(pixels: Pixels) -> bytes:
+    """Return pixels as a file that `decode` turns into the same pixels.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (height, width, 3)
+
+    Raises
+    ------
+    DecodeError
+        There are none, or too many for such a file: 4 GiB.
+    """
+    file = io.BytesIO()
+    try:
+        if not pixels.size:
+            raise ValueError("it has no pixels")
+        Image.fromarray(pixels).save(file, "BMP")
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
+    return file.getvalue()
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decode.
 
@@ -187,7 +240,7 @@ def _reason(kind: str, data: bytes, error: Exception, max_pixels: int) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         count = re.search(r"\d+", text)
         return _over_limit(count[0] if count else "more", max_pixels)
-    if isinstance(error, EOFError) or _CUT_SHORT.search(text) or _is_short(kind, data):
+    if isinstance(error, EOFError) or _CUT_SHORT.search(text) or (data and _is_short(kind, data)):
         return "truncated"
     if isinstance(error, MemoryError):
         return f"not enough memory to decode this {kind}"
@@ -229,9 +282,7 @@ def _decode_kind(kind: str, data: bytes, max_pixels: int) -> Decoded:
             pixels = _converted(_loaded(kind, data, max_pixels))
         return Decoded(_upright(pixels, _jpeg_exif(data)), animated=False)
     image = _loaded(kind, data, max_pixels)
-    # Pillow has turned a TIFF already; its other formats leave the turning to the caller.
-    exif = b"" if kind == "TIFF" else image.info.get("exif") or b""
-    return Decoded(_upright(_converted(image), exif), animated=bool(getattr(image, "is_animated", False)))
+    return Decoded(_finished(image, kind), animated=bool(getattr(image, "is_animated", False)))
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> Pixels | None:
@@ -281,6 +332,12 @@ def _opened(kind: str, file: io.BytesIO) -> ImageFile.ImageFile:
 
 
 # Conversion
+
+
+def _finished(image: Image.Image, kind: str | None) -> Pixels:
+    # Pillow has turned a TIFF already; its other formats leave the turning to the caller.
+    exif = b"" if kind == "TIFF" else image.info.get("exif") or b""
+    return _upright(_converted(image), exif)
 
 
 def _converted(image: Image.Image) -> Pixels:

@@ -252,7 +252,7 @@ def list_paths(paths: Iterable[Path]) -> ImageList:
 
 def _add_named(files: _Files, notes: list[str], path: Path) -> None:
     name = os.fsencode(path)
-    found, reason = _examined(name)
+    found, reason = examined(name)
     if reason == "not found":
         raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
     if reason != "is a directory":
@@ -272,7 +272,7 @@ def _rows_of(files: _Files, label: list[int], split: list[int]) -> _Rows:
     return _Rows(list(files), np.array(label, np.int32), np.array(split, np.uint8), stats, reasons, keep)
 
 
-def _examined(path: bytes) -> tuple[Stat, str | None]:
+def examined(path: bytes) -> tuple[Stat, str | None]:
     """Return a file's status and, where it cannot be read, the reason."""
     try:
         found = os.stat(path)  # noqa: PTH116  (names are bytes)
@@ -296,7 +296,7 @@ def _list_csv(data: Path) -> ImageList:
     classes = tuple(sorted(names - {""}))
     number = {"": -1} | {name: index for index, name in enumerate(classes)}
     folder = os.fsencode(data.parent)
-    files: _Files = {path: _examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
+    files: _Files = {path: examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
     label = [number[line.label] for line in lines.values()]
     rows = _rows_of(files, label, [line.split for line in lines.values()])
     rows = replace(rows, tags=_tags(lines.values(), number))

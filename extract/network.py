@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headstart.extract")
 
+# torch makes networks without numbers, and with numbers of a seed, by settings that hold for all threads.
+_LOADING = threading.Lock()
+
 
 def request_of(options: SpaceOptions) -> BackboneRequest:
     """Return what `options` ask of a backbone."""
@@ -23,7 +27,7 @@ def request_of(options: SpaceOptions) -> BackboneRequest:
 
 
 def ready(asked: Sequence[SpaceOptions], device: Device) -> Backbone:
-    """Load a network to run on `device`.
+    """Load a network to run on `device`; threads that ask at once are served one after the other.
 
     Parameters
     ----------
@@ -39,10 +43,11 @@ def ready(asked: Sequence[SpaceOptions], device: Device) -> Backbone:
     first = asked[0]
     precision = resolve_precision(first.precision)
     logger.info("loading %s on %s (%s), %s", first.backbone, device.kind, device.name, precision)
-    prepare(device, precision)
     layers, pools = [options.layer for options in asked[1:]], [options.pool for options in asked[1:]]
-    backbone = load_backbone(request_of(first), more_layers=layers, more_pools=pools, **first.overrides())
-    fold_batch_norms(backbone)
+    with _LOADING:
+        prepare(device, precision)
+        backbone = load_backbone(request_of(first), more_layers=layers, more_pools=pools, **first.overrides())
+        fold_batch_norms(backbone)
     return backbone.to(device.kind)
 
 

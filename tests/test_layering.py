@@ -61,7 +61,8 @@ HEAVY = {
 }
 MAY_IMPORT_PIL = {"decode.py"}
 MAY_IMPORT_TORCH = {"modules.py"}  # networks of our own, which nothing loads that could do without torch
-MAY_IMPORT_SKLEARN = {"estimator.py"}  # a class of scikit-learn's, which only `headstart.LogisticRegressionPath` loads
+# Classes of scikit-learn's, which only `headstart.LogisticRegressionPath` and `headstart.FrozenBackbone` load.
+MAY_IMPORT_SKLEARN = {"estimator.py", "transformer.py"}
 
 
 def room(path: Path) -> str:

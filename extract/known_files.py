@@ -1,0 +1,97 @@
+"""Digests of files that need not be read again, wherever they lie: what `plan` is for datasets, for single pictures.
+
+This process remembers what it has read, and the datasets of the cache have listings. Either is believed while a file's
+status is the one that was seen, by the rules of `headstart.cache.listing`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from bisect import bisect_left
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..cache import block
+from ..cache.datasets import listing_paths
+from ..cache.listing import Listing, carry_over, read_listing, settled
+from ..errors import HeadstartError
+
+logger = logging.getLogger("headstart.extract")
+
+MOST_FILES = 1_000_000  # that are remembered, at about 400 bytes each
+STATUS = 32  # bytes of a row of `Listing.stat`
+
+# Path -> status and digest, one behind the other. Every use is one step of the dictionary, so threads need no lock.
+_read: dict[bytes, bytes] = {}
+
+
+def recall_files(cache: Path, listing: Listing) -> None:
+    """Fill in the digests of files that have not changed since they were read.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache's folder, whose datasets are asked for files that this process has not read.
+    listing : Listing
+        Of absolute paths; `digest` is changed.
+    """
+    status = _rows(listing.stat)
+    for row, path in enumerate(listing.paths):
+        found = _read.get(path)
+        if found is not None and found[:STATUS] == status[row]:
+            listing.digest[row] = np.frombuffer(found[STATUS:], np.uint8)
+    _recall_datasets(cache, listing)
+
+
+def remember_files(listing: Listing) -> None:
+    """Remember the digests of a listing's files, as far as their status will show an edit."""
+    rows = np.flatnonzero(listing.known & settled(listing.stat, listing.scanned_ns)).tolist()
+    if len(_read) + len(rows) > MOST_FILES:
+        _read.clear()
+    status, digest = _rows(listing.stat), _rows(listing.digest)
+    _read.update({listing.paths[row]: status[row] + digest[row] for row in rows})
+
+
+def _rows(table: np.ndarray) -> list[bytes]:
+    """Return the bytes of each row."""
+    data, width = np.ascontiguousarray(table).tobytes(), table.shape[1] * table.itemsize
+    return [data[start : start + width] for start in range(0, len(data), width)]
+
+
+def _recall_datasets(cache: Path, listing: Listing) -> None:
+    asked: set[str] = set()
+    for path in listing_paths(cache):
+        unknown = [listing.paths[row] for row in np.flatnonzero(~listing.known)]
+        if not unknown:
+            return
+        if path.parent.name in asked:
+            continue
+        try:
+            folder = _folder_of(path)
+            place = bisect_left(unknown, folder)
+            if place < len(unknown) and unknown[place].startswith(folder):
+                _carry(listing, read_listing(path), folder)
+            asked.add(path.parent.name)
+        except (OSError, HeadstartError) as error:  # an older one may serve, and files can be read
+            logger.debug("%s tells nothing of its files: %s", path, error)
+
+
+def _folder_of(path: Path) -> bytes:
+    """Return the folder that a listing's paths are relative to, with a separator behind it."""
+    facts = block.read_header(path).attributes
+    try:
+        source = Path(json.loads(str(facts["source"])))
+        return os.path.join(os.fsencode(source.parent if facts["layout"] == "csv" else source), b"")  # noqa: PTH118
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeadstartError(f"it does not say of what it is: {error!r}") from error
+
+
+def _carry(listing: Listing, previous: Listing, folder: bytes) -> None:
+    names = [os.path.join(folder, name) for name in previous.paths]  # noqa: PTH118  (names are bytes)
+    source = carry_over(replace(previous, paths=names), listing.paths, listing.stat)
+    same = np.flatnonzero((source >= 0) & ~listing.known)
+    listing.digest[same] = previous.digest[source[same]]

@@ -10,6 +10,7 @@ from headstart.cache.space import FeatureSpace
 from headstart.cache.store import FeatureStore
 from headstart.cache.tags import Tags
 from headstart.extract.features import Features
+from headstart.extract.preprocess import Preprocess
 from support import add_rows, make_space
 
 
@@ -26,7 +27,7 @@ class Made:
 
     @property
     def space(self) -> FeatureSpace:
-        return make_space(dim=self.X.shape[1])
+        return make_space(dim=self.X.shape[1], preprocess=Preprocess(resize=256, crop=224).as_dict())
 
     def listing(self, source: str = "/somewhere/photos") -> Listing:
         several = self.y.ndim == 2

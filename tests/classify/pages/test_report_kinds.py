@@ -65,13 +65,13 @@ def test_several_labels_have_a_table_of_what_was_found_and_missed(write):
 
 def test_of_many_classes_the_most_confused_are_shown(write):
     rng = np.random.default_rng(0)
-    made = classes_made(600, 8, spread=4.0)
+    made = classes_made(900, 8, spread=4.0)
     names = [f"class {number:02}" for number in range(60)]
-    made.y, made.classes = rng.permutation(np.arange(600) % 60), tuple(names)
+    made.y, made.classes = rng.permutation(np.arange(900) % 60), tuple(names)
     _, page, data = write(made, C=1.0)
     table = page[page.index('<table class="confusion">') : page.index("</table>")]
     assert table.count('<th scope="row">') == MOST_CLASSES and "most errors of 60" in page
-    assert sum(cell["count"] for cell in data["cells"].values()) <= 150
+    assert sum(cell["count"] for cell in data["cells"].values()) <= 225
     assert "other classes" in page, "on the map"
 
 
@@ -79,8 +79,7 @@ def test_a_dataset_without_validation_pictures_is_told_of(write, tmp_path):
     made = classes_made()
     made.split[:] = "train"
     model, page, _ = write(made, val_fraction=0.25)
-    assert model.scores["val"]["n"] == page.count("") * 0 + model.scores["val"]["n"]
-    assert "--val-fraction 0.25" in page
+    assert f"{model.scores['val']['n']} validation pictures" in page and "--val-fraction 0.25" in page
 
 
 def test_a_model_with_few_pictures_says_so(write):
@@ -114,7 +113,7 @@ def test_another_dataset_is_reported_without_what_only_training_tells(write, few
         ("logistic", {"C": 0.5, "l2_norm": True}, ["--C 0.5", "--l2-norm"]),
         ("logistic", {}, ["headstart fit-head photos"]),
         ("mlp", {"epochs": 3, "hidden": (8, 4), "seed": 3}, ["--hidden 8", "--hidden 4", "--epochs 3", "--seed 3"]),
-        ("linear", {"epochs": 3, "lr": (0.1, 0.01), "dedupe": True}, ["--lr 0.1,0.01", "--dedupe"]),
+        ("linear", {"epochs": 3, "lr": (0.1, 0.01), "dedupe": True}, ["--lr 0.1,0.01", "--epochs 3", "--dedupe"]),
         ("knn", {"near_copies": "none"}, ["--head knn", "--near-copies none"]),
     ],
 )

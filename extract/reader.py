@@ -266,6 +266,7 @@ class Ahead:
         self._ahead = 4 * workers + 64  # of network inputs, 150 kB each at 224 pixels
         self._together = max(1, min(together, len(self._numbers) // (4 * workers)))
         self._quiet = quiet
+        self._stopped = False
         self._waiting: deque[Future[list[Item]]] = deque()
         self._refill()
 
@@ -282,6 +283,10 @@ class Ahead:
         """Wait until all that is read ahead has been read, but not for longer than `seconds`."""
         wait(self._waiting, seconds)
 
+    def stop(self) -> None:
+        """Begin with no further image, for nobody asks for more: those of a task may be large ones."""
+        self._stopped = True
+
     def _refill(self) -> None:
         while self._asked < len(self._numbers) and self._asked + self._together <= self._taken + self._ahead:
             numbers = self._numbers[self._asked : self._asked + self._together]
@@ -289,4 +294,4 @@ class Ahead:
             self._waiting.append(self._pool.submit(self._read, numbers))
 
     def _read(self, numbers: list[int]) -> list[Item]:
-        return [self._reader.read(number, self._names[number]) for number in numbers]
+        return [self._reader.read(number, self._names[number]) for number in numbers if not self._stopped]

@@ -195,6 +195,7 @@ def run(
             else:
                 flow.finish()
         finally:
+            items.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             if watch:
                 watch.stop()

@@ -161,6 +161,16 @@ def test_no_more_than_a_bounded_number_is_read_ahead_and_nothing_while_it_is_qui
             assert bound - together < len(reader.asked) - taken <= bound
 
 
+def test_a_run_that_stops_waits_for_one_picture_a_thread_and_not_for_those_of_its_task():
+    reader = Slow()
+    with ThreadPoolExecutor(2) as pool:
+        items = ahead(pool, reader, 100)
+        items.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
+        reader.go.release(100)
+    assert len(reader.asked) <= 2
+
+
 def test_what_goes_wrong_with_one_picture_leaves_those_of_its_task_alone(tmp_path, reader):
     names = [b"%03d.bmp" % number for number in range(100)]
     for number, name in enumerate(names):

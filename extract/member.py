@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -22,6 +24,8 @@ logger = logging.getLogger("headstart.extract")
 
 Tell = Callable[[Message], None]
 
+TOLD_EVERY = 0.1  # seconds; a message for each of thousands of images a second would keep the parent busy
+
 
 class _ToParent(logging.Handler):
     """Sends log records to the parent, which shows them."""
@@ -32,6 +36,24 @@ class _ToParent(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._tell(Message(log=(record.levelno, record.getMessage())))
+
+
+class _Progress:
+    """Tells the parent how many images went through: at the first one, and then a few times a second."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._count = 0
+        self._told = -math.inf
+
+    def add(self, count: int) -> None:
+        self._count += count
+        if time.monotonic() - self._told >= TOLD_EVERY:
+            self.tell()
+
+    def tell(self) -> None:
+        self._tell(Message(progress=self._count))
+        self._count, self._told = 0, time.monotonic()
 
 
 def main() -> None:
@@ -79,12 +101,11 @@ def _do(order: Order, stopped: threading.Event, tell: Tell) -> Outcome:
     with running(store.root) as descriptor:
         embedders = [Embedder(spaces, asked, order.run) for spaces, asked in order.networks]
         held = {space.id: store.index(space.id)[0] for spaces, _ in order.networks for space in spaces}
-        hooks = Hooks(
-            stopped.is_set,
-            lambda count: tell(Message(progress=count)),
-            lambda rate, done: tell(Message(rate=(rate, done))),
-        )
-        return embed_work(store, embedders, held, order.work, descriptor, hooks)
+        progress = _Progress(tell)
+        hooks = Hooks(stopped.is_set, progress.add, lambda rate, done: tell(Message(rate=(rate, done))))
+        outcome = embed_work(store, embedders, held, order.work, descriptor, hooks)
+        progress.tell()
+        return outcome
 
 
 def _set_at_end_of(descriptor: int, stopped: threading.Event) -> None:

@@ -52,10 +52,9 @@ def phash(pixels: np.ndarray) -> np.uint64:
         `FLAT` where the picture has too little texture; never `UNKNOWN`. Bit 0 to 31 are those of even horizontal
         frequency, 32 to 63 those of odd.
     """
-    columns, rows, cosines = _basis()
-    spectrum = cosines @ _small_grey(pixels) @ cosines.T
-    coefficients = spectrum[rows, columns]
-    if int((np.abs(coefficients) >= _NOISE).sum()) < _LEAST_SURE:
+    places, cosines = _basis()
+    coefficients = (cosines @ _small_grey(pixels) @ cosines.T).take(places)
+    if np.count_nonzero(np.abs(coefficients) >= _NOISE) < _LEAST_SURE:
         return FLAT
     found = np.packbits(coefficients > 0, bitorder="little").view("<u8")[0]
     return np.uint64(max(found, 2))  # 0 and 1 have meanings of their own
@@ -73,12 +72,16 @@ def _small_grey(pixels: np.ndarray) -> np.ndarray:
     step = max(1, min(pixels.shape[:2]) // _ENOUGH)
     # From the middle of each step, so that a mirrored picture is thinned out alike.
     thin = np.ascontiguousarray(pixels[step // 2 :: step, step // 2 :: step])
-    return np.asarray(Image.fromarray(thin).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    # What `Image.fromarray` comes to, without first filling with black what the pixels are then written to.
+    image = Image.new("RGB", (thin.shape[1], thin.shape[0]), None)
+    image.frombytes(thin)
+    small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.frombuffer(small.tobytes(), np.uint8).reshape(SIDE, SIDE).astype(np.float32)
 
 
 @cache
-def _basis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return columns and rows of the chosen coefficients, (64,) each, and the cosines, (K, 32) float32.
+def _basis() -> tuple[np.ndarray, np.ndarray]:
+    """Return where in a spectrum (K, K) the chosen coefficients stand, (64,) int64, and the cosines, (K, 32) float32.
 
     The orthonormal DCT-II: row k is sqrt(2 / 32) cos(pi k (2 x + 1) / 64), row 0 sqrt(1 / 32).
     """
@@ -88,7 +91,7 @@ def _basis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     order, place = np.arange(max(columns.max(), rows.max()) + 1)[:, None], np.arange(SIDE)
     cosines = np.sqrt(2 / SIDE) * np.cos(np.pi * order * (2 * place + 1) / (2 * SIDE))
     cosines[0] = np.sqrt(1 / SIDE)
-    return columns, rows, cosines.astype(np.float32)
+    return rows * len(order) + columns, cosines.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,11 @@ class KnownHashes:
         """Take those that are known from digests, (n, 32) uint8, and hashes, (n,) uint64."""
         known = hashes != UNKNOWN
         return cls(KeyIndex([Keys.plain(digest[known])]), hashes[known])
+
+    def of_one(self, digest: bytes) -> int:
+        """Return the hash of a picture with this digest, 0 (`UNKNOWN`) where it is not known."""
+        place = self.index.find_plain(digest)
+        return int(self.hashes[place]) if place >= 0 else 0
 
     def find(self, digest: np.ndarray) -> np.ndarray:
         """Return the hashes of pictures with these digests, (m, 32) uint8; (m,) uint64, `UNKNOWN` where not known."""

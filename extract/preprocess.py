@@ -132,8 +132,13 @@ def to_input(pixels: NDArray[np.uint8], preprocess: Preprocess) -> tuple[NDArray
     enlarged : bool
         True where the image, after any resize, was smaller than the crop and was enlarged to it.
     """
-    images, enlarged = to_inputs(as_batch(pixels), preprocess)
-    return np.ascontiguousarray(images[0].numpy()), enlarged
+    import torch
+
+    # Views are numpy's, and one call is torch's: each of torch's, be it only a view, lets go of the interpreter's lock,
+    # for which sixteen threads then queue.
+    batch = _batch_of_one(pixels)
+    images, enlarged = resized(torch.from_numpy(batch.transpose(0, 3, 1, 2)), preprocess)
+    return np.ascontiguousarray(_center_crop(images.numpy()[0], preprocess.crop).transpose(1, 2, 0)), enlarged
 
 
 def as_batch(pixels: NDArray[np.uint8]) -> torch.Tensor:
@@ -143,11 +148,15 @@ def as_batch(pixels: NDArray[np.uint8]) -> torch.Tensor:
     """
     import torch
 
+    return torch.from_numpy(_batch_of_one(pixels))
+
+
+def _batch_of_one(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     # Readers of Pillow images and of bytes hand out read-only arrays, which torch would warn about.
     writable = np.require(_trim(pixels), requirements=["C", "W"])
     # A batch of one with its channels last in memory, the layout of torch's fast uint8 kernels. Its first stride counts
-    # here, though one image has no use for it, so the axis is torch's and not numpy's, which would have stride 0.
-    return torch.from_numpy(writable).unsqueeze(0)
+    # there, though one image has no use for it: reshaping sets it, a new axis would have stride 0.
+    return writable.reshape(1, *writable.shape)
 
 
 def to_inputs(images: torch.Tensor, preprocess: Preprocess) -> tuple[torch.Tensor, bool]:
@@ -206,7 +215,8 @@ def _scaled(shape: tuple[int, int], short: int) -> tuple[int, int]:
     return (int(short * high / wide), short) if wide <= high else (short, int(short * wide / high))
 
 
-def _center_crop(images: torch.Tensor, side: int) -> torch.Tensor:
+def _center_crop(images: Any, side: int) -> Any:
+    """Crop images, the last two axes of a tensor or an array."""
     # Half pixels are rounded to the even neighbour, as torchvision does.
     top, left = (round((length - side) / 2.0) for length in images.shape[-2:])
     return images[..., top : top + side, left : left + side]

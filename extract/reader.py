@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import threading
 import time
@@ -18,7 +17,6 @@ import numpy as np
 
 from ..cache.index import KeyIndex
 from ..cache.listing import INODE
-from ..cache.part import Keys
 from ..errors import DecodeError
 from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
 from .files import EMPTY_FILE, Stat, read_with_stat
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
 
 # What a perceptual hash is made from where the picture itself stays on a GPU: all of it, small.
 WHOLE = Preprocess(resize=(SIDE, SIDE), crop=SIDE)
+
+TOGETHER = 8  # images that a thread reads for one task
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,7 @@ class Need:
 
     def lacks(self, digest: bytes) -> bool:
         """Tell whether a row of this image is missing in any of the spaces."""
-        keys = Keys.plain(np.frombuffer(digest, np.uint8)[None])
-        return any(index.find(keys)[0] < 0 for index in self.held)
+        return any(index.find_plain(digest) < 0 for index in self.held)
 
 
 class Reader:
@@ -139,20 +138,16 @@ class Reader:
         item = Item(number, digest, replaced=replaced, phash=self._known_hash(digest))
         if not any(wanted):
             return self._hashed(item, data) if self._lacks_hash(item) else item
-        views = [*wanted, WHOLE if self._lacks_hash(item) else None]
-        made = self._on_gpu(digest, data, {preprocess for preprocess in views if preprocess})
-        if made is not None:
-            if self._lacks_hash(item):
-                item = replace(item, phash=_hash_of(made[WHOLE][0]))
-            pixels, enlarged = _chosen(made, wanted)
-            return replace(item, pixels=pixels, enlarged=enlarged)
-        with self._cores:
-            return self._on_cpu(item, data, wanted, work)
+        made = self._on_gpu(item, data, wanted) if self._gpu else None
+        if made is None:
+            with self._cores:
+                return self._on_cpu(item, data, wanted, work)
+        pixels, enlarged = _chosen(made, wanted)
+        found_hash = _hash_of(made[WHOLE][0]) if self._lacks_hash(item) else item.phash
+        return replace(item, pixels=pixels, enlarged=enlarged, phash=found_hash)
 
     def _known_hash(self, digest: bytes) -> int:
-        if self._hashes is None:
-            return 0
-        return int(self._hashes.find(np.frombuffer(digest, np.uint8)[None])[0])
+        return 0 if self._hashes is None else self._hashes.of_one(digest)
 
     def _lacks_hash(self, item: Item) -> bool:
         return self._hashes is not None and not item.phash
@@ -168,12 +163,15 @@ class Reader:
         finally:
             self._count("decode", begin)
 
-    def _on_gpu(self, digest: bytes, data: bytes, wanted: set[Preprocess]) -> Inputs | None:
+    def _on_gpu(self, item: Item, data: bytes, wanted: Sequence[Preprocess | None]) -> Inputs | None:
         """Have a picture decoded by the GPU, if it takes it."""
-        if self._gpu is None or (self._watch and self._watch.suspects(digest)):
+        if self._gpu is None or (self._watch and self._watch.suspects(item.digest)):
             return None
-        with self._watch.noting(digest) if self._watch else contextlib.nullcontext():
-            answer = self._gpu.offer(data, wanted)
+        views = {preprocess for preprocess in wanted if preprocess}
+        if self._lacks_hash(item):
+            views.add(WHOLE)
+        with self._watch.noting(item.digest) if self._watch else contextlib.nullcontext():
+            answer = self._gpu.offer(data, views)
             return None if answer is None else answer.result()
 
     def _on_cpu(self, item: Item, data: bytes, wanted: Sequence[Preprocess | None], work: float) -> Item:
@@ -191,10 +189,9 @@ class Reader:
         begin, work = time.perf_counter(), time.thread_time() - spent
         made = {preprocess: to_input(decoded.pixels, preprocess) for preprocess in set(wanted) if preprocess}
         pixels, enlarged = _chosen(made, wanted)
-        if self._lacks_hash(item):
-            item = replace(item, phash=int(phash(decoded.pixels)))
+        found_hash = int(phash(decoded.pixels)) if self._lacks_hash(item) else item.phash
         self._count("decode", begin, time.thread_time() - work)
-        return replace(item, pixels=pixels, animated=decoded.animated, enlarged=enlarged)
+        return replace(item, pixels=pixels, animated=decoded.animated, enlarged=enlarged, phash=found_hash)
 
     def _is_another(self, number: int, found: Stat) -> bool:
         """Tell whether a name led to another file than when it was listed: a folder may have been swapped since."""
@@ -233,6 +230,9 @@ def _chosen(
 class Ahead:
     """Items in the order of `todo`, a bounded number of them read ahead, the first ones from the start.
 
+    Each task of the pool reads a few images, one after the other: handing a task over makes both threads queue for the
+    interpreter's lock, which is dear where a picture takes half a millisecond.
+
     Parameters
     ----------
     pool : ThreadPoolExecutor
@@ -243,6 +243,8 @@ class Ahead:
         Threads of the pool.
     quiet : int, default 0
         How many items are handed out before more are read, as far as they were read ahead.
+    together : int, default `TOGETHER`
+        How many images a task has at most; fewer where there are few for each thread.
     """
 
     def __init__(
@@ -253,27 +255,43 @@ class Ahead:
         todo: np.ndarray,
         workers: int,
         quiet: int = 0,
+        together: int = TOGETHER,
     ) -> None:
-        self._submit = lambda number: pool.submit(reader.read, number, names[number])
-        self._numbers = iter(todo.tolist())
+        self._pool = pool
+        self._reader = reader
+        self._names = names
+        self._numbers = todo.tolist()
+        self._asked = 0  # of these, how many images are read or being read
+        self._taken = 0
         self._ahead = 4 * workers + 64  # of network inputs, 150 kB each at 224 pixels
+        self._together = max(1, min(together, len(self._numbers) // (4 * workers)))
         self._quiet = quiet
-        self._waiting: deque[Future[Item]] = deque()
+        self._stopped = False
+        self._waiting: deque[Future[list[Item]]] = deque()
         self._refill()
 
     def __iter__(self) -> Iterator[Item]:
-        for taken in itertools.count(1):
-            if not self._waiting:
-                return
-            item = self._waiting.popleft().result()
-            if taken >= self._quiet or not self._waiting:
-                self._refill()
-            yield item
+        while self._waiting:
+            items = self._waiting.popleft().result()
+            for item in items:
+                self._taken += 1
+                if self._taken >= self._quiet or self._taken == self._asked:
+                    self._refill()
+                yield item
 
     def wait(self, seconds: float) -> None:
         """Wait until all that is read ahead has been read, but not for longer than `seconds`."""
         wait(self._waiting, seconds)
 
+    def stop(self) -> None:
+        """Begin with no further image, for nobody asks for more: those of a task may be large ones."""
+        self._stopped = True
+
     def _refill(self) -> None:
-        missing = self._ahead - len(self._waiting)
-        self._waiting.extend(map(self._submit, itertools.islice(self._numbers, missing)))
+        while self._asked < len(self._numbers) and self._asked + self._together <= self._taken + self._ahead:
+            numbers = self._numbers[self._asked : self._asked + self._together]
+            self._asked += len(numbers)
+            self._waiting.append(self._pool.submit(self._read, numbers))
+
+    def _read(self, numbers: list[int]) -> list[Item]:
+        return [self._reader.read(number, self._names[number]) for number in numbers if not self._stopped]

@@ -22,7 +22,7 @@ from .gpu_decode import BATCH, gpu_decoder
 from .options import RunOptions
 from .pace import QUIET_IMAGES, Pace
 from .phash import KnownHashes
-from .reader import Ahead, Item, Reader
+from .reader import TOGETHER, Ahead, Item, Reader
 from .suspects import Watch
 
 STAGES = ("list", "read", "decode", "forward", "write")
@@ -180,7 +180,9 @@ def run(
         pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
         needs = [target.need for target in targets]
         reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers, work.hashes)
-        items = Ahead(pool, reader, work.names, work.todo, workers + (BATCH if gpu else 0), QUIET_IMAGES)
+        # Beside a GPU that decodes, threads wait for it picture by picture.
+        threads, together = (workers + BATCH, 1) if gpu else (workers, TOGETHER)
+        items = Ahead(pool, reader, work.names, work.todo, threads, QUIET_IMAGES, together)
         flow = _Flow(outcome, reader, targets, work.todo.size, cache, hooks.on_rate, items.wait)
         try:
             for item in items:
@@ -193,6 +195,7 @@ def run(
             else:
                 flow.finish()
         finally:
+            items.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             if watch:
                 watch.stop()

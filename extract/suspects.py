@@ -241,19 +241,33 @@ def _reason(status: int) -> str:
     return f"crashes its decoder ({names.get(status, f'exit status {status}')})"
 
 
+class _Slot(threading.local):
+    """Where one thread writes in the file of the run, and what it holds while it does."""
+
+    place = -1
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
 class _Notes:
     """What each thread of a living run is decoding, in the file of the run: a digest or zeros."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
-        self._lock = threading.Lock()  # nobody may write to a number that has been closed and given to another file
-        self._thread = threading.local()
-        self._places = itertools.count(0, _DIGEST)
+        self._slot = _Slot()
+        self._slots = itertools.count(0, _DIGEST)
+        # Of each thread its own: at one for all they would queue, twice a picture, while the interpreter's lock, which
+        # a write lets go of, makes them queue already.
+        self._locks: list[threading.Lock] = []
 
     def close(self) -> None:
         """Write no more: whoever opened the file is about to close it."""
-        with self._lock:
-            self._descriptor = None
+        self._descriptor = None
+        # Nobody may write to a number that has been closed and given to another file: who is writing now is waited for.
+        for lock in list(self._locks):
+            with lock:
+                pass
 
     @contextlib.contextmanager
     def noting(self, digest: bytes) -> Iterator[None]:
@@ -265,13 +279,16 @@ class _Notes:
             self._write(_NOTHING)
 
     def _write(self, digest: bytes) -> None:
-        if not hasattr(self._thread, "place"):
-            self._thread.place = next(self._places)
-        with self._lock:
-            if self._descriptor is None:
+        slot = self._slot
+        if slot.place < 0:
+            slot.place = next(self._slots)
+            self._locks.append(slot.lock)
+        with slot.lock:
+            descriptor = self._descriptor
+            if descriptor is None:
                 return
             try:
-                os.pwrite(self._descriptor, digest, self._thread.place)
+                os.pwrite(descriptor, digest, slot.place)
             except OSError as error:
                 logger.debug("what is being decoded is noted no longer: %s", error)
                 self._descriptor = None

@@ -98,7 +98,8 @@ class Pinned:
         place = next(self._turn)
         self._copied[place].synchronize()  # the buffer's last copy must be through before it is filled again
         buffer = self._buffer(place, len(images) + padding, images[0].shape)
-        np.stack(images, out=buffer[: len(images)].numpy())
+        # Not `np.stack`, which lets go of the interpreter's lock, and queues for it, once an image.
+        torch.stack([torch.from_numpy(image) for image in images], out=buffer[: len(images)])
         buffer[len(images) :] = buffer[len(images) - 1]
         current = self._cuda.current_stream()
         with self._cuda.stream(self._stream):

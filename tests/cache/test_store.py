@@ -84,6 +84,7 @@ def test_keys_that_share_a_prefix_are_told_apart(store, space):
     index, _ = store.index(space.id)
     assert index.find(Keys.plain(digest)).tolist() == [0, 1, 2, 3]
     assert index.find(Keys.plain(stranger)).tolist() == [-1]
+    assert [index.find_plain(key.tobytes()) for key in (*digest, stranger[0])] == [0, 1, 2, 3, -1]
 
 
 def test_views_of_one_image_are_told_apart(space):
@@ -95,6 +96,21 @@ def test_views_of_one_image_are_told_apart(space):
     assert index.find(keys).tolist() == [0, 1, 2]
     other = Keys(digest, np.array([5], np.uint64), np.array([3], np.uint32))
     assert index.find(other).tolist() == [-1]
+    assert index.find_plain(digest.tobytes()) == 0
+    assert KeyIndex([other]).find_plain(digest.tobytes()) == -1, "of another view alone"
+    mixed = Keys(np.concatenate([digest, digest]), np.array([1, 0], np.uint64), np.array([0, 0], np.uint32))
+    assert KeyIndex([mixed]).find_plain(digest.tobytes()) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1000])
+def test_one_key_is_found_where_all_are(count):
+    from headstart.cache.index import KeyIndex
+
+    digest, _ = random_rows(count)
+    strangers, _ = random_rows(50, seed=1)
+    index = KeyIndex([Keys.plain(digest[: count // 2]), Keys.plain(digest)])
+    asked = np.concatenate([digest, strangers])
+    assert [index.find_plain(key.tobytes()) for key in asked] == index.find(Keys.plain(asked)).tolist()
 
 
 @pytest.mark.parametrize("where", ["embedding", "digest", 20, 900, 1600, -1])

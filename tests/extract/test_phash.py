@@ -56,6 +56,27 @@ def test_the_hash_is_always_the_same_and_survives_any_strides():
     assert phash(picture).dtype == np.uint64
 
 
+def plain_hash(pixels: np.ndarray) -> int:
+    """Return the hash by its definition, step by step."""
+    step = max(1, min(pixels.shape[:2]) // 256)
+    grey = Image.fromarray(np.ascontiguousarray(pixels[step // 2 :: step, step // 2 :: step])).convert("L")
+    levels = np.asarray(grey.resize((32, 32), Image.Resampling.BOX), np.float64)
+    x = np.arange(32)
+    cosines = np.sqrt(2 / 32) * np.cos(np.pi * x[:, None] * (2 * x + 1) / 64)
+    cosines[0] = np.sqrt(1 / 32)
+    spectrum = cosines @ levels @ cosines.T
+    order = sorted((u * u + v * v, v, u) for u in range(32) for v in range(32) if u or v)
+    even, odd = ([(v, u) for _, v, u in order if u % 2 == parity][:32] for parity in (0, 1))
+    return sum(1 << bit for bit, place in enumerate(even + odd) if spectrum[place] > 0)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (40, 48), (1201, 799), (33, 900)])
+def test_the_hash_is_that_of_its_definition(size):
+    for seed in range(3):
+        picture = scene(seed, *size)
+        assert int(phash(picture)) == plain_hash(picture), "stored hashes are compared with new ones"
+
+
 @pytest.mark.parametrize("noise", [0, 1, 3])
 def test_pictures_without_texture_are_flat(noise):
     rng = np.random.default_rng(noise)
@@ -71,6 +92,7 @@ def test_known_hashes_are_found_by_digest_and_unknown_ones_are_not():
     digest = np.stack([np.frombuffer(hashlib.sha256(b"%d" % n).digest(), np.uint8) for n in range(4)])
     known = KnownHashes.of(digest[:3], np.array([7, 0, FLAT], np.uint64))
     assert known.find(digest).tolist() == [7, UNKNOWN, FLAT, UNKNOWN]
+    assert [known.of_one(one.tobytes()) for one in digest] == [7, 0, FLAT, 0]
     assert KnownHashes.of(digest[:0], np.zeros(0, np.uint64)).find(digest).tolist() == [0] * 4
 
 

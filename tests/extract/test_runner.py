@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from headstart.extract.decode import decode
 from headstart.extract.embedder import Embedder
 from headstart.extract.files import read_regular
 from headstart.extract.preprocess import Preprocess, to_input
-from headstart.extract.reader import Need, Reader
+from headstart.extract.reader import Ahead, Item, Need, Reader
 from support import make_space
 
 __all__ = ["headstart", "headstart_json"]  # fixtures
@@ -107,6 +108,77 @@ def test_f31_digest_and_pixels_are_of_the_same_bytes_while_a_file_is_rewritten(t
         stop.set()
         writer.join()
     assert seen["light"] and seen["dark"], f"the file did not change while it was read: {seen}"
+
+
+# Reading ahead
+
+
+class Slow:
+    """A reader that waits for a sign before each image, and knows which it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.go = threading.Semaphore(0)
+
+    def read(self, number: int, name: bytes) -> Item:
+        assert name == b"%d" % number
+        self.go.acquire()
+        self.asked.append(number)
+        return Item(number)
+
+
+def ahead(pool, reader, images: int, **options) -> Ahead:
+    todo = np.arange(images)[::-1]  # any order
+    return Ahead(pool, reader, [b"%d" % number for number in range(images)], todo, 2, **options)
+
+
+@pytest.mark.parametrize("together", [1, 3, 8, 1000])
+@pytest.mark.parametrize("images", [0, 1, 7, 100, 333])
+def test_items_come_in_the_order_asked_for_however_many_a_task_reads(images, together):
+    reader = Slow()
+    reader.go.release(images or 1)
+    with ThreadPoolExecutor(2) as pool:
+        items = [item.index for item in ahead(pool, reader, images, quiet=64, together=together)]
+    assert items == list(range(images))[::-1] and sorted(reader.asked) == list(range(images))
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_no_more_than_a_bounded_number_is_read_ahead_and_nothing_while_it_is_quiet(together):
+    reader, bound, quiet = Slow(), 4 * 2 + 64, 64
+    reader.go.release(1000)
+    with ThreadPoolExecutor(2) as pool:
+        items = ahead(pool, reader, 1000, quiet=quiet, together=together)
+        items.wait(60)
+        assert len(reader.asked) == bound
+        given = iter(items)
+        for _ in range(quiet - 1):
+            next(given)
+        items.wait(60)
+        assert len(reader.asked) == bound, "the network has the cores to itself"
+        for taken in range(quiet, 300):
+            next(given)
+            items.wait(60)
+            assert bound - together < len(reader.asked) - taken <= bound
+
+
+def test_a_run_that_stops_waits_for_one_picture_a_thread_and_not_for_those_of_its_task():
+    reader = Slow()
+    with ThreadPoolExecutor(2) as pool:
+        items = ahead(pool, reader, 100)
+        items.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
+        reader.go.release(100)
+    assert len(reader.asked) <= 2
+
+
+def test_what_goes_wrong_with_one_picture_leaves_those_of_its_task_alone(tmp_path, reader):
+    names = [b"%03d.bmp" % number for number in range(100)]
+    for number, name in enumerate(names):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"BM" if number % 5 == 3 else bitmap(number))
+    with ThreadPoolExecutor(2) as pool:
+        items = list(Ahead(pool, reader, names, np.arange(100), 2))
+    assert [item.index for item in items if item.reason] == list(range(3, 100, 5))
+    assert [int(item.pixels[0].max()) for item in items if item.pixels] == [n for n in range(100) if n % 5 != 3]
 
 
 # Rows that are no numbers

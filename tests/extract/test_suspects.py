@@ -241,6 +241,34 @@ def test_f16_a_thread_s_slot_holds_the_digest_while_it_decodes_and_zeros_afterwa
     assert notes(cache) == []
 
 
+def test_f16_threads_note_without_waiting_for_each_other_and_the_end_waits_for_all(cache, monkeypatch):
+    both, go, plain = threading.Barrier(3), threading.Event(), os.pwrite
+
+    def slow(descriptor, data, place):
+        if data != bytes(32):
+            both.wait(60)  # two threads are within their writes at once
+            go.wait(60)
+        return plain(descriptor, data, place)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    written: list[bytes] = []
+    with watching(cache) as watch:
+        (path,) = notes(cache)
+        threads = [threading.Thread(target=take, args=(watch, jpeg(seed=seed))) for seed in range(2)]
+        for thread in threads:
+            thread.start()
+        both.wait(60)
+        closing = threading.Thread(target=lambda: (watch._notes.close(), written.append(path.read_bytes())))
+        closing.start()
+        closing.join(0.2)
+        assert closing.is_alive(), "the file may be closed when nobody writes to it any more"
+        go.set()
+        closing.join(60)
+        for thread in threads:
+            thread.join()
+        assert path.read_bytes() == written[0], "nothing is written behind the end"
+
+
 def test_f16_the_file_of_a_run_that_lives_accuses_nobody(cache):
     data = jpeg()
     with watching(cache) as first, first._notes.noting(digest_of(data)):

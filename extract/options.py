@@ -120,7 +120,7 @@ class RunOptions:
     max_pixels : int, default 89,478,485
         Larger images are failures.
     processes : int, optional
-        How many share the work; one a GPU where it is None, else 1.
+        How many share the work. Where it is None: one a GPU, or up to four for a long run; 1 on a CPU.
     compile : {"auto", "always", "never"}, default "auto"
         Whether the network is compiled; "auto" where the images left repay the seconds that it takes, and not where a
         batch size was given.

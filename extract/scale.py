@@ -1,4 +1,4 @@
-"""Several processes on one machine, one a GPU: the list is split between them, and they share nothing but the cache.
+"""Several processes on one machine, one or more a GPU: the list is split between them, and only the cache is shared.
 
 Each is a Python of its own that does what a single process would do with its share of the images, and is announced in
 the cache by itself. It ends when its standard input ends: when the parent has been asked to stop, or has died.
@@ -34,15 +34,31 @@ logger = logging.getLogger("headstart.extract")
 
 MEMBER = f"{__package__}.member"  # the module that a process runs
 WORTH_A_PROCESS = 64  # images; a process takes seconds to start
+_WORTH_MORE = 20_000  # images a GPU from which more processes on it repay their start
+_MOST_ON_A_GPU = 4  # each keeps a copy of the network and a context, half a gigabyte, in the GPU's memory
+_CORES_EACH = 4  # that one process can use before its threads wait for each other
 _POLL = 0.1  # seconds between two looks at whether to stop
 
 
 def processes_for(run: RunOptions, embedders: Sequence[Embedder], images: int) -> int:
-    """Return in how many processes to embed `images`: as many as asked for, or one a GPU; small work gets fewer."""
+    """Return in how many processes to embed `images`: as many as asked for, else what keeps the GPUs busy.
+
+    Threads of one process queue for the interpreter's lock, and a GPU waits for them. So a long run has up to four
+    processes on each GPU; small work gets fewer. `docs/speed.md` has what that was worth.
+    """
     wanted = run.processes
     if wanted is None:
-        wanted = len(visible_gpus()) if images > WORTH_A_PROCESS and embedders[0].device.kind == "cuda" else 1
+        wanted = 1
+        if images > WORTH_A_PROCESS and embedders[0].device.kind == "cuda":
+            wanted = _for_gpus(len(visible_gpus()), embedders, images)
     return max(1, min(wanted, -(-images // WORTH_A_PROCESS)))
+
+
+def _for_gpus(gpus: int, embedders: Sequence[Embedder], images: int) -> int:
+    on_gpu = any(asked.decoder == "gpu" for embedder in embedders for asked in embedder.asked)
+    if on_gpu or images < _WORTH_MORE * gpus:
+        return gpus
+    return gpus * max(1, min(_MOST_ON_A_GPU, available_cores() // gpus // _CORES_EACH))
 
 
 def embed_in_processes(

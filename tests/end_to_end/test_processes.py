@@ -15,6 +15,7 @@ from command_line import BACKBONE, add_pictures, headstart, headstart_json, part
 import headstart as package
 from headstart.cache.info import info
 from headstart.cache.running import announced
+from headstart.extract.device import Device
 from headstart.extract.embedder import Embedder
 from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.scale import _split_cores, processes_for
@@ -220,6 +221,26 @@ def test_a_full_disk_in_one_of_several_processes_claims_no_count(photos, tmp_pat
 def test_how_many_processes(wanted, images, count):
     space = make_space()
     embedder = Embedder([space], [SpaceOptions()], RunOptions(device="cpu", processes=wanted))
+    assert processes_for(embedder.run, [embedder], images) == count
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "images", "decoder", "count"),
+    [
+        (1, 16, 1000, "cpu", 1),
+        (1, 16, 50_000, "cpu", 4),
+        (1, 16, 50_000, "gpu", 1),
+        (1, 6, 50_000, "cpu", 1),
+        (2, 16, 50_000, "cpu", 4),
+        (2, 16, 30_000, "cpu", 2),
+        (4, 64, 10**6, "cpu", 16),
+    ],
+)
+def test_long_runs_get_several_processes_a_gpu(monkeypatch, gpus, cores, images, decoder, count):
+    monkeypatch.setattr("headstart.extract.scale.visible_gpus", lambda: [str(number) for number in range(gpus)])
+    monkeypatch.setattr("headstart.extract.scale.available_cores", lambda: cores)
+    embedder = Embedder([make_space()], [SpaceOptions(decoder=decoder)], RunOptions(device="cpu"))
+    monkeypatch.setattr(Embedder, "device", Device("cuda", "a GPU"))
     assert processes_for(embedder.run, [embedder], images) == count
 
 

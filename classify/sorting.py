@@ -118,6 +118,8 @@ class Sorter:
         self._names = folder_names(classes)
         self._ready: set[str] = set()
         self._check(inputs)
+        if os.path.lexists(out) and not out.is_dir():
+            raise OutputError(f"{printable(out)} is no folder; name another with --sort-into")
         try:
             make_folder(out.absolute())
         except CacheError as error:
@@ -253,7 +255,7 @@ def _holds(target: Path, data: bytes) -> bool:
 
 def _put(target: Path, data: bytes, mtime_ns: int) -> bool:
     """Write a file under a name that nothing has; False where something got it in the meantime."""
-    temporary = temporary_path(target)
+    temporary = temporary_path(target.with_name("copy"))  # whose name is short enough, whatever that of the target
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -29,7 +29,6 @@ from .prediction import Prediction
 
 logger = logging.getLogger("headstart.classify")
 
-ANSWER_SECONDS = 0.2  # between two looks at what is through: a person sees that it goes on
 ANSWER_SHARE = 9  # times as long as the last answers took, at least: they must not slow the run down
 ANSWER_BYTES = 32 << 20  # of embeddings and probabilities that are in memory at once
 
@@ -164,7 +163,7 @@ class Classifier:
                         answers = self._answers(listing, range(done, last), recent, asked)
                         # Of their own time, not of what the caller does with them.
                         now = time.monotonic()
-                        due = now + max(ANSWER_SECONDS, ANSWER_SHARE * (now - begin))
+                        due = now + ANSWER_SHARE * (now - begin)
                         yield from answers
                         done = last
         if done < len(listing):

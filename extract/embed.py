@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ from .work import embed_in_steps
 
 logger = logging.getLogger("headstart.extract")
 
+STEP_SECONDS = 0.1  # between two steps: of each there is some work
 LONG_SECONDS = 5  # runs with less than this left get no estimate
 
 
@@ -84,8 +86,8 @@ def embed_stepwise(
     ------
     int
         How many images of the listing are through, from its beginning: their digests and failures are filled in, in
-        `listing` itself, and their rows are in the cache or in `recent`. The last step says all, unless the run was
-        stopped. Where several processes share the work, it is the only one.
+        `listing` itself, and their rows are in the cache or in `recent`. There are ten steps a second at most. The last
+        says all, unless the run was stopped. Where several processes share the work, it is the only one.
 
     Returns
     -------
@@ -140,19 +142,23 @@ def embed_stepwise(
 
 
 def _through(listing: Listing, steps: Steps) -> Generator[int, None, Outcome]:
-    """Fill in what became of the images as far as that is settled, and say so whenever it is of more of them."""
-    through = 0
+    """Fill in what became of the images as far as that is settled, and say so now and then, and at the end."""
+    through = settled = 0
+    due = 0.0
     with contextlib.closing(steps):
         while True:
             try:
                 settled, outcome = next(steps)
+                ended = False
             except StopIteration as end:
-                whole: Outcome = end.value
-                return whole
-            if settled > through:
+                outcome, ended = end.value, True
+            if settled > through and (ended or time.monotonic() >= due):
                 _take_in(listing, outcome, through, settled)
                 through = settled
                 yield through
+                due = time.monotonic() + STEP_SECONDS
+            if ended:
+                return outcome
 
 
 def _take_in(listing: Listing, outcome: Outcome, first: int, last: int) -> None:

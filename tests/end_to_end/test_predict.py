@@ -170,7 +170,7 @@ def test_a_stream_that_is_left_keeps_what_was_embedded(model, tmp_path):
 
 
 def test_one_run_makes_one_part_of_small_work_and_copies_cost_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("headstart.classify.predict.ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("headstart.extract.embed.STEP_SECONDS", 0.0)
     monkeypatch.setattr("headstart.classify.predict.ANSWER_SHARE", 0.0)
     monkeypatch.setenv("HEADSTART_PART_SECONDS", "1000")
     folder = many(tmp_path / "many", 40)
@@ -188,7 +188,7 @@ def test_one_run_makes_one_part_of_small_work_and_copies_cost_nothing(model, tmp
 
 
 def test_a_copy_of_a_picture_whose_row_memory_let_go_is_read_back(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("headstart.classify.predict.ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("headstart.extract.embed.STEP_SECONDS", 0.0)
     monkeypatch.setattr("headstart.classify.predict.ANSWER_SHARE", 0.0)
     monkeypatch.setattr("headstart.extract.recent.KEPT_BYTES", 1)
     monkeypatch.setattr("headstart.cache.writer.CUT_BYTES", 1)  # every batch is a part

@@ -30,6 +30,7 @@ from .prediction import Prediction
 logger = logging.getLogger("headstart.classify")
 
 ANSWER_SHARE = 9  # times as long as the last answers took, at least: they must not slow the run down
+SCORED = 32  # pictures that are scored at once, always the same ones: rounding must not depend on how fast a run goes
 ANSWER_BYTES = 32 << 20  # of embeddings and probabilities that are in memory at once
 
 
@@ -121,7 +122,8 @@ class Classifier:
             A picture whose likeliest class has less than this gets no label and is `unsure`; where pictures may have
             several labels, those that have less are not given.
         stopped : callable, optional
-            Asked before each picture; when it says True, those in hand are answered and the run ends.
+            Asked before each picture; when it says True the run ends, and what was embedded is kept. It is answered but
+            for the last few.
 
         Returns
         -------
@@ -151,15 +153,16 @@ class Classifier:
         """Answer whenever some pictures are through and the last answers are a moment ago, or there are many."""
         done, due = 0, 0.0
         recent = RecentRows(self.store, self.spaces)
-        most = max(1, ANSWER_BYTES // (4 * sum(space.dim for space in self.spaces) + 8 * len(self.classes)))
+        scored_bytes = SCORED * (4 * sum(space.dim for space in self.spaces) + 8 * len(self.classes))
+        most = SCORED * max(1, ANSWER_BYTES // scored_bytes)
         with self._own_bodies():
             steps = embed_stepwise(self.store, self._loaded(), listing, base, stopped, recent=recent)
             with contextlib.closing(steps):
                 for through in steps:
-                    while done < through and (
-                        time.monotonic() >= due or through - done >= most or through == len(listing)
-                    ):
-                        begin, last = time.monotonic(), min(through, done + most)
+                    ended = through == len(listing)
+                    ready = through if ended else through - through % SCORED
+                    while done < ready and (ended or time.monotonic() >= due or ready - done >= most):
+                        begin, last = time.monotonic(), min(ready, done + most)
                         answers = self._answers(listing, range(done, last), recent, asked)
                         # Of their own time, not of what the caller does with them.
                         now = time.monotonic()
@@ -206,11 +209,13 @@ class Classifier:
             raise
 
     def _answers(self, listing: Listing, rows: range, recent: RecentRows, asked: _Asked) -> Iterator[Prediction]:
-        """Score some pictures at once; the predictions, each with all its probabilities, are made one by one."""
+        """Score some pictures; the predictions, each with all its probabilities, are made one by one."""
         usable = np.array([row for row in rows if row not in listing.failures], np.int64)
         X = recent.gather(listing.digest[usable])
-        proba = self.predict_proba(X)
-        novelty = None if self.model.novelty is None or not len(X) else self.model.novelty.score(X)
+        ends = np.searchsorted(usable, np.arange(rows.start + SCORED, rows.stop, SCORED))
+        together = [block for block in np.split(X, ends) if len(block)]
+        proba = [one for block in together for one in self.predict_proba(block)]
+        novelty = [one for block in together for one in self.model.novelty.score(block)] if self.model.novelty else None
         place_of = {row: place for place, row in enumerate(usable.tolist())}
 
         def answer(row: int) -> Prediction:

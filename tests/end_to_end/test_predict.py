@@ -181,9 +181,9 @@ def test_one_run_makes_one_part_of_small_work_and_copies_cost_nothing(model, tmp
     assert len(parts(tmp_path)) == 1
     assert sum(space.rows for space in info(tmp_path / ".headstart").spaces) == 40
     assert [row.probability for row in cold[40:]] == pytest.approx([row.probability for row in cold[:10]])
-    # What was handed on is what is kept: the next run, which reads it, says the same.
-    warm = classifier.predict([folder])
-    assert [row.probability for row in warm] == pytest.approx([row.probability for row in cold], rel=1e-6)
+    # What was handed on is what is kept: the next run, which reads it at another pace, says the same bit for bit.
+    monkeypatch.setattr("headstart.classify.predict.ANSWER_SHARE", 1000.0)
+    assert classifier.predict([folder]) == cold
     assert len(parts(tmp_path)) == 1
 
 

@@ -30,7 +30,9 @@ from .cli_options import (
     layer_option,
     layout_option,
     max_pixels_option,
+    only_one_of,
     positive,
+    prediction_options,
     result_options,
     sample_options,
     seed_option,
@@ -189,37 +191,34 @@ def evaluate(model: Path, data: Path | None, split: str, against: Path | None, c
 @commands.command()
 @click.argument("model", type=Data)
 @click.argument("paths", type=Data, nargs=-1, required=True, metavar="PATH...")
-@click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table.")
-@click.option("--top", type=positive, default=1, show_default=True, metavar="K", help="Show the K likeliest classes.")
-@click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
-              help="Also sets of classes that hold the right one this often, .95 say.")  # fmt: skip
+@prediction_options
 @grid_options
 @device_options
 @cache_option
 @common
-def predict(model: Path, paths: tuple[Path, ...], cache: Path | None, **given: Any) -> Any:
+def predict(model: Path, paths: tuple[Path, ...], as_csv: bool, as_jsonl: bool, **given: Any) -> Any:
     """Say what MODEL sees in pictures. PATH is a picture, a folder of them, or - for a list on standard input.
+
+    Lines come as pictures are done, sorted by path. One that cannot be read says why, and the exit status stays 0.
 
     \b
     headstart predict models/photos-resnet18-logistic new/ other.jpg
     find . -name '*.jpg' | headstart predict models/photos-resnet18-logistic - --csv
+    headstart predict models/photos-resnet18-logistic new/ --jsonl --min-probability .9
+    headstart predict models/photos-resnet18-logistic new/ --sort-into sorted --min-probability .9
     headstart predict models/photos-resnet18-logistic new/ --coverage .95
     headstart predict models/photos-resnet18-logistic photos/val --grid predictions.png
     """
-    from .classify.model import load_model
-    from .classify.predict import Classifier, Predictions, paths_from_lines
-    from .classify.prediction_grid import plan_grid
-    from .extract.options import RunOptions
+    from .classify.prediction_job import predict as run
+    from .classify.prediction_job import read_paths
+    from .extract.interrupt import stop_on_interrupt
 
-    shown = {"top": given.pop("top"), "as_csv": given.pop("as_csv")}
-    coverage = given.pop("coverage")
-    grid = plan_grid(given.pop("grid"), given.pop("grid_limit"), given.pop("overwrite"), given["max_pixels"])
-    classifier = Classifier(load_model(model), cache, RunOptions(**given_of(given)))
-    named = [path for path in paths if str(path) != "-"]
-    if len(named) < len(paths):
-        named += paths_from_lines(sys.stdin.buffer.read())
-    rows = classifier.predict(named, coverage=coverage)
-    return Predictions(rows, grid=grid.draw(rows, classifier.classes) if grid else None, **shown)
+    context = click.get_current_context()
+    only_one_of(context, as_csv="--csv", as_jsonl="--jsonl", as_json="--json")
+    form = "csv" if as_csv else "jsonl" if as_jsonl else "table"
+    named = read_paths(paths, sys.stdin.buffer)
+    stopped = context.with_resource(stop_on_interrupt())  # until all is printed
+    return run(model, named, form=form, stopped=stopped, **given_of(given))
 
 
 @commands.command()

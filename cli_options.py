@@ -54,6 +54,18 @@ device_options = options(
     click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
     max_pixels_option,
 )
+prediction_options = options(
+    click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table."),
+    click.option("--jsonl", "as_jsonl", is_flag=True, help="Print a JSON object a line, each as soon as it is known."),
+    click.option("--top", type=positive, metavar="K",
+                 help="Show the K likeliest classes [default: 1; in JSON all]."),
+    click.option("--min-probability", type=click.FloatRange(0, 1), default=0.0, metavar="P",
+                 help="Unsure, with no label, where the likeliest class has less [default: 0]."),
+    click.option("--coverage", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
+                 help="Also sets of classes that hold the right one this often, .95 say."),
+    click.option("--sort-into", type=Data, metavar="DIR",
+                 help="Also copy each picture into DIR/CLASS, where the model is unsure into DIR/_unsure."),
+)  # fmt: skip
 grid_options = options(
     click.option("--grid", type=Data, metavar="FILE.png",
                  help="Also draw the pictures, marked right or wrong where their folder is named like a class."),
@@ -95,6 +107,20 @@ sample_options = options(
     click.option("--max-classes", type=positive, default=20, show_default=True, metavar="N",
                  help="Of more classes, N are shown, evenly chosen."),
 )  # fmt: skip
+
+
+def only_one_of(context: click.Context, **words: str) -> None:
+    """Refuse options that exclude each other.
+
+    Parameters
+    ----------
+    context : click.Context
+    **words : str
+        What the user writes, by the name of the parameter.
+    """
+    given = [word for name, word in words.items() if context.params[name]]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other; give one of them")
 
 
 def given_of(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -9,7 +10,7 @@ import os
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -129,8 +130,9 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--json`, `--quiet` and `--debug`, and print what it returns.
 
     The command returns an object with `summary()`, the fields of `--json`, and `lines()` for people. Its attribute
-    `on_stdout` says that those lines are the result itself, a table, and not a report on the work done; `status` is an
-    exit status other than 0 for work that was done and found something wrong.
+    `on_stdout` says that those lines are the result itself, a table, and not a report on the work done; they may come
+    one by one while the work is done. `status` is an exit status other than 0 for work that was done and found
+    something wrong.
     """
 
     @functools.wraps(command)
@@ -143,8 +145,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         if as_json:
             click.echo(json.dumps(result.summary(), allow_nan=False))
         elif on_stdout:
-            for line in result.lines():
-                click.echo(_as_named(line))
+            _print(result.lines())
         elif not quiet:
             for line in result.lines():
                 click.echo(printable(line), err=True)
@@ -156,6 +157,25 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--quiet", "-q", is_flag=True, help="Only warnings on standard error."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     )(run)
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Print lines as they come; work that gives them is ended where nobody reads them any more."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(lines, Generator):
+            stack.enter_context(contextlib.closing(lines))
+        for line in lines:
+            with _above_bar(sys.stdout):
+                click.echo(_as_named(line))
+
+
+def _above_bar(file: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a block in which a progress bar makes room for what is written to a terminal."""
+    bars = sys.modules.get("tqdm")
+    if bars is None or not all(stream is not None and stream.isatty() for stream in (file, sys.stderr)):
+        return contextlib.nullcontext()
+    room: contextlib.AbstractContextManager[Any] = bars.tqdm.external_write_mode(file=file)
+    return room
 
 
 def _as_named(line: str) -> str | bytes:
@@ -174,10 +194,7 @@ class _ToStderr(logging.Handler):
         text = printable(record.getMessage())  # names from outside must not steer a terminal
         if record.levelno >= logging.WARNING:
             text = f"warning: {text}"
-        bars = sys.modules.get("tqdm")
-        if bars is not None and sys.stderr is not None and sys.stderr.isatty():
-            bars.tqdm.write(text, file=sys.stderr)
-        else:
+        with _above_bar(sys.stderr):
             click.echo(text, err=True)
 
 

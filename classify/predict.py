@@ -2,106 +2,45 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import BackboneError, UsageError, printable
-from ..extract.embed import embed_listing
+from ..errors import BackboneError, UsageError
+from ..extract.embed import embed_listing, embed_stepwise
 from ..extract.embedder import Embedder
-from ..extract.features import gather_joined
 from ..extract.images import list_paths
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
+from ..extract.recent import RecentRows
 from ..extract.resolve import embedders_of
 from .conformal import conformal_threshold, prediction_sets
 from .model import SavedModel, check_bodies, load_model
 from .prediction import Prediction
 
-if TYPE_CHECKING:
-    from .prediction_grid import Drawn
-
 logger = logging.getLogger("headstart.classify")
+
+ANSWER_SHARE = 9  # times as long as the last answers took, at least: they must not slow the run down
+SCORED = 32  # pictures that are scored at once, always the same ones: rounding must not depend on how fast a run goes
+ANSWER_BYTES = 32 << 20  # of embeddings and probabilities that are in memory at once
 
 
 @dataclass(frozen=True, slots=True)
-class Predictions:
-    """Predictions as a table.
+class _Asked:
+    """What is wanted of each prediction: the probability from which a class belongs to the set, and to be named."""
 
-    Attributes
-    ----------
-    rows : list of Prediction
-    top : int, default 1
-        How many of the likeliest classes a line shows.
-    as_csv : bool, default False
-    grid : Drawn, optional
-        The picture that was drawn of them.
-    """
-
-    rows: list[Prediction]
-    top: int = 1
-    as_csv: bool = False
-    grid: Drawn | None = None
-    on_stdout: ClassVar[bool] = True
-
-    def summary(self) -> dict[str, Any]:
-        """Return the fields of ``predict --json``."""
-        grid = {"grid": self.grid.summary()} if self.grid else {}
-        return {"predictions": [row.as_dict() for row in self.rows], **grid}
-
-    def lines(self) -> list[str]:
-        """Return the table, one picture a line."""
-        return self._csv_lines() if self.as_csv else [self._line(row) for row in self.rows]
-
-    def _line(self, row: Prediction) -> str:
-        if row.error is not None:
-            return f"{printable(row.path)}: not read, {row.error}"
-        named = [(name, (row.probabilities or {})[name]) for name in row.labels or ()]
-        shown = named if row.labels is not None and self.top == 1 else row.likeliest(self.top)
-        guesses = ", ".join(f"{printable(name)} {100 * value:.1f} %" for name, value in shown) or "none of the labels"
-        sets = "" if row.classes is None else f"; one of {{{', '.join(map(printable, row.classes))}}}"
-        unlike = "; unlike any training picture" if row.unlike_training else ""
-        return f"{printable(row.path)}: {guesses}{sets}{unlike}"
-
-    def _guesses(self, row: Prediction) -> list[tuple[str, float]]:
-        """Return what a line of the CSV is for: the likeliest classes, or all labels that are given together."""
-        if row.labels is None or self.top > 1 or row.error is not None:
-            return row.likeliest(self.top)
-        return [("|".join(row.labels), row.probability or 0.0)]
-
-    def _csv_lines(self) -> list[str]:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["path", "label", "probability", "error", "set", "novelty"])
-        for row in self.rows:
-            novelty = "" if row.novelty is None else f"{row.novelty:.6f}"
-            sets = _cell("|".join(row.classes or ()))
-            for name, value in self._guesses(row):
-                table.writerow([_cell(row.path), _cell(name), f"{value:.6f}", "", sets, novelty])
-            if row.error is not None:
-                table.writerow([_cell(row.path), "", "", _cell(row.error), "", ""])
-        return text.getvalue().rstrip("\n").split("\n")
-
-
-def _cell(text: str) -> str:
-    """Keep a spreadsheet from taking a name for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
-def paths_from_lines(data: bytes) -> list[Path]:
-    """Return the paths of a list: one a line, or, where there is a NUL byte in it, one before each of those."""
-    separator = b"\0" if b"\0" in data else b"\n"
-    return [Path(os.fsdecode(line)) for line in data.split(separator) if line]
+    threshold: float | None
+    min_probability: float
 
 
 class Classifier:
@@ -161,25 +100,49 @@ class Classifier:
         Listing
             With digests and failures filled in.
         """
-        try:
+        with self._own_bodies():
             return embed_listing(self.store, self.embedders, listing, base)[0]
-        except BackboneError:
-            check_bodies(self.model)  # a file of the model's own that is gone or damaged has a better line to say it
-            raise
 
-    def predict(self, paths: Iterable[str | os.PathLike[str]], *, coverage: float | None = None) -> list[Prediction]:
-        """Classify pictures.
+    def predict(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        coverage: float | None = None,
+        min_probability: float = 0.0,
+    ) -> list[Prediction]:
+        """Classify pictures, and return when all are done; see `stream`."""
+        return list(self.stream(paths, coverage=coverage, min_probability=min_probability))
+
+    def stream(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        coverage: float | None = None,
+        min_probability: float = 0.0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Generator[Prediction, None, None]:
+        """Classify pictures one after the other, as they come out of the network.
+
+        All of it is one run at the speed of ``extract``, and memory does not grow with what was answered. A run that is
+        left before its end, by closing the generator or dropping it, keeps what was embedded. Where several GPUs share
+        the work, the first answer comes when all pictures have been embedded.
 
         Parameters
         ----------
         paths : iterable of path
-            Pictures, and folders of pictures.
+            Pictures, and folders of pictures at any depth. They are all listed before the first is read.
         coverage : float, optional
             Also give sets of classes that hold the right one this often, between 0 and 1.
+        min_probability : float, default 0
+            A picture whose likeliest class has less than this gets no label and is `unsure`; where pictures may have
+            several labels, those that have less are not given.
+        stopped : callable, optional
+            Asked before each picture; when it says True the run ends, and what was embedded is kept. It is answered but
+            for the last few.
 
         Returns
         -------
-        list of Prediction
+        generator of Prediction
             One a picture, sorted by path; those that cannot be read say why.
 
         Raises
@@ -187,12 +150,42 @@ class Classifier:
         DataNotFoundError
             A path is not there.
         UsageError
-            The coverage is not between 0 and 1, or the model cannot give such sets.
+            The coverage is not between 0 and 1, or the model cannot give such sets; or the probability is not between 0
+            and 1.
+        KeyboardInterrupt
+            While it is gone through: `stopped` said True.
         """
-        threshold = self.threshold(coverage)
+        if not 0 <= min_probability <= 1:
+            raise UsageError(f"a probability lies between 0 and 1; got {min_probability:g}")
+        asked = _Asked(self.threshold(coverage), min_probability)
         images = list_paths([Path(path) for path in paths])
         listing = unread_listing(images, failure_rules(self.run.max_pixels))
-        return self._describe(self.embed(listing, base_folder(images)), threshold)
+        return self._stream(listing, base_folder(images), asked, stopped)
+
+    def _stream(
+        self, listing: Listing, base: bytes, asked: _Asked, stopped: Callable[[], bool]
+    ) -> Generator[Prediction, None, None]:
+        """Answer whenever some pictures are through and the last answers are a moment ago, or there are many."""
+        done, due = 0, 0.0
+        recent = RecentRows(self.store, self.spaces)
+        scored_bytes = SCORED * (4 * sum(space.dim for space in self.spaces) + 8 * len(self.classes))
+        most = SCORED * max(1, ANSWER_BYTES // scored_bytes)
+        with self._own_bodies():
+            steps = embed_stepwise(self.store, self.embedders, listing, base, stopped, recent=recent)
+            with contextlib.closing(steps):
+                for through in steps:
+                    ended = through == len(listing)
+                    ready = through if ended else through - through % SCORED
+                    while done < ready and (ended or time.monotonic() >= due or ready - done >= most):
+                        begin, last = time.monotonic(), min(ready, done + most)
+                        answers = self._answers(listing, range(done, last), recent, asked)
+                        # Of their own time, not of what the caller does with them.
+                        now = time.monotonic()
+                        due = now + ANSWER_SHARE * (now - begin)
+                        yield from answers
+                        done = last
+        if done < len(listing):
+            raise KeyboardInterrupt
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
         """Return the probabilities (n, K) float64 of embeddings (n, D), those of the model's spaces side by side."""
@@ -242,34 +235,59 @@ class Classifier:
         list of Prediction
             In the order of `paths`.
         """
-        proba = self.predict_proba(X)
+        proba, asked = self.predict_proba(X), _Asked(threshold, 0.0)
         novelty = None if self.model.novelty is None or not len(X) else self.model.novelty.score(X)
         return [
-            self._prediction(path, proba[row], threshold, None if novelty is None else float(novelty[row]))
+            self._prediction(path, proba[row], asked, None if novelty is None else float(novelty[row]))
             for row, path in enumerate(paths)
         ]
 
-    def _describe(self, listing: Listing, threshold: float | None) -> list[Prediction]:
-        usable = np.flatnonzero(listing.usable)
-        names = [os.fsdecode(name) for name in listing.paths]
-        X = gather_joined(self.store, self.spaces, listing.digest[usable])
-        rows = dict(zip(usable.tolist(), self.describe([names[row] for row in usable], X, threshold), strict=True))
-        return [rows.get(row) or Prediction(name, error=listing.failures[row]) for row, name in enumerate(names)]
+    @contextlib.contextmanager
+    def _own_bodies(self) -> Iterator[None]:
+        try:
+            yield
+        except BackboneError:
+            check_bodies(self.model)  # a file of the model's own that is gone or damaged has a better line to say it
+            raise
 
-    def _prediction(self, path: str, proba: np.ndarray, threshold: float | None, novelty: float | None) -> Prediction:
+    def _answers(self, listing: Listing, rows: range, recent: RecentRows, asked: _Asked) -> Iterator[Prediction]:
+        """Score some pictures; the predictions, each with all its probabilities, are made one by one."""
+        usable = np.array([row for row in rows if row not in listing.failures], np.int64)
+        X = recent.gather(listing.digest[usable])
+        ends = np.searchsorted(usable, np.arange(rows.start + SCORED, rows.stop, SCORED))
+        together = [block for block in np.split(X, ends) if len(block)]
+        proba = [one for block in together for one in self.predict_proba(block)]
+        novelty = [one for block in together for one in self.model.novelty.score(block)] if self.model.novelty else None
+        place_of = {row: place for place, row in enumerate(usable.tolist())}
+
+        def answer(row: int) -> Prediction:
+            path = os.fsdecode(listing.paths[row])
+            if row not in place_of:
+                return Prediction(path, error=listing.failures[row])
+            place = place_of[row]
+            new = None if novelty is None else float(novelty[place])
+            return self._prediction(path, proba[place], asked, new)
+
+        return map(answer, rows)
+
+    def _prediction(self, path: str, proba: np.ndarray, asked: _Asked, novelty: float | None) -> Prediction:
         best = int(proba.argmax())
         probabilities = {name: float(value) for name, value in zip(self.classes, proba, strict=True)}
-        label, labels, classes = self.classes[best], None, None
+        unsure = bool(proba[best] < asked.min_probability)
+        label: str | None = None if unsure else self.classes[best]
+        labels, classes = None, None
         if self.model.multi_label:
-            given = np.flatnonzero(proba >= np.array(self.model.thresholds))
-            labels = [self.classes[place] for place in given]
-            label = "|".join(labels)
-        if threshold is not None:
-            chosen = np.flatnonzero(prediction_sets(proba[None], threshold)[0])
+            passed = np.flatnonzero(proba >= np.array(self.model.thresholds))
+            given = [self.classes[place] for place in passed if proba[place] >= asked.min_probability]
+            unsure = bool(passed.size) and not given
+            labels, label = given, None if unsure else "|".join(given)
+        if asked.threshold is not None:
+            chosen = np.flatnonzero(prediction_sets(proba[None], asked.threshold)[0])
             classes = [self.classes[place] for place in chosen[np.argsort(-proba[chosen], kind="stable")]]
         return Prediction(
-            path, label, float(proba[best]), probabilities, labels=labels, classes=classes, novelty=novelty
-        )
+            path, label, float(proba[best]), probabilities,
+            labels=labels, classes=classes, novelty=novelty, unsure=unsure,
+        )  # fmt: skip
 
 
 def load(

@@ -17,10 +17,10 @@ class Prediction:
     path : str
         As it was given.
     label : str or None
-        The most probable class; None where the picture could not be read. Where pictures may have several labels: those
-        that are given, with ``|`` between them.
+        The most probable class; None where the picture could not be read or the model is unsure. Where pictures may
+        have several labels: those that are given, with ``|`` between them.
     probability : float or None
-        Of that class; where pictures may have several labels, of the most probable one.
+        Of the most probable class, also where that is too little for a label.
     probabilities : dict of str to float
         Of every class; empty where the picture could not be read.
     labels : list of str or None
@@ -32,6 +32,8 @@ class Prediction:
         anything in training, whose label means little then.
     error : str or None
         Why the picture could not be read.
+    unsure : bool
+        The most probable class has less than the probability that was asked for, so that no label is given.
     """
 
     path: str
@@ -42,6 +44,7 @@ class Prediction:
     labels: list[str] | None = None
     classes: list[str] | None = None
     novelty: float | None = None
+    unsure: bool = False
 
     @property
     def unlike_training(self) -> bool:
@@ -53,15 +56,17 @@ class Prediction:
         ranked = sorted((self.probabilities or {}).items(), key=lambda pair: -pair[1])
         return ranked[:count]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields of ``predict --json``."""
+    def as_dict(self, top: int | None = None) -> dict[str, Any]:
+        """Return the fields of ``predict --json``, with the probabilities of all classes or of the `top` likeliest."""
+        probabilities = self.probabilities or {}
         return {
             "path": self.path,
             "label": self.label,
             "probability": self.probability,
-            "probabilities": self.probabilities or {},
+            "probabilities": probabilities if top is None else dict(self.likeliest(top)),
             "error": self.error,
             "labels": self.labels,
             "set": self.classes,
             "novelty": self.novelty,
+            "unsure": self.unsure,
         }

@@ -21,6 +21,7 @@ from .reader import Item, Need
 if TYPE_CHECKING:
     from .embedder import Embedder, Pending
 
+OnRows = Callable[[str, np.ndarray, np.ndarray], None]
 # Batches that are on a GPU while the next one is gathered.
 IN_FLIGHT = 1
 
@@ -58,6 +59,8 @@ class Batches:
         Told how long each batch took; it sets the embedder up for speed.
     reject : callable
         Told the item and the reason where a row cannot be kept.
+    on_rows : callable
+        Told the id of a space, digests (n, 32) uint8 and their rows (n, D) in the space's dtype, as they are computed.
 
     Attributes
     ----------
@@ -67,8 +70,15 @@ class Batches:
         Seconds that loading the network took, and that its device was busy.
     """
 
-    def __init__(self, target: Target, pace: Pace, reject: Callable[[Item, str], None]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        pace: Pace,
+        reject: Callable[[Item, str], None],
+        on_rows: OnRows = lambda _space, _digest, _rows: None,
+    ) -> None:
         self._target = target
+        self._on_rows = on_rows
         self._embedder = target.embedder
         self._pace = pace
         self._reject = reject
@@ -100,6 +110,12 @@ class Batches:
         """Take in what is under way on the device."""
         while self._waiting:
             self._collect(*self._waiting.popleft())
+
+    @property
+    def oldest(self) -> Item | None:
+        """The first image that was taken and whose rows are not written yet."""
+        under_way = self._waiting[0][0] if self._waiting else self._items
+        return under_way[0] if under_way else None
 
     @property
     def writing(self) -> float:
@@ -135,6 +151,9 @@ class Batches:
             self._reject(items[place], f"{NOT_FINITE}{hint}")
         digests = np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32)
         keys = Keys.plain(digests)
-        for rows, held, writer in zip(columns, self._target.held, self._target.writers, strict=True):
+        spaces = self._embedder.spaces
+        for space, rows, held, writer in zip(spaces, columns, self._target.held, self._target.writers, strict=True):
             wanted = good & (held.find(keys) < 0)
-            writer.add(digests[wanted], rows[wanted])
+            stored = np.ascontiguousarray(rows[wanted], space.dtype)
+            writer.add(digests[wanted], stored)
+            self._on_rows(space.id, digests[wanted], stored)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,13 +20,15 @@ from .embedder import Embedder
 from .explain import explain_misses, joined, warn_of_versions
 from .plan import known_hashes, share_hashes, to_look_at
 from .progress import progress_bar
+from .recent import RecentRows
 from .resolve import library_versions
-from .runner import Hooks, Outcome, Work
+from .runner import Hooks, Outcome, Steps, Work, result_of
 from .scale import embed_in_processes, processes_for
-from .work import embed_work
+from .work import embed_in_steps
 
 logger = logging.getLogger("headstart.extract")
 
+STEP_SECONDS = 0.1  # between two steps: of each there is some work
 LONG_SECONDS = 5  # runs with less than this left get no estimate
 
 
@@ -38,7 +42,25 @@ def embed_listing(
     *,
     hashed: bool = False,
 ) -> tuple[Listing, Outcome]:
-    """Embed the images of a listing that the cache lacks in any of some feature spaces.
+    """Embed the images of a listing that the cache lacks in any of some feature spaces; see `embed_stepwise`."""
+    return result_of(embed_stepwise(store, embedders, listing, base, stopped, record, hashed=hashed))
+
+
+def embed_stepwise(
+    store: FeatureStore,
+    embedders: Sequence[Embedder],
+    listing: Listing,
+    base: bytes,
+    stopped: Callable[[], bool] = lambda: False,
+    record: Callable[[Listing], None] = lambda _: None,
+    *,
+    hashed: bool = False,
+    recent: RecentRows | None = None,
+) -> Generator[int, None, tuple[Listing, Outcome]]:
+    """Embed the images of a listing that the cache lacks in any of some feature spaces, and say how far it has come.
+
+    It is one run however slowly its steps are taken: threads read ahead a bounded number of images and wait. Closed
+    before its end, it keeps what was embedded.
 
     Parameters
     ----------
@@ -57,6 +79,15 @@ def embed_listing(
         Find out the perceptual hash of each image that is looked at: one that is read only for its digest is decoded
         for its hash too, unless the dataset's latest listing knows that. Images that have not changed and have all
         their rows are not looked at.
+    recent : RecentRows, optional
+        Takes the rows that are computed, so that they need not be read back.
+
+    Yields
+    ------
+    int
+        How many images of the listing are through, from its beginning: their digests and failures are filled in, in
+        `listing` itself, and their rows are in the cache or in `recent`. There are ten steps a second at most. The last
+        says all, unless the run was stopped. Where several processes share the work, it is the only one.
 
     Returns
     -------
@@ -74,6 +105,7 @@ def embed_listing(
         todo = to_look_at(listing, list(held.values()))
         if not todo.size:
             record(listing)
+            yield len(listing)
             return listing, replace(Outcome.empty(0), embedded=dict.fromkeys(held, 0))
         versions = library_versions()
         for space in spaces:
@@ -91,14 +123,14 @@ def embed_listing(
             if count > 1:
                 outcome = embed_in_processes(store, embedders, work, count, hooks)
             else:
-                outcome = embed_work(store, embedders, held, work, descriptor, hooks)
-        read = np.asarray(outcome.digest.any(axis=1))
-        listing.digest[read] = outcome.digest[read]
-        listing.phash[read] = outcome.phash[read]
+                hooks = replace(hooks, on_rows=recent.add) if recent else hooks
+                outcome = yield from _through(listing, embed_in_steps(store, embedders, held, work, descriptor, hooks))
+        _take_in(listing, outcome, 0, len(listing))
         share_hashes(listing)
         listing.stat[outcome.replaced] = NEVER  # other files than were listed: they are read again next time
-        listing.failures.update(outcome.failures)
         record(listing)
+        if not outcome.interrupted:
+            yield len(listing)
     embedded = todo[listing.usable[todo]]
     for space, before in zip(spaces, explained, strict=True):
         lacked = _lacking(listing, embedded, held[space.id])
@@ -107,6 +139,34 @@ def embed_listing(
             warn_of_versions(store, space)
         outcome.misses += joined(before, explain_misses(store, space, _lacking(listing, unknown, held[space.id]), held))
     return listing, outcome
+
+
+def _through(listing: Listing, steps: Steps) -> Generator[int, None, Outcome]:
+    """Fill in what became of the images as far as that is settled, and say so now and then, and at the end."""
+    through = settled = 0
+    due = 0.0
+    with contextlib.closing(steps):
+        while True:
+            try:
+                settled, outcome = next(steps)
+                ended = False
+            except StopIteration as end:
+                outcome, ended = end.value, True
+            if settled > through and (ended or time.monotonic() >= due):
+                _take_in(listing, outcome, through, settled)
+                through = settled
+                yield through
+                due = time.monotonic() + STEP_SECONDS
+            if ended:
+                return outcome
+
+
+def _take_in(listing: Listing, outcome: Outcome, first: int, last: int) -> None:
+    """Fill in what a run has found out of the images from `first` to `last`, the latter excluded."""
+    read = first + np.flatnonzero(outcome.digest[first:last].any(axis=1))
+    listing.digest[read] = outcome.digest[read]
+    listing.phash[read] = outcome.phash[read]
+    listing.failures.update({row: outcome.failures[row] for row in range(first, last) if row in outcome.failures})
 
 
 def _distinct(digest: np.ndarray) -> int:

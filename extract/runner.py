@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .batches import Batches, Target
+from .batches import Batches, OnRows, Target
 from .explain import Miss
 from .gpu_decode import BATCH, gpu_decoder
 from .options import RunOptions
@@ -25,6 +26,8 @@ from .phash import KnownHashes
 from .reader import TOGETHER, Ahead, Item, Reader
 from .suspects import Watch
 
+Steps = Generator[tuple[int, "Outcome"], None, "Outcome"]
+Result = TypeVar("Result")
 STAGES = ("list", "read", "decode", "forward", "write")
 ESTIMATE_OVER = 64  # images, after the quiet ones at the start
 
@@ -130,22 +133,41 @@ class Hooks:
         Told the number of images that went through since the last call.
     on_rate : callable
         Told once, after a while, how many images a second go through, and how many have.
+    on_rows : callable
+        Told the id of a feature space, digests (n, 32) uint8 and their rows (n, D) in the space's dtype, as they are
+        computed; not where several processes share the work.
     """
 
     stopped: Callable[[], bool] = lambda: False
     progress: Callable[[int], None] = lambda _: None
     on_rate: Callable[[float, int], None] = lambda _rate, _done: None
+    on_rows: OnRows = lambda _space, _digest, _rows: None
 
 
-def run(
+def run(work: Work, targets: Sequence[Target], options: RunOptions, cache: Path) -> Outcome:
+    """Embed what the cache lacks; see `run_in_steps`."""
+    return result_of(run_in_steps(work, targets, options, cache))
+
+
+def result_of(steps: Generator[Any, None, Result]) -> Result:
+    """Go through all steps of some work, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def run_in_steps(
     work: Work,
     targets: Sequence[Target],
     options: RunOptions,
     cache: Path,
     watch: Watch | None = None,
     hooks: Hooks | None = None,
-) -> Outcome:
-    """Embed what the cache lacks.
+) -> Steps:
+    """Embed what the cache lacks, an image a step; closed before its end, it leaves what was written.
 
     Parameters
     ----------
@@ -159,6 +181,13 @@ def run(
     watch : Watch, optional
         Decodes the images, so that one which ends the process is passed by next time.
     hooks : Hooks, optional
+
+    Yields
+    ------
+    settled : int
+        An index into the listing: of all images before it that were to be looked at, it is known what became of them.
+    outcome : Outcome
+        What has been found out so far; always the same object.
 
     Returns
     -------
@@ -183,17 +212,20 @@ def run(
         # Beside a GPU that decodes, threads wait for it picture by picture.
         threads, together = (workers + BATCH, 1) if gpu else (workers, TOGETHER)
         items = Ahead(pool, reader, work.names, work.todo, threads, QUIET_IMAGES, together)
-        flow = _Flow(outcome, reader, targets, work.todo.size, cache, hooks.on_rate, items.wait)
+        flow = _Flow(outcome, reader, targets, work.todo.size, cache, hooks, items.wait)
         try:
             for item in items:
                 outcome.interrupted = hooks.stopped()
                 if outcome.interrupted:
                     flow.collect()
+                    yield flow.settled, outcome
                     break
                 flow.take(item)
                 hooks.progress(1)
+                yield flow.settled, outcome
             else:
                 flow.finish()
+                yield flow.settled, outcome
         finally:
             items.stop()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -215,16 +247,17 @@ class _Flow:
         targets: Sequence[Target],
         images: int,
         cache: Path,
-        on_rate: Callable[[float, int], None],
+        hooks: Hooks,
         wait: Callable[[float], None],
     ) -> None:
         self._outcome = outcome
         self._reader = reader
-        self._on_rate: Callable[[float, int], None] | None = on_rate
+        self._on_rate: Callable[[float, int], None] | None = hooks.on_rate
         self._batches = [
-            Batches(target, Pace(target.embedder, images, self._decoding, cache, wait), self._reject)
+            Batches(target, Pace(target.embedder, images, self._decoding, cache, wait), self._reject, hooks.on_rows)
             for target in targets
         ]
+        self._next = 0
         self._begun: float | None = None
         self._loaded_first = 0.0
         self._timed_from = (0.0, 0)
@@ -235,6 +268,7 @@ class _Flow:
     def take(self, item: Item) -> None:
         """Account for one image, and give it to the networks."""
         outcome = self._outcome
+        self._next = item.index + 1
         if item.digest:
             outcome.digest[item.index] = np.frombuffer(item.digest, np.uint8)
             outcome.phash[item.index] = item.phash
@@ -250,6 +284,12 @@ class _Flow:
             self._copies.setdefault(item.digest, []).append(item.index)
         elif item.pixels:
             self._embed(item)
+
+    @property
+    def settled(self) -> int:
+        """The index of the first image that is under way, or of the one after the last that was taken."""
+        oldest = [one.oldest for one in self._batches]
+        return min([self._next, *(item.index for item in oldest if item is not None)])
 
     def finish(self) -> None:
         """Embed what has been gathered."""

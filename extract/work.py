@@ -9,7 +9,7 @@ from ..cache.index import KeyIndex
 from ..cache.store import FeatureStore
 from .batches import Target
 from .embedder import Embedder
-from .runner import Hooks, Outcome, Work, run
+from .runner import Hooks, Outcome, Steps, Work, result_of, run_in_steps
 from .suspects import Watch
 
 
@@ -21,7 +21,19 @@ def embed_work(
     descriptor: int | None,
     hooks: Hooks,
 ) -> Outcome:
-    """Embed images in this process.
+    """Embed images in this process; see `embed_in_steps`."""
+    return result_of(embed_in_steps(store, embedders, held, work, descriptor, hooks))
+
+
+def embed_in_steps(
+    store: FeatureStore,
+    embedders: Sequence[Embedder],
+    held: dict[str, KeyIndex],
+    work: Work,
+    descriptor: int | None,
+    hooks: Hooks,
+) -> Steps:
+    """Embed images in this process, an image a step.
 
     Parameters
     ----------
@@ -34,6 +46,11 @@ def embed_work(
     descriptor : int or None
         The file in which this process is announced, for `Watch`.
     hooks : Hooks
+
+    Yields
+    ------
+    tuple of (int, Outcome)
+        As `headstart.extract.runner.run_in_steps`.
 
     Returns
     -------
@@ -56,6 +73,6 @@ def embed_work(
             for embedder in embedders
         ]
         watch = stack.enter_context(Watch(store.root, descriptor, alone=work.shares == 1))
-        outcome = run(work, targets, embedders[0].run, store.root, watch, hooks)
+        outcome = yield from run_in_steps(work, targets, embedders[0].run, store.root, watch, hooks)
         outcome.tried = watch.tried
         return outcome

@@ -105,7 +105,7 @@ def test_sets_novelty_and_the_columns_of_the_csv(headstart, headstart_json, cach
 
     status, out, err = headstart(*words, "--coverage", ".95", "--csv")
     table = list(csv.DictReader(io.StringIO(out)))
-    assert status == 0 and list(table[0]) == ["path", "label", "probability", "error", "set", "novelty"]
+    assert status == 0 and list(table[0]) == ["path", "label", "probability", "error", "set", "novelty", "unsure"]
     by_path = {row["path"]: row for row in rows}
     for row in table:
         if not row["error"]:

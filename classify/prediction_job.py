@@ -1,0 +1,92 @@
+"""What `predict` does from its words to its lines: check what is asked for, load the model, classify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from ..extract.options import RunOptions
+from .model import load_model
+from .predict import Classifier
+from .prediction_grid import plan_grid
+from .prediction_table import Predictions
+from .sorting import Sorter
+
+STDIN = Path("-")
+
+
+def predict(
+    model: Path,
+    paths: Iterable[Path],
+    *,
+    cache: Path | None = None,
+    form: str = "table",
+    top: int | None = None,
+    coverage: float | None = None,
+    min_probability: float = 0.0,
+    sort_into: Path | None = None,
+    grid: Path | None = None,
+    grid_limit: int | None = None,
+    overwrite: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+    **run: Any,
+) -> Predictions:
+    """Classify pictures with a saved model, one after the other as the result is read.
+
+    Parameters
+    ----------
+    model : Path
+        The model's folder.
+    paths : iterable of Path
+        Pictures, and folders of pictures.
+    cache : Path, optional
+        The cache's folder.
+    form, top
+        As `Predictions`.
+    coverage, min_probability, stopped
+        As `Classifier.stream`.
+    sort_into : Path, optional
+        Folder into which pictures are copied by class; see `Sorter`.
+    grid, grid_limit, overwrite
+        As `plan_grid`.
+    **run
+        Fields of `RunOptions`.
+
+    Returns
+    -------
+    Predictions
+
+    Raises
+    ------
+    ModelError, DataError, UsageError, OutputError
+        As their messages say.
+    """
+    paths, options = list(paths), RunOptions(**run)
+    drawing = plan_grid(grid, grid_limit, overwrite, options.max_pixels)
+    classifier = Classifier(load_model(model), cache, options)
+    rows = classifier.stream(paths, coverage=coverage, min_probability=min_probability, stopped=stopped)
+    sorter = None if sort_into is None else Sorter(sort_into, classifier.classes, paths)
+    return Predictions(rows, classifier.classes, form=form, top=top, grid=drawing, sorter=sorter)
+
+
+def read_paths(paths: Iterable[Path], listed: IO[bytes]) -> list[Path]:
+    """Return the paths that were named, with those of a list instead of ``-``.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    listed : binary file
+        The list, which is read to its end where it is asked for: one path a line, or, where there is a NUL byte in it,
+        one before each of those.
+    """
+    paths = list(paths)
+    named = [path for path in paths if path != STDIN]
+    return named if len(named) == len(paths) else named + paths_from_lines(listed.read())
+
+
+def paths_from_lines(data: bytes) -> list[Path]:
+    """Return the paths of a list: one a line, or, where there is a NUL byte in it, one before each of those."""
+    separator = b"\0" if b"\0" in data else b"\n"
+    return [Path(os.fsdecode(line)) for line in data.split(separator) if line]

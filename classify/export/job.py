@@ -16,7 +16,7 @@ from ...errors import ModelError, OutputError, UsageError, printable
 from ...extract.options import RunOptions
 from ..model import SavedModel, load_model
 from ..result_file import check_file, check_no_input, write_file
-from .network import Geometry, Whole, whole_network
+from .network import Geometry, Whole, geometries_of, whole_network
 from .onnx_graph import network_graph, onnx_file, onnx_runner, require_onnx
 from .parity import TOLERANCE, Comparison, Pictures, Runner, compare, pictures_for, pillow_filter
 from .pixels import fits
@@ -145,6 +145,7 @@ def export(
     if format == "onnx":
         require_onnx()
     saved = load_model(Path(model))
+    _check_one_crop(geometries_of(saved), input)
     compared = pictures_for(saved, None if data is None else Path(data), cache, run, pictures)
     check_no_input(out, [row.path for row in compared.rows])
     logger.info("tracing %s", ", ".join(dict.fromkeys(space["backbone"] for space in saved.spaces)))
@@ -197,16 +198,13 @@ class _Maker:
 def _best_file(maker: _Maker, compared: Pictures, input: str) -> tuple[bytes, Geometry | None, Comparison]:
     """Return a file that passes the comparison: with the resize in it where that is wanted and can be."""
     geometries = maker.whole.geometries
-    tried: Comparison | None = None
     if input == "picture" and maker.can_resize():
         data, runner = maker.file(None)
-        tried = compare(runner, compared, None)
-        if tried.max_difference <= TOLERANCE:
-            return data, None, tried
-    if len(geometries) > 1:
-        wanted = "--input crop" if input == "crop" else "a graph that begins after the resize"
-        found = f" (with it in the graph, probabilities differ by {tried.max_difference:.1e})" if tried else ""
-        raise ModelError(f"{wanted} needs one size for all networks; those of this model see different crops{found}")
+        comparison = compare(runner, compared, None)
+        if comparison.max_difference <= TOLERANCE:
+            return data, None, comparison
+        logger.debug("with the resize in the graph, probabilities differ by %g", comparison.max_difference)
+    _check_one_crop(geometries, "crop")
     data, runner = maker.file(geometries[0])
     comparison = compare(runner, compared, geometries[0])
     if comparison.max_difference > TOLERANCE:
@@ -217,6 +215,14 @@ def _best_file(maker: _Maker, compared: Pictures, input: str) -> tuple[bytes, Ge
     if input == "picture":
         logger.warning("the resize is not in the graph: it begins with pictures that have been resized and cropped")
     return data, geometries[0], comparison
+
+
+def _check_one_crop(geometries: tuple[Geometry, ...], input: str) -> None:
+    if input == "crop" and len(geometries) > 1:
+        raise ModelError(
+            "a graph that begins after the resize takes one crop for all networks, and those of this model see "
+            "different ones; give them the same --resize, --crop and --interpolation, or take --input picture"
+        )
 
 
 def metadata_of(model: SavedModel, whole: Whole, crop: Geometry | None) -> dict[str, str]:

@@ -74,6 +74,12 @@ class Whole:
     bytes: int
 
 
+def geometries_of(model: SavedModel) -> tuple[Geometry, ...]:
+    """Return what pictures go through before the networks of a model see them, each once."""
+    preprocesses = (Preprocess.from_dict(FeatureSpace.from_dict(space).preprocess) for space in model.spaces)
+    return tuple(dict.fromkeys(map(Geometry.of, preprocesses)))
+
+
 def whole_network(model: SavedModel) -> Whole:
     """Load the networks of a model, on the CPU and in float32, and put the head upon them.
 
@@ -88,7 +94,7 @@ def whole_network(model: SavedModel) -> Whole:
     requests = model.training.get("requests", [{}] * len(spaces))
     embedders = embedders_of(spaces, requests, RunOptions(device="cpu"))
     backbones = [embedder.backbone for embedder in embedders]
-    geometries = tuple(dict.fromkeys(Geometry.of(embedder.preprocess) for embedder in embedders))
+    geometries = geometries_of(model)
     sees = [geometries.index(Geometry.of(embedder.preprocess)) for embedder in embedders]
     # The rows of an embedder are those of its spaces; the head wants them in the order of the model's.
     made = [space.id for embedder in embedders for space in embedder.spaces]

@@ -244,14 +244,14 @@ def test_the_command_prints_one_line_of_json_and_no_chatter(models, logistic, fe
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_every_kind_of_model(models, few, tmp_path, format):
     headstart.extract(few, cache=models.cache, backbone="mobilenet_v3_small", weights="none", resize=64, crop=64)
-    headstart.extract(few, cache=models.cache, backbone="efficientnet_lite0", store_dtype="float16", layer="_blocks.10")
+    small = {"backbone": "efficientnet_lite0", "resize": 40, "crop": 32}
+    headstart.extract(few, cache=models.cache, layer="_blocks.10", store_dtype="float16", **small)
     joined = ["efficientnet_lite0:_blocks.10", "mobilenet_v3_small"]
     tuned = tmp_path / "tuned"
-    small = {"backbone": "resnet18", "weights": "none", "resize": 40, "crop": 32, "epochs": 1, "select_on": "last"}
-    headstart.finetune(few, out=tuned, cache=models.cache, **small)
+    headstart.finetune(few, out=tuned, cache=models.cache, epochs=1, train="_blocks.15", select_on="last", **small)
     kinds = {
         "joined-wide": models.fitted("joined-wide", features=joined, l2_norm=True, pca=10),
-        "knn": models.fitted("knn", features=["efficientnet_lite0:_fc.input"], head="knn"),
+        "knn": models.fitted("knn", features=["efficientnet_lite0:fc.input"], head="knn"),
         "mlp": models.fitted("mlp", features=["mobilenet_v3_small"], head="mlp"),
         "tuned": tuned,
     }

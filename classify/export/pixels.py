@@ -154,8 +154,10 @@ class Nodes:
                 image = self.add("Gather", image, found, axis=axis + 1)
             return image
         for axis in (1, 0):
-            weights, unit = self._weights(size[axis], wanted[axis], _TAPS[geometry.interpolation])
-            weights = self._cut(weights, [starts[axis]], [lengths[axis]], (0,))
+            weights = self._weights(size[axis], wanted[axis], _TAPS[geometry.interpolation])
+            power = self._power(weights)
+            weights = self._as_whole(self._cut(weights, [starts[axis]], [lengths[axis]], (0,)), power)
+            unit = self.cast(self.add("Div", self.real(1), power), np.float32)
             if axis:
                 image = self.add("MatMul", image, self.add("Transpose", weights, perm=[1, 0]))
             else:
@@ -173,27 +175,21 @@ class Nodes:
         found = self.cast(self.add("Floor", self.add("Mul", place, scale)), np.int64)
         return self.add("Min", found, self.add("Sub", length, self.whole(1)))
 
-    def _weights(self, length: str, wanted: str, taps: int) -> Pair:
-        """Return torch's weights of an axis, (wanted, length) float32 whole numbers, and the unit that they count."""
+    def _weights(self, length: str, wanted: str, taps: int) -> str:
+        """Return the weights of an axis, (wanted, length) float64, each row with the sum 1."""
         half = self.real(0.5)
         scale = self.add("Div", self.cast(length, np.float64), self.cast(wanted, np.float64))
         spread = self.add("Max", scale, self.real(1))
-        reach = self.add("Mul", spread, self.real(taps / 2))
         places = self.add("Unsqueeze", self.cast(self._range(wanted), np.float64), self.whole(1))
         centre = self.add("Mul", self.add("Add", places, half), scale)
-        first = self.add("Floor", self.add("Add", self.add("Sub", centre, reach), half))
-        end = self.add("Floor", self.add("Add", self.add("Add", centre, reach), half))
-        source = self.cast(self._range(length), np.float64)
-        near = self.add("And", self.add("GreaterOrEqual", source, first), self.add("Less", source, end))
-        away = self.add("Add", self.add("Sub", source, centre), half)
-        away = self.add("Abs", self.add("Mul", away, self.add("Div", self.real(1), spread)))
+        source = self.add("Add", self.cast(self._range(length), np.float64), half)
+        # Beyond the filter's reach the kernel is 0 by itself.
+        away = self.add("Abs", self.add("Mul", self.add("Sub", source, centre), self.add("Div", self.real(1), spread)))
         kernel = self._triangle(away) if taps == _TAPS["bilinear"] else self._cubic(away)
-        kernel = self.add("Mul", kernel, self.cast(near, np.float64))
-        kernel = self.add("Div", kernel, self.add("ReduceSum", kernel, self.whole(1), keepdims=1))
-        return self._as_whole(kernel)
+        return self.add("Div", kernel, self.add("ReduceSum", kernel, self.whole(1), keepdims=1))
 
-    def _as_whole(self, weights: str) -> Pair:
-        """Scale weights, float64, by the largest power of two that keeps the largest within 15 bits, and round them."""
+    def _power(self, weights: str) -> str:
+        """Return the largest power of two that keeps the largest weight of all within 15 bits, float64."""
         powers = 2.0 ** np.arange(_MOST_SHIFT + 1)
         # Opset 18 has the axes of ReduceMax as an input; none are all of them.
         largest = self.add("ReduceMax", weights, keepdims=0)
@@ -201,11 +197,12 @@ class Nodes:
         tried = self.add("Floor", self.add("Add", tried, self.real(0.5)))
         fitting = self.cast(self.add("Less", tried, self.real(2.0**_WEIGHT_BITS)), np.int64)
         shift = self.add("ReduceSum", fitting, keepdims=0)
-        power = self.add("Gather", self.constant(powers, np.float64), shift, axis=0)
+        return self.add("Gather", self.constant(powers, np.float64), shift, axis=0)
+
+    def _as_whole(self, weights: str, power: str) -> str:
+        """Return weights times a power of two as whole numbers, float32, halves away from 0."""
         size = self.add("Floor", self.add("Add", self.add("Mul", self.add("Abs", weights), power), self.real(0.5)))
-        whole = self.add("Mul", size, self.add("Sign", weights))
-        unit = self.add("Div", self.real(1), power)
-        return self.cast(whole, np.float32), self.cast(unit, np.float32)
+        return self.cast(self.add("Mul", size, self.add("Sign", weights)), np.float32)
 
     def _triangle(self, away: str) -> str:
         return self.add("Max", self.add("Sub", self.real(1), away), self.real(0))

@@ -20,6 +20,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from .classify.estimator import LogisticRegressionPath
     from .classify.evaluate import evaluate
+    from .classify.export.job import export
     from .classify.finetune.job import finetune
     from .classify.fit import fit_head
     from .classify.pages.report import report
@@ -35,6 +36,7 @@ __all__ = [
     "LogisticRegressionPath",
     "__version__",
     "evaluate",
+    "export",
     "extract",
     "finetune",
     "fit_head",
@@ -50,6 +52,7 @@ _HOMES = {
     "HeadstartError": "errors",
     "LogisticRegressionPath": "classify.estimator",
     "evaluate": "classify.evaluate",
+    "export": "classify.export.job",
     "finetune": "classify.finetune.job",
     "extract": "extract.job",
     "fit_head": "classify.fit",

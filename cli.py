@@ -20,6 +20,7 @@ import click
 
 from . import __version__
 from .cli_cache import cache
+from .cli_export import export
 from .cli_finetune import finetune
 from .cli_options import (
     Data,
@@ -279,6 +280,7 @@ def demo(out: Path) -> Any:
     return run(out)
 
 
+commands.add_command(export)
 commands.add_command(finetune)
 commands.add_command(report)
 commands.add_command(serve)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from .classify.compare import compare
     from .classify.estimator import LogisticRegressionPath
     from .classify.evaluate import evaluate
     from .classify.finetune.job import finetune
@@ -30,6 +31,7 @@ __all__ = [
     "HeadstartError",
     "LogisticRegressionPath",
     "__version__",
+    "compare",
     "evaluate",
     "extract",
     "finetune",
@@ -42,6 +44,7 @@ __all__ = [
 _HOMES = {
     "HeadstartError": "errors",
     "LogisticRegressionPath": "classify.estimator",
+    "compare": "classify.compare",
     "evaluate": "classify.evaluate",
     "finetune": "classify.finetune.job",
     "extract": "extract.job",

@@ -1,6 +1,6 @@
 """Is finetuning worth it? What `compare` predicts, held against finetunes that are really run.
 
-    python benchmarks/advice.py [--epochs 5] [--cases digits hotdog] [--seed 0]
+    python benchmarks/advice.py [--epochs 10] [--cases digits hotdog] [--seed 0]
 
 Reads hymenoptera and hotdog from the folder that HEADSTART_SAMPLES names; handwritten digits come with scikit-learn.
 Each case is a dataset, or a part of its training images, and a backbone with its own or with random weights. `compare`
@@ -19,6 +19,7 @@ import argparse
 import logging
 import math
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -76,14 +77,16 @@ def write_digits(folder: Path) -> None:
         Image.fromarray((pixels * 255 / 16).astype("uint8")).resize((64, 64)).save(place / f"{number:04d}.png")
 
 
-def part_of(data: Path, per_class: int | None, folder: Path) -> Path:
-    """Return a dataset with so many training images of each class, the first by name, and all validation images."""
+def part_of(data: Path, per_class: int | None, folder: Path, seed: int) -> Path:
+    """Return a dataset with so many training images of each class, drawn at random, and all validation images."""
     if per_class is None:
         return data
     part = folder / f"{data.name}-{per_class}"
     for split in ("train", "val"):
         for name in sorted(path.name for path in (data / split).iterdir() if path.is_dir()):
             files = sorted((data / split / name).iterdir())
+            if split == "train":
+                random.Random(seed).shuffle(files)
             (part / split / name).mkdir(parents=True)
             for file in files[: per_class if split == "train" else None]:
                 shutil.copy(file, part / split / name)
@@ -111,7 +114,7 @@ def run_case(case: Case, data: Path, epochs: int, seed: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as name:
         folder, begin = Path(name), time.perf_counter()
-        data = part_of(data, case.per_class, folder)
+        data = part_of(data, case.per_class, folder, seed)
         found = headstart.compare(
             data, backbones=case.backbone, weights=case.weights, wanted=case.preprocess, cache=folder / "cache",
             out=folder / "compared", seed=seed,
@@ -186,7 +189,7 @@ def print_total(runs: Sequence[dict[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10, help="finetune's own default")
     parser.add_argument("--cases", nargs="+", metavar="WORD", help="those whose name contains one of the words")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -68,7 +68,9 @@ class Candidate:
     def rate(self, files: Sequence[str], run: RunOptions) -> float | None:
         """Return the pictures that go through decoder and network a second here; None, with a word, if not known."""
         try:
-            found = images_per_second(embedder_of(self.space, self.request, run), files)
+            embedder = embedder_of(self.space, self.request, run)
+            found = images_per_second(embedder, files)
+            embedder.unload()
         except HeadstartError as error:  # weights that are not on this machine, say; the comparison can do without
             logger.warning("the speed of %s was not measured: %s", self.space.backbone, error)
             return None

@@ -24,7 +24,7 @@ from ..errors import UsageError, printable
 from ..extract.features import dataset_folder
 from ..extract.options import RunOptions, as_words
 from ..extract.rate import PICTURES
-from .advice import Contender, Evidence, differences, finetuning, more_images, pareto
+from .advice import LIKELY, Contender, Evidence, differences, finetuning, more_images, pareto
 from .candidates import Candidate, Candidates, find_candidates
 from .comparison import Comparison, Row, check_folder, save
 from .curve import LearningCurve, learning_curve
@@ -91,7 +91,7 @@ def compare(
     page : callable, optional
         Makes the HTML page of the result, which is written beside the table then.
     stopped : callable, optional
-        Asked before each image that is embedded.
+        Asked before each image that is embedded and before each row; when it says True the run ends.
 
     Returns
     -------
@@ -107,21 +107,22 @@ def compare(
         No such head, or one that does not go with the labels.
     OutputError
         `out` holds a comparison and `overwrite` is False, or something else.
+    KeyboardInterrupt
+        `stopped` said True.
     """
     begin = time.perf_counter()
     kinds, names = _heads(heads), [backbones] if isinstance(backbones, str) else list(backbones)
     share, run = held_out_share(val_fraction), run or RunOptions()
-    if out is not None:
-        check_folder(Path(out), overwrite=overwrite)
+    target = Path(out) if out is not None else None if data is None else _default_folder(Path(data).resolve())
+    if target is not None:
+        check_folder(target, overwrite=overwrite)  # before the work, where the name is known by then
     found = find_candidates(
         cache_dir(cache), None if data is None else Path(data), names, wanted or {}, weights, run, stopped
     )
-    target = Path(out) if out is not None else _default_folder(Path(found.listing.source))
+    target = target or _default_folder(Path(found.listing.source))
     check_folder(target, overwrite=overwrite)
-    bench = _Bench(
-        found, _divided(found, share, kinds), kinds, run, cv, seed,
-        _fit_head_options(cache, val_fraction, cv, seed),
-    )  # fmt: skip
+    options = _fit_head_options(cache, val_fraction, cv, seed)
+    bench = _Bench(found, _divided(found, share, kinds), kinds, run, cv, seed, options, stopped)
     fitted = _ranked([pair for candidate in found.each for pair in bench.measured(candidate)])
     advice = bench.advice(fitted)
     comparison = Comparison(
@@ -202,6 +203,8 @@ class _Bench:
     cv, seed : int
     options : dict
         What ``fit-head`` must be told beside backbone and head.
+    stopped : callable
+        Asked before each row.
     """
 
     found: Candidates
@@ -211,6 +214,7 @@ class _Bench:
     cv: int
     seed: int
     options: dict[str, Any]
+    stopped: Callable[[], bool]
 
     def count(self, split: str) -> int:
         """Return how many labelled images a split has."""
@@ -224,10 +228,12 @@ class _Bench:
         logger.info("%s: timing", name)
         speed = candidate.rate(_some_files(self.found.listing, mine), self.run)
         for kind in self.kinds:
+            if self.stopped():
+                raise KeyboardInterrupt("interrupted: nothing was saved, but what was embedded is in the cache")
             head = head_for(mine, train, kind, {"cv": self.cv, "random_state": self.seed})
             command = _command(self.found, candidate, kind, self.options)
             row = _row(name, candidate, head, train[:2], speed, command)
-            logger.info("%s: %.1f %% in cross-validation, %s", row.name, 100 * row.cv_accuracy, row.choice)
+            logger.info("%s: %.1f %% in cross-validation; %s", row.name, 100 * row.cv_accuracy, row.choice)
             yield row, head
 
     def advice(self, fitted: Sequence[_Fitted]) -> list[dict[str, Any]]:
@@ -247,7 +253,20 @@ class _Bench:
             random=rows[0].weights == "none",
             multi_label=self.labelled.Y is not None,
         )
-        return [apart, finetuning(evidence), more_images(curve, name)]
+        predicted = finetuning(evidence)
+        if predicted["prediction"] == LIKELY:
+            predicted["command"] = self._finetune_command(rows[0])
+            predicted["text"] += f"; try: {predicted['command']}"
+        return [apart, predicted, more_images(curve, name)]
+
+    def _finetune_command(self, row: Row) -> str:
+        """Return the command that trains a row's backbone end to end."""
+        space = next(c for c in self.found.each if c.space.id == row.space)
+        wanted = self.found.fit_options(space) or {"backbone": row.backbone}
+        options = {name: value for name, value in wanted.items() if name != "store_dtype"}
+        if row.weights != "default":
+            options["weights"] = row.weights
+        return f"headstart finetune {shlex.quote(self.found.listing.root)} {as_words(options)}"
 
     def _labelled_in(self, candidate: Candidate) -> LabelledSet:
         return replace(self.labelled, features=candidate.features(self.found.listing, self.found.store))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -158,13 +159,15 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """Return the table, what it means, the advice and the next command."""
+        untouched = f"the {self.val} validation images were not looked at" if self.val else "no validation images"
+        score = "score the one that you choose on the validation images, once" if self.val else "fit the one you choose"
         return [
             f"{printable(self.root)}: {self.train} training images, {len(self.classes)} classes, {self.folds} folds; "
-            f"the {self.val} validation images were not looked at",
+            f"{untouched}",
             *table(self.rows),
             "* no other row is at least as accurate and as fast",
             *(f"- {entry['text']}" for entry in self.advice),
-            "score the one that you choose on the validation images, once; next: " + self.rows[self.chosen].command,
+            f"{score}; next: {self.rows[self.chosen].command}",
             f"saved in {printable(str(self.out))}, {self.seconds:.0f} s",
         ]
 
@@ -212,9 +215,12 @@ def check_folder(out: Path, *, overwrite: bool = False) -> None:
     ------
     OutputError
     """
+    above = next(folder for folder in (out.absolute(), *out.absolute().parents) if os.path.lexists(folder))
+    if not above.is_dir():
+        raise OutputError(f"{printable(str(out))} cannot be made, for {above} is a file; name another one with --out")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{printable(str(out))}: no permission to write into {above}; name another one with --out")
     if not out.is_dir():
-        if out.exists() or out.is_symlink():
-            raise OutputError(f"{printable(str(out))} is a file; name a folder with --out")
         return
     ours = (JSON_FILE, CSV_FILE, PAGE_FILE)
     names = [path.name for path in out.iterdir() if not is_temporary(path.name)]

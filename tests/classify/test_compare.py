@@ -183,7 +183,7 @@ def test_a_folder_is_replaced_only_where_it_is_a_comparison_and_that_is_asked_fo
     (out / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="folder of something else"):
         compare(cache=cache, out=out, overwrite=True)
-    with pytest.raises(OutputError, match="is a file"):
+    with pytest.raises(OutputError, match=r"notes\.txt is a file"):
         compare(cache=cache, out=out / "notes.txt", overwrite=True)
 
 
@@ -219,6 +219,21 @@ def test_mistakes_are_said_before_the_work(two, tmp_path):
     with pytest.raises(CacheMissError):
         compare(cache=tmp_path / "nothing", out=tmp_path / "out")
     assert load_listing(cache) is not None and not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_ends_it_before_the_next_row(two, tmp_path):
+    _, cache = two
+    with pytest.raises(KeyboardInterrupt, match="nothing was saved"):
+        compare(cache=cache, out=tmp_path / "out", stopped=lambda: True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_finetuning_is_likely_to_pay_its_command_is_named(tmp_path):
+    made = classes_made(1500, spread=4.0)
+    found = compare(cache=made.put(tmp_path / "cache"), out=tmp_path / "out")
+    assert found.advice[1]["prediction"] == "likely"
+    assert found.advice[1]["command"] == "headstart finetune photos --backbone resnet18"
+    assert found.lines()[-4].endswith("try: headstart finetune photos --backbone resnet18")
 
 
 def test_a_table_is_aligned(two, tmp_path):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .classify.evaluate import evaluate
     from .classify.finetune.job import finetune
     from .classify.fit import fit_head
+    from .classify.pages.report import report
     from .classify.predict import load
     from .classify.show import show
     from .extract.job import extract
@@ -37,6 +38,7 @@ __all__ = [
     "finetune",
     "fit_head",
     "load",
+    "report",
     "show",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "extract": "extract.job",
     "fit_head": "classify.fit",
     "load": "classify.predict",
+    "report": "classify.pages.report",
     "show": "classify.show",
 }
 

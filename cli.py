@@ -38,6 +38,7 @@ from .cli_options import (
     space_options,
     trained_options,
 )
+from .cli_report import report
 from .console import NumberOr, common, run_command
 from .errors import UsageError
 
@@ -279,6 +280,7 @@ def demo(out: Path) -> Any:
 
 commands.add_command(finetune)
 commands.add_command(compare)
+commands.add_command(report)
 commands.add_command(cache)
 
 

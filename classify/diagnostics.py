@@ -9,10 +9,8 @@ import numpy as np
 
 from ..errors import printable
 from .dataset import LabelledSet
-from .head import Head
 from .mislabelled import suspicious_labels
 from .novelty import Novelty, training_outliers
-from .several import LabelsHead
 
 SHOWN = 10
 OUTLIER = 0.02  # the score up to which a picture is shown as one: farther away than all but 2 % of the others
@@ -64,16 +62,17 @@ class Diagnostics:
         return lines
 
 
-def diagnose(head: Head, data: LabelledSet, novelty: Novelty | None, seed: int = 0) -> Diagnostics:
+def diagnose(data: LabelledSet, novelty: Novelty | None, oof_proba: np.ndarray | None, seed: int = 0) -> Diagnostics:
     """Look for what is odd, by cross-validated probabilities and by embeddings.
 
     Parameters
     ----------
-    head : Head
-        Fitted on the training images of `data`.
     data : LabelledSet
     novelty : Novelty or None
-        Fitted on the same.
+        Fitted on its training images; no outliers without one.
+    oof_proba : ndarray of shape (n, K), dtype float64, or None
+        Probabilities of each training image by a fit that did not see it; no label is doubted without them, nor where
+        an image may have several.
     seed : int, default 0
         The one that `novelty` was fitted with.
     """
@@ -81,13 +80,13 @@ def diagnose(head: Head, data: LabelledSet, novelty: Novelty | None, seed: int =
     mine = data.split == "train"
     group, paths, names = data.group[mine], data.paths("train"), _label_names(data)[mine]
     suspicious: list[dict[str, Any]] = []
-    if not isinstance(head, LabelsHead):
-        found = suspicious_labels(head.oof_proba_, y, X, groups=group)
+    if oof_proba is not None and data.Y is None:
+        found = suspicious_labels(oof_proba, y, X, groups=group)
         suspicious = [
             {
                 "path": str(paths[row]),
                 "label": str(names[row]),
-                "suggested": head.classes_[suggested],
+                "suggested": data.features.classes[suggested],
                 "score": float(score),
                 "confident": bool(confident),
             }

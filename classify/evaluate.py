@@ -19,7 +19,7 @@ from ..extract.plan import base_folder, failure_rules, recall_listing
 from .dataset import LabelledSet, labelled_set
 from .evaluation import Evaluation
 from .metrics import mcnemar_exact
-from .model import load_model
+from .model import SavedModel, load_model
 from .predict import Classifier
 from .scores import scores_of
 
@@ -62,20 +62,45 @@ def evaluate(
         The split has no labelled image.
     """
     first = Classifier(load_model(Path(model)), cache, run)
-    dedupe = first.model.training.get("dedupe") is not None
-    source = Path(first.model.training["source"])  # without DATA that of the second model, too
-    result = _evaluate(first, data, split, source, dedupe=dedupe)
+    result, _ = score_on(first, data, split)
     if against is None:
         return result
     other = Classifier(load_model(Path(against)), cache, run)
-    second = _evaluate(other, data, result.split, source, dedupe=dedupe)
+    second, _ = score_on(other, data, result.split, like=first.model)
     return replace(result, against=_compare(result, second, str(against)))
 
 
-def _evaluate(
-    classifier: Classifier, data: str | os.PathLike[str] | None, split: str, source: Path, *, dedupe: bool
-) -> Evaluation:
-    labelled = _dataset(classifier, data, source, dedupe=dedupe)
+def score_on(
+    classifier: Classifier,
+    data: str | os.PathLike[str] | None,
+    split: str,
+    *,
+    like: SavedModel | None = None,
+    copies: bool = False,
+) -> tuple[Evaluation, LabelledSet]:
+    """Score a model on the images of a split, and return the whole dataset with it.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    data : path or None
+        As in `evaluate`.
+    split : str
+        As in `evaluate`.
+    like : SavedModel, optional
+        Whose dataset is taken where `data` is None, and which says whether copies are left out: the model's own where
+        it is None.
+    copies : bool, default False
+        Look for near copies even where none is left out.
+
+    Raises
+    ------
+    ModelError, DataError
+        As `evaluate`.
+    """
+    training = (like or classifier.model).training
+    dedupe = training.get("dedupe") is not None
+    labelled = _dataset(classifier, data, Path(training["source"]), dedupe=dedupe, copies=copies)
     split = _split_there(labelled, split, own=_trained_on(classifier, labelled.features))
     if split == "all":
         labelled = replace(labelled, split=np.full(len(labelled.y), "all"))
@@ -91,7 +116,7 @@ def _evaluate(
     proba = model.probabilities(logits)
     scores = scores_of(model, logits, (X, y), labelled.part("train"))
     predicted = proba >= np.array(model.thresholds) if model.multi_label else proba.argmax(axis=1)
-    return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes)
+    return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes), labelled
 
 
 def _trained_on(classifier: Classifier, features: Features) -> bool:
@@ -112,7 +137,9 @@ def _split_there(labelled: LabelledSet, split: str, *, own: bool) -> str:
     return split
 
 
-def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool) -> LabelledSet:
+def _dataset(
+    classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool, copies: bool
+) -> LabelledSet:
     """Take a dataset from the disk, or, without one, the one that a model was trained on from the cache."""
     training = classifier.model.training
     features = _from_cache(classifier, source) if data is None else _from_disk(classifier, Path(data))
@@ -129,7 +156,7 @@ def _dataset(classifier: Classifier, data: str | os.PathLike[str] | None, source
             f"{list(features.classes)}; fit a head anew with `headstart fit-head {features.listing.root}`"
         )
     fraction = training.get("held_out") if _trained_on(classifier, features) else None
-    near_copies = training.get("near_copies", "none") if dedupe else "none"
+    near_copies = training.get("near_copies", "none") if dedupe or copies else "none"
     return labelled_set(features, 0.0 if fraction is None else fraction, dedupe=dedupe, near_copies=near_copies)
 
 

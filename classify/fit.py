@@ -125,11 +125,14 @@ def fit_head(
         novelty=novelty,
         training=training_facts(labelled, loaded.requests, seed=seed, val_fraction=share, near_copies=near_copies),
     )
-    model = replace(model, scores=measured(fitted, model, train[:2], labelled.part("val")))
-    diagnostics = diagnose(fitted, labelled, novelty, seed) if details else None
+    scores = measured(fitted, model, train[:2], labelled.part("val"))
+    diagnostics = diagnose(labelled, novelty, fitted.oof_proba_, seed) if details else None
     grown = learning_curve(fitted, *train, seed=seed) if curve else None
+    scores["curve"] = None if grown is None else grown.as_dict()
+    seconds = time.perf_counter() - begin
+    model = replace(model, scores=scores, training=model.training | {"seconds": round(seconds, 3)})
     save_model(target, model, overwrite=overwrite)
-    return Fit(model, fitted, labelled, target, time.perf_counter() - begin, diagnostics, grown)
+    return Fit(model, fitted, labelled, target, seconds, diagnostics, grown)
 
 
 TrainingRows = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from .. import __version__
 from ..errors import printable
 from .dataset import LabelledSet
 
+_DEPENDS_ON = ("numpy", "torch", "torchvision", "timm", "pillow", "simplejpeg", "h5py")
 # The input of the module that classifies, by its usual names; `classifier.3.input` is a layer within one.
 _DEFAULT_LAYER = re.compile(r"([a-z_]+\.)*(fc|classifier|heads?)\.input")
 
@@ -48,6 +52,15 @@ def _short_name(layers: Sequence[tuple[str, str | None]]) -> str:
     return "+".join(pieces)
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of what a model's numbers depend on, where it is installed, without loading it."""
+    found = {"headstart": __version__, "python": platform.python_version()}
+    for name in _DEPENDS_ON:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def training_facts(
     data: LabelledSet, requests: Sequence[dict[str, Any]], *, seed: int, val_fraction: float, near_copies: str
 ) -> dict[str, Any]:
@@ -75,5 +88,6 @@ def training_facts(
         "near_copies": near_copies,
         "seed": seed,
         "headstart": __version__,
+        "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

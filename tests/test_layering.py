@@ -25,7 +25,7 @@ ALLOWED = {
     "classify": {"classify", "extract", "cache", "errors", ""},
     "finetune": {"finetune", "classify", "extract", "cache", "errors", ""},
     "export": {"export", "classify", "extract", "cache", "errors", ""},
-    "pages": {"pages", "classify", "extract", "cache", "errors", ""},
+    "pages": {"pages", "finetune", "classify", "extract", "cache", "errors", ""},
     "serve": {"serve", "classify", "extract", "cache", "errors", ""},
     "demo": {"classify", "extract", "errors"},
     "console": {"errors"},
@@ -68,6 +68,12 @@ def room(path: Path) -> str:
     return path.parent.name if path.parent != ROOT else path.stem
 
 
+def room_of(folders: list[str]) -> str:
+    """Return the room of a module by the folders above it and its name: `classify/export/` is one of its own."""
+    inner = folders[1:2] if folders[0] == "classify" and f"classify/{''.join(folders[1:2])}" in FOLDERS else []
+    return (inner or folders)[0]
+
+
 def imports(path: Path):
     """Yield (node, absolute module or "", own room or None) of every import in a file."""
     above = path.relative_to(ROOT).parts[:-1]  # the folders that a file is in
@@ -79,8 +85,7 @@ def imports(path: Path):
         elif isinstance(node, ast.ImportFrom):
             named = (node.module or "").split(".")
             folders = [*above[: len(above) + 1 - node.level], *named]
-            rooms = [name for name in folders if name in ALLOWED]
-            names = rooms[-1:] if node.module else [a.name if a.name in ALLOWED else "" for a in node.names]
+            names = [room_of(folders)] if node.module else [a.name if a.name in ALLOWED else "" for a in node.names]
             yield from ((node, "", name) for name in names)
 
 

@@ -273,6 +273,7 @@ class Run:
             self.asked.out, stepper.network, pictures, scored, facts,
             space=self.asked.space, val_fraction=self.asked.val_fraction, trains_body=self.asked.train.train != HEAD,
             overwrite=self.asked.overwrite or self.asked.resume, write=self.ranks.first, kept=kept,
+            seconds=time.perf_counter() - self.begun,
         )  # fmt: skip
         if self.ranks.first:
             loop.checkpoint.remove()

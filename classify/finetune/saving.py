@@ -47,6 +47,7 @@ def save_finetuned(
     overwrite: bool,
     write: bool = True,
     kept: SavedModel | None = None,
+    seconds: float = 0.0,
 ) -> SavedModel:
     """Measure what a network says of the pictures, and save it.
 
@@ -72,6 +73,8 @@ def save_finetuned(
         Only describe the model where it is False.
     kept : SavedModel, optional
         The head whose layers the network still has: they hold its temperature, and dev was among its training images.
+    seconds : float, default 0.0
+        That the run took, for people to read.
 
     Raises
     ------
@@ -101,7 +104,8 @@ def save_finetuned(
         novelty=_novelty(pictures, train, seed=space.seed),
         training=training_facts(
             pictures.data, [request], seed=space.seed, val_fraction=val_fraction, near_copies="none"
-        ),
+        )
+        | {"seconds": round(seconds, 3)},
         body=body,
     )
     model = replace(model, scores=_scores(model, scored))

@@ -17,7 +17,7 @@ def diagnosed(made, cache, near_copies="auto"):
     groups = data.group[data.split == "train"]
     head = LabelsHead(C=0.01) if data.Y is not None else make_head("logistic", C=0.01)
     head.fit(X, y, made.classes, groups=groups)
-    return diagnose(head, data, fit_novelty(X, data.y[data.split == "train"], groups=groups))
+    return diagnose(data, fit_novelty(X, data.y[data.split == "train"], groups=groups), head.oof_proba_)
 
 
 @pytest.fixture

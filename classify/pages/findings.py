@@ -1,0 +1,202 @@
+"""What a report tells of a model, gathered in one place: scores, odd images, neighbours, the map."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...extract.features import dataset_folder
+from ..dataset import LabelledSet
+from ..diagnostics import OUTLIER, Diagnostics, diagnose
+from ..evaluate import score_on
+from ..evaluation import Evaluation
+from ..metrics import Reliability, reliability_curve
+from ..model import SavedModel
+from ..neighbours import nearest
+from ..network import sigmoid, softmax
+from ..preparation import of_length_one
+from ..refit import refitted
+
+if TYPE_CHECKING:
+    from ..predict import Classifier
+
+logger = logging.getLogger("headstart.classify")
+
+SHOWN = 24  # pictures of a gallery
+NEIGHBOURS = 3
+MOST_ON_MAP = 2500
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a report shows. Rows are those of `labelled`, whatever their split.
+
+    Attributes
+    ----------
+    model : SavedModel
+    evaluation : Evaluation
+        Of the split that is reported on.
+    labelled : LabelledSet
+    diagnostics : Diagnostics
+    scored : ndarray of shape (n,), dtype int64
+        The rows of `evaluation`, in its order.
+    doubted : bool
+        Whether labels of training images were looked at, by what cross-validation said of them.
+    before, after : Reliability
+        Without and with the temperature.
+    shown : ndarray of shape (m,), dtype int64
+        Rows on the map.
+    """
+
+    model: SavedModel
+    evaluation: Evaluation
+    labelled: LabelledSet
+    diagnostics: Diagnostics
+    scored: np.ndarray
+    doubted: bool
+    before: Reliability
+    after: Reliability
+    shown: np.ndarray
+
+    @property
+    def base(self) -> bytes:
+        """The folder that paths are relative to, as it was resolved when it was listed."""
+        listing = self.labelled.features.listing
+        return os.fsencode(dataset_folder(listing, listing.source))
+
+    def paths(self) -> list[bytes]:
+        """Return the path of each row, relative to `base`."""
+        features = self.labelled.features
+        return [features.listing.paths[number] for number in features.rows[self.labelled.rows].tolist()]
+
+    def name(self, row: int) -> str:
+        """Return the path of a row below the dataset's folder."""
+        features = self.labelled.features
+        return os.fsdecode(features.listing.paths[features.rows[self.labelled.rows[row]]])
+
+    def digests(self) -> list[bytes]:
+        """Return the SHA-256 of each row's bytes, as it was embedded."""
+        return [row.tobytes() for row in self.labelled.features.digest[self.labelled.rows]]
+
+    def rows_of(self, paths: Iterable[str]) -> list[int]:
+        """Return the rows of paths as `Diagnostics` names them."""
+        place = {str(path): row for row, path in enumerate(self.labelled.features.paths[self.labelled.rows])}
+        return [place[path] for path in paths]
+
+    def wrong(self) -> np.ndarray:
+        """Return the places in `evaluation` of wrong answers, the most confident first."""
+        found = np.flatnonzero(~self.evaluation.right())
+        sure = self.confidence()[found]
+        return found[np.argsort(-sure, kind="stable")]
+
+    def confidence(self) -> np.ndarray:
+        """Return the probability of each answer, (n,); with several labels an image, of the one that is surest."""
+        return np.asarray(self.evaluation.proba.max(axis=1))
+
+    def neighbours(self, rows: np.ndarray) -> np.ndarray:
+        """Return the training rows that are nearest to each of `rows` by angle, (m, 3 or fewer), the nearest first."""
+        train = np.flatnonzero(self.labelled.split == "train")
+        if not len(train) or not len(rows):
+            return np.zeros((len(rows), 0), np.int64)
+        X = self.labelled.features.X
+        group = self.labelled.group
+        reference = of_length_one(X[self.labelled.rows[train]])
+        found = nearest(X[self.labelled.rows[rows]], reference, min(NEIGHBOURS, len(train)), group[rows], group[train])
+        return np.concatenate([train[place] for _, _, place in found])
+
+    def outliers(self) -> list[dict[str, Any]]:
+        """Return the outliers that are worth a look, the farthest first."""
+        return [row for row in self.diagnostics.outliers[:SHOWN] if row["score"] <= OUTLIER]
+
+    def suspicious(self) -> list[dict[str, Any]]:
+        """Return the labels that are worth a look: those probably wrong, and the most doubtful besides."""
+        rows = self.diagnostics.suspicious
+        sure = [row for row in rows if row["confident"]]
+        return (sure + [row for row in rows if not row["confident"] and row["score"] > 0.5])[:SHOWN]
+
+    def across(self) -> list[list[dict[str, Any]]]:
+        """Return the groups of copies that are in train and in another split, then those within one."""
+        groups = self.diagnostics.near_copies
+        leaks = [group for group in groups if is_leak(group)]
+        return leaks + [group for group in groups if group not in leaks]
+
+
+def is_leak(group: list[dict[str, Any]]) -> bool:
+    """Tell whether copies, as `Diagnostics` has them, are in train and in another split."""
+    return {"train"} < {row["split"] for row in group}
+
+
+def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: str) -> Findings:
+    """Score a model and look for what is odd about its dataset.
+
+    Parameters
+    ----------
+    classifier : Classifier
+    data : path or None
+    split : str
+        As in `headstart.evaluate`.
+    """
+    model = classifier.model
+    evaluation, labelled = score_on(classifier, data, split, copies=True)
+    scored = np.flatnonzero(labelled.split == evaluation.split)
+    own = labelled.features.listing.source == model.training["source"] and (labelled.split == "train").any()
+    head = refitted(model, labelled) if own else None
+    novelty = model.novelty if own else None
+    proba = None if head is None else head.oof_proba_
+    if own:
+        _tell_of_changes(model, labelled)
+    seed = int(model.training.get("seed", 0))
+    before, after = _reliabilities(model, evaluation)
+    return Findings(
+        model=model,
+        evaluation=evaluation,
+        labelled=labelled,
+        diagnostics=diagnose(labelled, novelty, proba, seed),
+        scored=scored,
+        doubted=proba is not None and not model.multi_label,
+        before=before,
+        after=after,
+        shown=_on_map(labelled, scored, seed),
+    )
+
+
+def _tell_of_changes(model: SavedModel, labelled: LabelledSet) -> None:
+    then, now = model.scores["train"]["n"], int((labelled.split == "train").sum())
+    if then != now and "mode" not in model.facts:
+        logger.warning(
+            "the model was trained on %d images, and the dataset has %d to train on now: the report is of these",
+            then, now,
+        )  # fmt: skip
+
+
+def _reliabilities(model: SavedModel, evaluation: Evaluation) -> tuple[Reliability, Reliability]:
+    """Return the reliability of answers without and with the temperature.
+
+    Logits are not kept, and need not be: up to a constant an image, which no softmax sees, they are the temperature
+    times the logarithm of what it made of them; of one label by itself, times its log odds.
+    """
+    proba = np.clip(evaluation.proba, 1e-300, 1.0)
+    if model.multi_label:
+        odds = np.log(proba) - np.log1p(-np.minimum(evaluation.proba, 1 - 1e-16))
+        plain = sigmoid(odds * model.temperature)
+        told = evaluation.y.ravel()
+        return reliability_curve(plain.ravel(), told), reliability_curve(evaluation.proba.ravel(), told)
+    plain = softmax(np.log(proba) * model.temperature)
+    right = evaluation.right()
+    return reliability_curve(plain.max(axis=1), right), reliability_curve(evaluation.proba.max(axis=1), right)
+
+
+def _on_map(labelled: LabelledSet, scored: np.ndarray, seed: int) -> np.ndarray:
+    """Choose rows for the map: scored and training images, half of the room each where both are many."""
+    rng = np.random.default_rng(seed)
+    others = np.setdiff1d(np.flatnonzero(labelled.split == "train"), scored)
+    room = max(MOST_ON_MAP // 2, MOST_ON_MAP - len(others))
+    first = scored if len(scored) <= room else rng.choice(scored, room, replace=False)
+    left = MOST_ON_MAP - len(first)
+    second = others if len(others) <= left else rng.choice(others, left, replace=False)
+    return np.sort(np.concatenate([first, second]))

@@ -52,6 +52,7 @@ def compare(data: Path | None, **given: Any) -> Any:
     headstart compare photos --head logistic --head mlp --out comparisons/heads
     """
     from .classify.compare import compare as run
+    from .classify.pages.comparison import comparison_page
     from .extract.interrupt import stop_on_interrupt
     from .extract.options import RunOptions
 
@@ -59,4 +60,4 @@ def compare(data: Path | None, **given: Any) -> Any:
     wanted = {name: given.pop(name) for name in _OF_SPACE if name in given}
     how = RunOptions(**{name: given.pop(name) for name in _OF_RUN if name in given})
     with stop_on_interrupt() as stopped:
-        return run(data, wanted=wanted, run=how, stopped=stopped, **given)
+        return run(data, wanted=wanted, run=how, page=comparison_page, stopped=stopped, **given)

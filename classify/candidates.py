@@ -62,8 +62,8 @@ class Candidate:
         except HeadstartError as error:  # timm may have gone since
             logger.warning("%s: neither parameters nor licence are known (%s)", self.space.backbone, error)
             return None, ""
-        known = {"default": info.licence, _RANDOM: "none: random weights"}
-        return info.parameters, known.get(self.weights, "unknown: a file of weights")
+        known = {"default": info.licence, _RANDOM: "none"}
+        return info.parameters, known.get(self.weights, "unknown")
 
     def rate(self, files: Sequence[str], run: RunOptions) -> float | None:
         """Return the pictures that go through decoder and network a second here; None, with a word, if not known."""

@@ -266,7 +266,7 @@ class _Bench:
         options = {name: value for name, value in wanted.items() if name != "store_dtype"}
         if row.weights != "default":
             options["weights"] = row.weights
-        return f"headstart finetune {shlex.quote(self.found.listing.root)} {as_words(options)}"
+        return f"headstart finetune {shlex.quote(printable(self.found.listing.root))} {as_words(options)}"
 
     def _labelled_in(self, candidate: Candidate) -> LabelledSet:
         return replace(self.labelled, features=candidate.features(self.found.listing, self.found.store))
@@ -350,7 +350,7 @@ def _right(predicted: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _command(found: Candidates, candidate: Candidate, kind: str, options: dict[str, Any]) -> str:
     """Return the command that fits a row's head and scores it on the validation images."""
-    root = shlex.quote(found.listing.root)
+    root = shlex.quote(printable(found.listing.root))
     wanted = found.fit_options(candidate)
     before = ""
     if wanted is None:  # made the newest again, at once, for its rows are there

@@ -255,7 +255,7 @@ def save(comparison: Comparison, page: str | None, *, overwrite: bool = False) -
         if page is None:
             (out / PAGE_FILE).unlink(missing_ok=True)
         else:
-            publish(out / PAGE_FILE, page.encode())
+            publish(out / PAGE_FILE, page.encode("utf-8", "backslashreplace"))
         publish(out / CSV_FILE, as_csv(comparison.rows).encode(errors="surrogateescape"))
         publish(out / JSON_FILE, json.dumps(content, indent=1, allow_nan=False).encode("ascii"))
     except CacheError as error:

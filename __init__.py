@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from .classify.compare import compare
     from .classify.estimator import LogisticRegressionPath
     from .classify.evaluate import evaluate
     from .classify.export.job import export
@@ -35,6 +36,7 @@ __all__ = [
     "HeadstartError",
     "LogisticRegressionPath",
     "__version__",
+    "compare",
     "evaluate",
     "export",
     "extract",
@@ -51,6 +53,7 @@ _HOMES = {
     "FrozenBackbone": "extract.transformer",
     "HeadstartError": "errors",
     "LogisticRegressionPath": "classify.estimator",
+    "compare": "classify.compare",
     "evaluate": "classify.evaluate",
     "export": "classify.export.job",
     "finetune": "classify.finetune.job",

@@ -20,6 +20,7 @@ import click
 
 from . import __version__
 from .cli_cache import cache
+from .cli_compare import compare
 from .cli_export import export
 from .cli_finetune import finetune
 from .cli_options import (
@@ -282,6 +283,7 @@ def demo(out: Path) -> Any:
 
 commands.add_command(export)
 commands.add_command(finetune)
+commands.add_command(compare)
 commands.add_command(report)
 commands.add_command(serve)
 commands.add_command(cache)

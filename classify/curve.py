@@ -33,11 +33,14 @@ class LearningCurve:
         "accuracy", or "map" (mean average precision) where an image may have several labels.
     verdict : str
         In words, whether more images help.
+    more_help : bool or None
+        The same: True where they still help, False where they would hardly, None where that cannot be told.
     """
 
     points: list[dict[str, Any]]
     measure: str
     verdict: str
+    more_help: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields of ``fit-head --curve --json``."""
@@ -90,7 +93,8 @@ def learning_curve(
     grows = [number for number in range(len(SHARES)) if not number or count[number] > count[number - 1]]
     kept = grows if len(scores) > 1 else []
     points = [_point(count[number], scores[:, number]) for number in kept]
-    return LearningCurve(points, "map" if isinstance(head, LabelsHead) else "accuracy", _verdict(scores[:, kept]))
+    more_help, verdict = _verdict(scores[:, kept])
+    return LearningCurve(points, "map" if isinstance(head, LabelsHead) else "accuracy", verdict, more_help)
 
 
 def _smallest(y: np.ndarray, strata: np.ndarray) -> int:
@@ -134,15 +138,15 @@ def _of_the_mean(repeats: int) -> float:
     return float(np.sqrt(1 / repeats + 1 / (_FOLDS - 1)))
 
 
-def _verdict(scores: np.ndarray) -> str:
+def _verdict(scores: np.ndarray) -> tuple[bool | None, str]:
     """Say whether the last step up in images was worth it, by the differences within each repeat."""
     if scores.shape[1] < 2:
-        return "too few training images for a learning curve"
+        return None, "too few training images for a learning curve"
     gain = scores[:, -1] - scores[:, -2]
     mean, error = float(gain.mean()), float(gain.std(ddof=1)) * _of_the_mean(len(gain))
     points = f"{100 * mean:+.1f} points (standard error {100 * error:.1f})"
     if mean > 2 * error and mean > 0.001:
-        return f"more labelled images still help: the last step brought {points}"
+        return True, f"more labelled images still help: the last step brought {points}"
     if mean + 2 * error < _HARDLY:
-        return f"more labelled images of the same kind would hardly help: the last step brought {points}"
-    return f"too few images to tell whether more would help: the last step brought {points}"
+        return False, f"more labelled images of the same kind would hardly help: the last step brought {points}"
+    return None, f"too few images to tell whether more would help: the last step brought {points}"

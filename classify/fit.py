@@ -109,8 +109,8 @@ def fit_head(
     if val_fraction and not labelled.held_out:
         logger.warning("--val-fraction has no effect: the dataset has a validation split")
     warn_of_copies(labelled)
-    train = _training(labelled)
-    fitted = _fitted(labelled, train, head, {"random_state": seed, **head_options})
+    train = training_rows(labelled)
+    fitted = head_for(labelled, train, head, {"random_state": seed, **head_options})
     novelty = _novelty(labelled, train, seed)
     model = SavedModel(
         kind=head,
@@ -135,15 +135,33 @@ def fit_head(
     return Fit(model, fitted, labelled, target, seconds, diagnostics, grown)
 
 
-_Training = tuple[np.ndarray, np.ndarray, np.ndarray]
+TrainingRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _training(data: LabelledSet) -> _Training:
+def training_rows(data: LabelledSet) -> TrainingRows:
     """Return embeddings, a copy as large as they are, labels and groups of the training images."""
     return (*data.part("train"), data.group[data.split == "train"])
 
 
-def _fitted(data: LabelledSet, train: _Training, kind: str, options: dict[str, Any]) -> Head:
+def head_for(data: LabelledSet, train: TrainingRows, kind: str, options: dict[str, Any]) -> Head:
+    """Choose the settings of a head by cross-validation on the training images, and fit it to all of them.
+
+    Parameters
+    ----------
+    data : LabelledSet
+    train : (X, y, groups)
+        What `training_rows` returns of it.
+    kind : {"logistic", "linear", "mlp", "knn", "ncm"}
+    options : dict
+        Arguments of the head.
+
+    Raises
+    ------
+    TrainingError
+        There are no training images, or their labels cannot be trained on.
+    UsageError
+        No such head for such labels, or an option means nothing to it.
+    """
     X, y, groups = train
     if not len(y):
         raise TrainingError(f"{printable(data.features.listing.root)} has no training image with a label")
@@ -163,7 +181,7 @@ def _told_of_held_out(error: TrainingError, data: LabelledSet) -> TrainingError:
     return TrainingError(f"{error} ({'; '.join(words)})") if words else error
 
 
-def _novelty(data: LabelledSet, train: _Training, seed: int) -> Novelty | None:
+def _novelty(data: LabelledSet, train: TrainingRows, seed: int) -> Novelty | None:
     """Learn what training pictures look like, where there are two that are no copies of each other."""
     X, _, groups = train
     if len(np.unique(groups)) < 2:

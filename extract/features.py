@@ -265,7 +265,7 @@ def _newest_spaces(
     for earlier in load_listings(cache, Path(listing.source)):
         spaces = [store.space(space_id) for space_id in earlier.spaces]
         for place in sorted(set(range(len(asked))) - set(found)):
-            fitting = [space for space in spaces if _fits(space, asked[place])]
+            fitting = [space for space in spaces if fits(space, asked[place])]
             if fitting:
                 found[place] = fitting[0], earlier.request
                 _say_which(fitting)
@@ -285,8 +285,9 @@ def _say_which(fitting: Sequence[FeatureSpace]) -> None:
         )  # fmt: skip
 
 
-def _fits(space: FeatureSpace, wanted: dict[str, Any]) -> bool:
-    fields = {**space.preprocess, **space.as_dict()}
+def fits(space: FeatureSpace, wanted: dict[str, Any]) -> bool:
+    """Tell whether a space has the fields wanted, by the names of `FeatureSpace` and of the preprocessing."""
+    fields = {**space.preprocess, **space.as_dict(), "store_dtype": space.dtype}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in wanted.items()}
     if values.get("resize") == "none":
         values["resize"] = None

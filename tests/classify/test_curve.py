@@ -113,13 +113,16 @@ def test_a_point_never_claims_more_images_than_there_are(count):
 
 def test_the_verdict_weighs_a_gain_against_its_error():
     steady = np.tile([0.5, 0.8], (10, 1)) + np.linspace(0, 0.02, 10)[:, None]
-    assert (
-        _verdict(steady) == "more labelled images still help: the last step brought +30.0 points (standard error 0.0)"
-    )
+    assert _verdict(steady) == (
+        True, "more labelled images still help: the last step brought +30.0 points (standard error 0.0)"
+    )  # fmt: skip
     noisy = np.stack([np.full(10, 0.5), 0.52 + 0.1 * (-1.0) ** each(10)], axis=1)
-    assert _verdict(noisy).startswith("too few images to tell whether more would help: the last step brought +2.0")
-    assert _verdict(steady[:, ::-1]).startswith("more labelled images of the same kind would hardly help")
-    assert _verdict(steady[:, :1]) == "too few training images for a learning curve"
+    helps, words = _verdict(noisy)
+    assert helps is None
+    assert words.startswith("too few images to tell whether more would help: the last step brought +2.0")
+    helps, words = _verdict(steady[:, ::-1])
+    assert helps is False and words.startswith("more labelled images of the same kind would hardly help")
+    assert _verdict(steady[:, :1]) == (None, "too few training images for a learning curve")
 
 
 @pytest.mark.parametrize("kind", ["logistic", "knn", "ncm"])

@@ -32,7 +32,7 @@ from .frame import (
     percent_ticks,
     shortened,
 )
-from .pareto import Contender, pareto, pareto_front
+from .pareto import Contender, pareto
 from .scatter import scatter
 from .svg import COLOURS, Sheet, sheet
 from .training_charts import learning_curve, loss_curves, rate_curve
@@ -45,7 +45,6 @@ __all__ = [
     "learning_curve",
     "loss_curves",
     "pareto",
-    "pareto_front",
     "rate_curve",
     "reliability",
     "scatter",

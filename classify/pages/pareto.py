@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from ..advice import pareto as front_of
 from .frame import (
     LINE,
     MARK,
@@ -51,19 +52,6 @@ class Contender:
     seconds: float
 
 
-def pareto_front(rows: Sequence[Contender]) -> list[bool]:
-    """Return for each whether none of the others is as fast and as accurate, and better in one of the two."""
-    return [
-        not any(
-            other.seconds <= row.seconds
-            and other.accuracy >= row.accuracy
-            and (other.seconds < row.seconds or other.accuracy > row.accuracy)
-            for other in rows
-        )
-        for row in rows
-    ]
-
-
 def pareto(rows: Sequence[Contender], *, prefix: str = "pareto") -> Markup:
     """Draw accuracy with its interval against seconds an image, the front of the best joined by a line.
 
@@ -74,7 +62,7 @@ def pareto(rows: Sequence[Contender], *, prefix: str = "pareto") -> Markup:
     prefix : str, default "pareto"
         What ids begin with.
     """
-    front = np.array(pareto_front(rows))
+    front = np.array(front_of([row.accuracy for row in rows], [row.seconds for row in rows]))
     x, y, low, high = (
         np.array([getattr(row, name) for row in rows]) for name in ("seconds", "accuracy", "low", "high")
     )

@@ -37,9 +37,11 @@ def export(model: Path, data: Path | None, **given: Any) -> Any:
     headstart export models/photos-resnet18-logistic --format torch
     """
     from .classify.export.job import export as run
+    from .extract.interrupt import stop_on_interrupt
     from .extract.options import RunOptions
 
     given = given_of(given)
     names = ("format", "out", "overwrite", "input", "pictures", "cache")
     own = {name: given.pop(name) for name in names if name in given}
-    return run(model, data, run=RunOptions(**given), **own)
+    with stop_on_interrupt() as stopped:
+        return run(model, data, run=RunOptions(**given), stopped=stopped, **own)

@@ -104,7 +104,7 @@ class Candidates:
     def fit_options(self, candidate: Candidate) -> dict[str, Any] | None:
         """Return the options by which ``fit-head`` takes this space, no more than are needed.
 
-        None where no option tells it from a newer one: they differ in their weights alone.
+        None where no option of ``fit-head`` tells it from a newer one: they differ in weights, precision or seed.
         """
         space = candidate.space
         fields = {**space.preprocess, **space.as_dict(), "store_dtype": space.dtype}

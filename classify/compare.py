@@ -24,6 +24,7 @@ from ..errors import UsageError, printable
 from ..extract.features import dataset_folder
 from ..extract.options import RunOptions, as_words
 from ..extract.rate import PICTURES
+from ..extract.resolve import fewest_options
 from .advice import LIKELY, Contender, Evidence, differences, finetuning, more_images, pareto
 from .candidates import Candidate, Candidates, find_candidates
 from .comparison import Comparison, Row, check_folder, save
@@ -355,6 +356,7 @@ def _command(found: Candidates, candidate: Candidate, kind: str, options: dict[s
     before = ""
     if wanted is None:  # made the newest again, at once, for its rows are there
         wanted = {"backbone": candidate.space.backbone}
-        again = as_words({**wanted, "weights": candidate.weights})
-        before = f"headstart extract {root} {again} && "
+        again = fewest_options(candidate.space, candidate.request, found.store.root).words()
+        where = f" {as_words({'cache': options['cache']})}" if "cache" in options else ""
+        before = f"headstart extract {root} {again}{where} && "
     return f"{before}headstart fit-head {root} {as_words({**wanted, 'head': kind, **options})}"

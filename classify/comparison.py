@@ -165,7 +165,7 @@ class Comparison:
             f"{printable(self.root)}: {self.train} training images, {len(self.classes)} classes, {self.folds} folds; "
             f"{untouched}",
             *table(self.rows),
-            "* no other row is at least as accurate and as fast",
+            "* no other row is at least as accurate and as fast, and better in one of the two",
             *(f"- {entry['text']}" for entry in self.advice),
             f"{score}; next: {self.rows[self.chosen].command}",
             f"saved in {printable(str(self.out))}, {self.seconds:.0f} s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..cache.datasets import latest_listing
-from ..errors import CacheMissError, DataError, ModelError
+from ..errors import CacheMissError, DataError, ModelError, printable
 from ..extract.features import Features
 from ..extract.images import ImageList, list_images
 from ..extract.options import RunOptions
@@ -25,6 +26,7 @@ from .scores import scores_of
 
 logger = logging.getLogger("headstart.classify")
 
+_NAMED = 8  # classes that an error lists
 CONVINCING = 0.05  # the p-value below which a difference is called more than chance
 
 
@@ -150,14 +152,21 @@ def _dataset(
             f"the model knows {knows}, {features.listing.root} has {has}; fit a head anew with "
             f"`headstart fit-head {features.listing.root}`"
         )
+    if not features.classes:
+        root = printable(features.listing.root)
+        raise DataError(f"{root} has no labels to score a model by; `headstart predict MODEL {root}` needs none")
     if features.classes != classifier.classes:
         raise ModelError(
-            f"the model knows the classes {list(classifier.classes)}, {features.listing.root} has "
-            f"{list(features.classes)}; fit a head anew with `headstart fit-head {features.listing.root}`"
+            f"the model knows the classes {_some(classifier.classes)}, {features.listing.root} has "
+            f"{_some(features.classes)}; fit a head anew with `headstart fit-head {features.listing.root}`"
         )
     fraction = training.get("held_out") if _trained_on(classifier, features) else None
     near_copies = training.get("near_copies", "none") if dedupe or copies else "none"
     return labelled_set(features, 0.0 if fraction is None else fraction, dedupe=dedupe, near_copies=near_copies)
+
+
+def _some(names: Sequence[str]) -> str:
+    return str(list(names)) if len(names) <= _NAMED else f"{list(names[:_NAMED])} and {len(names) - _NAMED} more"
 
 
 def _from_cache(classifier: Classifier, source: Path) -> Features:

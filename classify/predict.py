@@ -124,8 +124,9 @@ class Classifier:
         """Classify pictures one after the other, as they come out of the network.
 
         All of it is one run at the speed of ``extract``, and memory does not grow with what was answered. A run that is
-        left before its end, by closing the generator or dropping it, keeps what was embedded. Where several GPUs share
-        the work, the first answer comes when all pictures have been embedded.
+        left before its end, by closing the generator or dropping it, keeps what was embedded. Where several
+        processes share the work (one a GPU, unless ``run`` says otherwise), the first answer comes when all pictures
+        have been embedded.
 
         Parameters
         ----------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from ..errors import UsageError
 from ..extract.options import RunOptions
 from .model import load_model
 from .predict import Classifier
@@ -83,10 +84,21 @@ def read_paths(paths: Iterable[Path], listed: IO[bytes]) -> list[Path]:
     """
     paths = list(paths)
     named = [path for path in paths if path != STDIN]
-    return named if len(named) == len(paths) else named + paths_from_lines(listed.read())
+    if len(named) == len(paths):
+        return named
+    found = paths_from_lines(listed.read())
+    if not found and not named:
+        raise UsageError("the list on standard input is empty")
+    return named + found
 
 
 def paths_from_lines(data: bytes) -> list[Path]:
     """Return the paths of a list: one a line, or, where there is a NUL byte in it, one before each of those."""
-    separator = b"\0" if b"\0" in data else b"\n"
-    return [Path(os.fsdecode(line)) for line in data.split(separator) if line]
+    if b"\0" in data:
+        return [Path(os.fsdecode(line)) for line in data.split(b"\0") if line]
+    return [Path(os.fsdecode(_without_return(line))) for line in data.split(b"\n") if line.rstrip(b"\r")]
+
+
+def _without_return(line: bytes) -> bytes:
+    """Return a line of a list made on Windows without its carriage return, unless a file's name ends in one."""
+    return line[:-1] if line.endswith(b"\r") and not os.path.lexists(line) else line

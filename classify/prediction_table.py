@@ -115,8 +115,8 @@ class Predictions:
 
 def _csv_line(cells: Sequence[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # which is why names with either of the two are quoted
+    return text.getvalue().removesuffix("\r\n")
 
 
 def _cell(text: str) -> str:

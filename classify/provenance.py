@@ -41,12 +41,17 @@ def model_folder(source: Path, layers: Sequence[tuple[str, str | None]], kind: s
     return Path("models") / re.sub(r"[^\w.+-]+", "-", printable(name))
 
 
+def is_default_layer(layer: str) -> bool:
+    """Tell whether a layer is what the backbone's own classifier receives, by its usual names."""
+    return _DEFAULT_LAYER.fullmatch(layer) is not None
+
+
 def _short_name(layers: Sequence[tuple[str, str | None]]) -> str:
     pieces: list[str] = []
     named: set[str] = set()
     for backbone, layer in layers:
         first = backbone not in named
-        usual = layer is None or (_DEFAULT_LAYER.fullmatch(layer) is not None and first)
+        usual = layer is None or (is_default_layer(layer) and first)
         pieces.append("-".join(([backbone] if first else []) + ([] if usual else [str(layer)])))
         named.add(backbone)
     return "+".join(pieces)

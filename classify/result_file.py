@@ -29,7 +29,7 @@ def check_file(out: Path, suffix: str, *, overwrite: bool = False, option: str =
     UsageError
         The name has another ending.
     OutputError
-        Something is there already.
+        Something is there already, or nothing can be written there, as far as permissions tell.
     """
     if out.suffix.lower() != suffix:
         raise UsageError(f"{option} must name a file that ends in {suffix}; got {printable(out)}")
@@ -39,6 +39,11 @@ def check_file(out: Path, suffix: str, *, overwrite: bool = False, option: str =
         raise OutputError(f"{printable(out)} is no regular file; name another with {option}")
     if out.is_file() and not overwrite:
         raise OutputError(f"{printable(out)} is there already; pass --overwrite or name another file with {option}")
+    above = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise OutputError(f"{printable(out)} cannot be made: {printable(above)} is a file; name another with {option}")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{printable(out)} cannot be written: no permission to write into {printable(above)}")
 
 
 def check_no_input(out: Path, inputs: Iterable[str | os.PathLike[str]], *, option: str = "--out") -> None:

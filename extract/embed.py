@@ -119,7 +119,8 @@ def embed_stepwise(
             work = replace(work, hashes=known_hashes(store.root, listing))
         with progress_bar(int(todo.size), "embedding") as progress:
             hooks = Hooks(stopped, progress, _Estimate(int(todo.size), spaces))
-            count = processes_for(embedders[0].run, embedders, int(todo.size))
+            # Whoever takes rows as they come would wait for the end where readers are added for speed alone.
+            count = processes_for(embedders[0].run, embedders, int(todo.size), at_once=recent is not None)
             if count > 1:
                 outcome = embed_in_processes(store, embedders, work, count, hooks)
             else:

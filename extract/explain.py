@@ -59,7 +59,8 @@ class Miss:
 
     def line(self) -> str:
         """Return the same as a line for people."""
-        return f"{self.images} images are in another feature space of the cache ({self.space}): {self.why}"
+        some = "1 image is" if self.images == 1 else f"{self.images} images are"
+        return f"{some} in another feature space of the cache ({self.space}): {self.why}"
 
 
 def describe_difference(there: FeatureSpace, wanted: FeatureSpace) -> str:

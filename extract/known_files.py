@@ -49,7 +49,7 @@ def recall_files(cache: Path, listing: Listing) -> None:
 
 def remember_files(listing: Listing) -> None:
     """Remember the digests of a listing's files, as far as their status will show an edit."""
-    rows = np.flatnonzero(listing.known & settled(listing.stat, listing.scanned_ns)).tolist()
+    rows = np.flatnonzero(listing.known & settled(listing.stat, listing.scanned_ns))[:MOST_FILES].tolist()
     if len(_read) + len(rows) > MOST_FILES:
         _read.clear()
     status, digest = _rows(listing.stat), _rows(listing.digest)

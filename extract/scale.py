@@ -40,17 +40,19 @@ _CORES_EACH = 4  # that one process can use before its threads wait for each oth
 _POLL = 0.1  # seconds between two looks at whether to stop
 
 
-def processes_for(run: RunOptions, embedders: Sequence[Embedder], images: int) -> int:
+def processes_for(run: RunOptions, embedders: Sequence[Embedder], images: int, *, at_once: bool = False) -> int:
     """Return in how many processes to embed `images`: as many as asked for, else what keeps the GPUs busy.
 
     Threads of one process queue for the interpreter's lock, and a GPU waits for them. So a long run has up to four
-    processes on each GPU; small work gets fewer. `docs/speed.md` has what that was worth.
+    processes on each GPU, but one where rows are wanted `at_once`; small work gets fewer. `docs/speed.md` has what that
+    was worth.
     """
     wanted = run.processes
     if wanted is None:
         wanted = 1
         if images > WORTH_A_PROCESS and embedders[0].device.kind == "cuda":
-            wanted = _for_gpus(len(visible_gpus()), embedders, images)
+            gpus = len(visible_gpus())
+            wanted = gpus if at_once else _for_gpus(gpus, embedders, images)
     return max(1, min(wanted, -(-images // WORTH_A_PROCESS)))
 
 

@@ -102,6 +102,7 @@ def export(
     overwrite: bool = False,
     cache: str | os.PathLike[str] | None = None,
     run: RunOptions | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Exported:
     """Write a saved model as one graph that runs without headstart.
 
@@ -126,6 +127,8 @@ def export(
         Where `predict` looks for embeddings and keeps them.
     run : RunOptions, optional
         How `predict` computes what is compared with. The graph itself is of float32 always.
+    stopped : callable, optional
+        Asked between stages.
 
     Returns
     -------
@@ -136,6 +139,8 @@ def export(
     HeadstartError
         The model cannot be told as one graph, or the graph says something else than `predict` by more than 0.001;
         nothing is written then.
+    KeyboardInterrupt
+        `stopped` said True.
     """
     began = time.perf_counter()
     run = run or RunOptions()
@@ -150,7 +155,11 @@ def export(
     check_no_input(out, [row.path for row in compared.rows])
     logger.info("tracing %s", ", ".join(dict.fromkeys(space["backbone"] for space in saved.spaces)))
     whole = whole_network(saved)
-    file, crop, comparison = _best_file(_Maker(format, saved, whole), compared, input)
+    maker = _Maker(format, saved, whole)
+    _go_on(stopped)
+    logger.info("writing the graph, and running it on %d pictures", len(compared.rows))
+    file, crop, comparison = _best_file(maker, compared, input)
+    _go_on(stopped)
     write_file(out, file)
     return Exported(
         format=format,
@@ -166,6 +175,11 @@ def export(
         classes=saved.classes,
         seconds=time.perf_counter() - began,
     )
+
+
+def _go_on(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise KeyboardInterrupt("interrupted: nothing was written")
 
 
 class _Maker:

@@ -113,13 +113,6 @@ def onnx_runner(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: np.asarray(session.run([OUTPUT], {INPUT: images})[0])
 
 
-def read_onnx_metadata(data: bytes) -> dict[str, str]:
-    """Return the metadata of an exported file."""
-    import onnx
-
-    return {each.key: each.value for each in onnx.load_model_from_string(data).metadata_props}
-
-
 def _clean(model: ModelProto) -> ModelProto:
     """Take out what torch notes of where each node came from, which has paths of this machine in it."""
     for each in (*model.graph.node, *model.graph.initializer, *(n for f in model.functions for n in f.node)):

@@ -59,17 +59,6 @@ def torch_runner(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def read_torch_metadata(data: bytes) -> dict[str, str]:
-    """Return the metadata of an exported file."""
-    import torch
-
-    extra = {METADATA_FILE: ""}
-    with quiet():
-        torch.export.load(io.BytesIO(data), extra_files=extra)
-    found: dict[str, str] = json.loads(extra[METADATA_FILE])
-    return found
-
-
 def _one_input(whole: Whole, pictures: bool) -> nn.Module:
     """Return a module whose only argument is called ``image``."""
     from torch import nn

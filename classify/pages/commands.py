@@ -11,20 +11,25 @@ from typing import Any
 
 from ...cache.space import FeatureSpace
 from ...errors import printable
+from ...extract.registry import find
 from ...extract.resolve import fewest_options
 from ..dataset import VAL_FRACTION
 from ..finetune.options import TrainOptions
 from ..heads import HEADS
 from ..model import SavedModel
+from ..provenance import is_default_layer
 from ..several import LabelsHead
 
 _RENAMED = {"random_state": "seed"}
-# Of the settings of a finetuned network: those that are no option, or that are named with the feature space.
-_NO_OPTION = ("train", "seed")
+# Of the settings of a finetuned network: those that are named apart.
+_APART = ("train", "seed")
+_OF_PIXELS = ("resize", "crop", "interpolation", "mean", "std")
 
 
 def commands_of(model: SavedModel, cache: Path) -> list[str]:
-    """Return the commands, with what differs from the defaults; what follows from the data is left out.
+    """Return the commands, with what differs from the defaults.
+
+    What follows from the data, such as how its folders are read, is left out.
 
     Parameters
     ----------
@@ -57,11 +62,17 @@ def _fit_head(model: SavedModel, root: str) -> str:
 
 
 def _finetune(model: SavedModel, root: str) -> str:
-    settings = model.facts["settings"]
-    words = [f"headstart finetune {root} --backbone {shlex.quote(model.spaces[0]['backbone'])}"]
+    settings, space = model.facts["settings"], model.spaces[0]
+    words = [f"headstart finetune {root} --backbone {shlex.quote(space['backbone'])}"]
+    if settings["weights"] != "default":
+        words.append(f"--weights {shlex.quote(settings['weights'])}")
+    if not is_default_layer(space["layer"]):
+        words.append(f"--layer {shlex.quote(space['layer'])}")
+    own = find(space["backbone"]).preprocess().as_dict()
+    words += _options({name: settings[name] for name in _OF_PIXELS if name in settings}, own)
     if settings.get("train", "all") != "all":
         words.append(f"--train {shlex.quote(settings['train'])}")
-    defaults = {item.name: item.default for item in dataclasses.fields(TrainOptions) if item.name not in _NO_OPTION}
+    defaults = {item.name: item.default for item in dataclasses.fields(TrainOptions) if item.name not in _APART}
     # What was left open was filled in: it follows from the rest, as does the precision from the device.
     given = {name: value for name, value in settings.items() if name in defaults}
     filled = [name for name in ("head_lr_mult", "precision") if name in given]
@@ -94,7 +105,7 @@ def _options(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[s
             words.append(option if value else f"--no-{option.removeprefix('--')}")
         else:
             # Each layer of a network has an option of its own; several values to try share one.
-            values = value if name == "hidden" else [value]
+            values = value if name == "hidden" else ["none" if value is None else value]
             words += [f"{option} {shlex.quote(_word(item))}" for item in values]
     return words
 

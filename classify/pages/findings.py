@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import TrainingError
 from ...extract.features import dataset_folder
 from ..dataset import LabelledSet
 from ..diagnostics import OUTLIER, Diagnostics, diagnose
@@ -23,6 +24,7 @@ from ..preparation import of_length_one
 from ..refit import refitted
 
 if TYPE_CHECKING:
+    from ..head import Head
     from ..predict import Classifier
 
 logger = logging.getLogger("headstart.classify")
@@ -30,6 +32,9 @@ logger = logging.getLogger("headstart.classify")
 SHOWN = 24  # pictures of a gallery
 NEIGHBOURS = 3
 MOST_ON_MAP = 2500
+_MOST_ACCUSED = 0.2  # share of training labels
+_LEAST = 1e-300  # in the place of a probability of 0, which has no logarithm
+_BLOCK = 65_536  # rows that are looked at together, which bounds the memory beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +103,46 @@ class Findings:
         """Return the probability of each answer, (n,); with several labels an image, of the one that is surest."""
         return np.asarray(self.evaluation.proba.max(axis=1))
 
-    def neighbours(self, rows: np.ndarray) -> np.ndarray:
-        """Return the training rows that are nearest to each of `rows` by angle, (m, 3 or fewer), the nearest first."""
+    def neighbours(self, rows: np.ndarray) -> list[list[int]]:
+        """Return the training rows that are nearest to each of `rows` by angle, 3 at most, the nearest first.
+
+        Copies of a picture are no neighbours of it.
+        """
         train = np.flatnonzero(self.labelled.split == "train")
-        if not len(train) or not len(rows):
-            return np.zeros((len(rows), 0), np.int64)
-        X = self.labelled.features.X
-        group = self.labelled.group
-        reference = of_length_one(X[self.labelled.rows[train]])
-        found = nearest(X[self.labelled.rows[rows]], reference, min(NEIGHBOURS, len(train)), group[rows], group[train])
-        return np.concatenate([train[place] for _, _, place in found])
+        best: list[list[tuple[float, int]]] = [[] for _ in rows]
+        X, group = self.labelled.features.X, self.labelled.group
+        for start in range(0, len(train), _BLOCK):
+            some = train[start : start + _BLOCK]
+            reference = of_length_one(X[self.labelled.rows[some]])
+            k = min(NEIGHBOURS, len(some))
+            for part, distance, place in nearest(X[self.labelled.rows[rows]], reference, k, group[rows], group[some]):
+                for row, far, near in zip(best[part], distance, some[place], strict=True):
+                    row += zip(far.tolist(), near.tolist(), strict=True)
+        found = [sorted(pair for pair in row if np.isfinite(pair[0]))[:NEIGHBOURS] for row in best]
+        return [[near for _, near in row] for row in found]
 
     def outliers(self) -> list[dict[str, Any]]:
         """Return the outliers that are worth a look, the farthest first."""
         return [row for row in self.diagnostics.outliers[:SHOWN] if row["score"] <= OUTLIER]
 
+    def accused(self) -> int:
+        """Return how many training labels are taken for wrong."""
+        return sum(row["confident"] for row in self.diagnostics.suspicious)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether labels may be doubted: a head that doubts every fifth label tells more of itself than of them."""
+        return self.accused() <= _MOST_ACCUSED * len(self.diagnostics.suspicious)
+
     def suspicious(self) -> list[dict[str, Any]]:
         """Return the labels that are worth a look: those probably wrong, and the most doubtful besides."""
-        rows = self.diagnostics.suspicious
+        rows = self.diagnostics.suspicious if self.trusted else []
         sure = [row for row in rows if row["confident"]]
         return (sure + [row for row in rows if not row["confident"] and row["score"] > 0.5])[:SHOWN]
 
     def across(self) -> list[list[dict[str, Any]]]:
         """Return the groups of copies that are in train and in another split, then those within one."""
-        groups = self.diagnostics.near_copies
-        leaks = [group for group in groups if is_leak(group)]
-        return leaks + [group for group in groups if group not in leaks]
+        return sorted(self.diagnostics.near_copies, key=lambda group: not is_leak(group))
 
 
 def is_leak(group: list[dict[str, Any]]) -> bool:
@@ -145,7 +164,7 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     evaluation, labelled = score_on(classifier, data, split, copies=True)
     scored = np.flatnonzero(labelled.split == evaluation.split)
     own = labelled.features.listing.source == model.training["source"] and (labelled.split == "train").any()
-    head = refitted(model, labelled) if own else None
+    head = _head_again(model, labelled) if own else None
     novelty = model.novelty if own else None
     proba = None if head is None else head.oof_proba_
     if own:
@@ -165,6 +184,15 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     )
 
 
+def _head_again(model: SavedModel, labelled: LabelledSet) -> Head | None:
+    """Fit the head once more; None where the dataset has become too small for that since."""
+    try:
+        return refitted(model, labelled)
+    except TrainingError as error:
+        logger.warning("labels are not checked: %s", error)
+        return None
+
+
 def _tell_of_changes(model: SavedModel, labelled: LabelledSet) -> None:
     then, now = model.scores["train"]["n"], int((labelled.split == "train").sum())
     if then != now and "mode" not in model.facts:
@@ -180,15 +208,17 @@ def _reliabilities(model: SavedModel, evaluation: Evaluation) -> tuple[Reliabili
     Logits are not kept, and need not be: up to a constant an image, which no softmax sees, they are the temperature
     times the logarithm of what it made of them; of one label by itself, times its log odds.
     """
-    proba = np.clip(evaluation.proba, 1e-300, 1.0)
+    proba, temperature = evaluation.proba, model.temperature
     if model.multi_label:
-        odds = np.log(proba) - np.log1p(-np.minimum(evaluation.proba, 1 - 1e-16))
-        plain = sigmoid(odds * model.temperature)
         told = evaluation.y.ravel()
-        return reliability_curve(plain.ravel(), told), reliability_curve(evaluation.proba.ravel(), told)
-    plain = softmax(np.log(proba) * model.temperature)
-    right = evaluation.right()
-    return reliability_curve(plain.max(axis=1), right), reliability_curve(evaluation.proba.max(axis=1), right)
+        odds = np.log(np.maximum(proba, _LEAST)) - np.log1p(-np.minimum(proba, 1 - 1e-16))
+        return reliability_curve(sigmoid(odds * temperature).ravel(), told), reliability_curve(proba.ravel(), told)
+    right, plain = evaluation.right(), np.empty(len(proba))
+    block = max(1, _BLOCK // proba.shape[1])
+    for start in range(0, len(proba), block):
+        some = np.log(np.maximum(proba[start : start + block], _LEAST)) * temperature
+        plain[start : start + block] = softmax(some).max(axis=1)
+    return reliability_curve(plain, right), reliability_curve(proba.max(axis=1), right)
 
 
 def _on_map(labelled: LabelledSet, scored: np.ndarray, seed: int) -> np.ndarray:

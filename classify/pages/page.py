@@ -59,13 +59,18 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": percent, "named": printable, "counted": counted}
+    found.filters |= {"percent": percent, "named": printable, "counted": counted, "tied": tied}
     return found
 
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share as a person reads it, or a dash where it is not known."""
-    return "–" if share is None else f"{100 * share:.{digits}f}\u00a0%"  # noqa: RUF001  (a dash, as in a table)
+    return "–" if share is None else f"{100 * share:.{digits}f} %"  # noqa: RUF001  (a dash, as in a table)
+
+
+def tied(text: str) -> str:
+    """Return a sentence in which no line ends between a number and its per cent sign."""
+    return text.replace(" %", "\u00a0%")
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:

@@ -22,6 +22,7 @@ QUALITY = 60
 BUDGET = 7_500_000  # characters of all pictures together, so that a page stays below 10 MB
 _AT_ONCE = 256
 
+NO_ROOM = "left out, so that this page stays small"
 CHANGED = "the file has changed since it was embedded"
 
 
@@ -75,7 +76,7 @@ class Album:
                         self.images[number] = image
         for number in dict.fromkeys(numbers):
             if number not in self.images:
-                self.missing.setdefault(number, "left out, so that this page stays small")
+                self.missing.setdefault(number, NO_ROOM)
 
     def _made(self, path: bytes, digest: bytes) -> tuple[str, str]:
         """Return a picture in base64, or the reason why there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from .pictures import Album
 from .projection import METHODS, Projection, project
 from .scatter import scatter
 from .tables import Confusion, confusion, per_class
+
+logger = logging.getLogger("headstart.classify")
 
 _OF_A_GROUP = 6  # pictures of one group of copies
 
@@ -130,9 +133,11 @@ def report(
     album = Album(found.base, classifier.run.max_pixels or DEFAULT_MAX_PIXELS)
     wanted = _wanted(found, table, sections)
     album.add(wanted, paths, found.digests())
+    for words in sentences.gone(album, found):
+        logger.warning("%s", words)
     page = render(
         "report.html",
-        **_words(found, str(model), seen),
+        **_words(found, str(model), seen, album),
         **sections,
         charts=_charts(found, seen),
         confusion=table,
@@ -147,13 +152,13 @@ def report(
     )
 
 
-def _words(found: Findings, model: str, seen: Projection) -> dict[str, Any]:
+def _words(found: Findings, model: str, seen: Projection, album: Album) -> dict[str, Any]:
     columns, rows = per_class(found)
     curve = found.model.scores.get("curve")
     return {
         "title": Path(model).name or model,
         "verdict": sentences.verdict(found),
-        "cautions": sentences.cautions(found),
+        "cautions": sentences.cautions(found) + sentences.gone(album, found),
         "figures": sentences.figures(found),
         "contents": _contents(found),
         "multi_label": found.evaluation.multi_label,
@@ -161,6 +166,7 @@ def _words(found: Findings, model: str, seen: Projection) -> dict[str, Any]:
         "per_class": rows,
         "calibration": sentences.calibration(found),
         "doubted": found.doubted,
+        "labels_words": sentences.labels(found),
         "copies_words": sentences.copies(found),
         "outlier_words": sentences.outliers(found),
         "map_words": sentences.on_map(found, seen),

@@ -10,6 +10,7 @@ from ...errors import printable
 from ..fitted import chosen
 from .findings import Findings, is_leak
 from .page import counted, percent
+from .pictures import NO_ROOM, Album
 from .projection import Projection
 
 _FEW = 100  # pictures below which an interval is wide
@@ -32,7 +33,8 @@ def verdict(found: Findings) -> str:
     if baseline["majority"] is None:
         return f"{sentence}."
     majority, mean = percent(baseline["majority"]), percent(baseline["nearest_mean"])
-    return f"{sentence}; the commonest class alone would be right on {majority}, the nearest class mean on {mean}."
+    always = f"always answering with the commonest training class would be right on {majority}"
+    return f"{sentence}; {always}, the nearest class mean on {mean}."
 
 
 def cautions(found: Findings) -> list[str]:
@@ -62,7 +64,7 @@ def cautions(found: Findings) -> list[str]:
             f" and {len(rare) - 3} more" if len(rare) > 3 else ""
         )
         said.append(f"Of {names} fewer than {_FEW_OF_A_CLASS} pictures were scored: their own figures say little.")
-    sure = sum(row["confident"] for row in found.diagnostics.suspicious)
+    sure = found.accused() if found.trusted else 0
     if sure:
         said.append(f"{counted(sure, 'training label is', 'training labels are')} probably wrong; see Labels to check.")
     failures = len(found.labelled.features.listing.failures)
@@ -74,6 +76,15 @@ def cautions(found: Findings) -> list[str]:
 def _rare(found: Findings) -> list[str]:
     rows = found.evaluation.scores["per_label" if found.evaluation.multi_label else "per_class"]
     return [row["label"] for row in rows if row["n"] < _FEW_OF_A_CLASS]
+
+
+def gone(album: Album, found: Findings) -> list[str]:
+    """Return that pictures are not where they were, if they are not."""
+    count = sum(reason != NO_ROOM for reason in album.missing.values())
+    if not count:
+        return []
+    lost = counted(count, "picture is", "pictures are")
+    return [f"{lost} not in {printable(found.base)} any more, or changed there since: only the name is shown."]
 
 
 def figures(found: Findings) -> list[dict[str, str]]:
@@ -120,6 +131,17 @@ def calibration(found: Findings) -> str:
         return f"{sentence}; the temperature is 1, which leaves them as they are."
     return f"{sentence}; without the temperature of {temperature:.2f}, fitted on training pictures, it would be " + (
         f"{percent(s['ece_uncalibrated'])}."
+    )
+
+
+def labels(found: Findings) -> str:
+    """Return why no label is shown as doubtful."""
+    if found.trusted:
+        return "No label of a training picture looks wrong."
+    n = len(found.diagnostics.suspicious)
+    return (
+        f"The head takes {found.accused():,} of {n:,} training labels for wrong, which says more of the head than of "
+        "them: it is too weak to judge labels."
     )
 
 

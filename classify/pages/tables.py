@@ -12,6 +12,7 @@ from .findings import Findings
 from .page import counted
 
 MOST_CLASSES = 30  # of a confusion matrix that a person can look through
+_MOST_OF_A_LABEL = 100  # pictures in a cell, where a picture is in as many cells as it has labels
 MOST_IN_CELLS = 5000  # pictures whose names are kept for cells, the wrong ones first
 
 
@@ -130,7 +131,7 @@ def _of_labels(found: Findings) -> Confusion:
     for label in np.sort(most).tolist():
         cells = []
         for number, (part, (_, words, good)) in enumerate(zip(parts, _KINDS, strict=True)):
-            behind = order[part[order, label]]
+            behind = order[part[order, label]][:_MOST_OF_A_LABEL]
             count, total = int(part[:, label].sum()), max(1, int(y[:, label].sum()))
             title = f"{printable(evaluation.classes[label])}: {words} in {counted(count, 'picture')}"
             rows_behind = found.scored[behind].tolist()

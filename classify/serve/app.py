@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,14 +39,13 @@ def make_app(service: Service, hosts: Iterable[str] = ()) -> ASGIApp:
     hosts : iterable of str
         As for `Guard`.
     """
-    from starlette.responses import JSONResponse
     from starlette.routing import Route, Router
 
     async def predict(request: Request) -> Response:
         return await _predict(service, request)
 
     async def healthz(_request: Request) -> Response:
-        return JSONResponse({**service.about(), "version": __version__})
+        return _json({**service.about(), "version": __version__})
 
     files = [Route(path, _file(*file)) for path, file in PAGE.items()]
     routes = [Route("/predict", predict, methods=["POST"]), Route("/healthz", healthz), *files]
@@ -66,7 +66,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 async def _predict(service: Service, request: Request) -> Response:
     from starlette.requests import ClientDisconnect
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
 
     service.counts.requests += 1
     try:
@@ -81,7 +81,14 @@ async def _predict(service: Service, request: Request) -> Response:
         raise RequestError(503, str(error)) from error
     if len(rows) == 1 and rows[0].error is not None:
         raise _unreadable(rows[0].error)
-    return JSONResponse({"predictions": [row.as_dict() for row in rows]})
+    return _json({"predictions": [row.as_dict() for row in rows]})
+
+
+def _json(content: Any) -> Response:
+    """Return an answer in ASCII: a class may be named by a folder whose bytes are no UTF-8."""
+    from starlette.responses import Response
+
+    return Response(json.dumps(content, allow_nan=False), media_type="application/json")
 
 
 async def _received(service: Service, request: Request, take: Callable[[int], None]) -> list[Picture]:

@@ -57,7 +57,9 @@ def protocol_class(limits: Limits) -> type[asyncio.Protocol]:
             self.deadline = self.loop.call_later(seconds, self.end)
 
         def end(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
+            if self.cycle is not None and self.cycle.response_complete and not self.conn.trailing_data[0]:
+                self.transport.close()  # it lies idle: what is written now would be taken for the next answer
+            elif self.cycle is None or self.cycle.response_complete:
                 self.refuse(408, f"the headers took longer than {limits.timeout:g} s to arrive")
                 self.loop.call_later(1, self.transport.abort)  # where even that is not read
             else:

@@ -107,8 +107,8 @@ class Guard:
             raise RequestError(400, "the Host of the request is none")
         if self._hosts and name not in self._hosts:
             raise RequestError(421, f"this server does not answer as {name[:80]}; start it with --allow-host")
-        origin = headers.get(b"origin")
-        if origin is not None and origin.decode("latin-1").lower() not in (f"http://{host}", f"https://{host}"):
+        origins = {value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"origin"}
+        if origins - {f"http://{host}", f"https://{host}"}:
             raise RequestError(403, "pages of other sites may not use this server")
 
 

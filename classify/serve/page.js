@@ -91,7 +91,7 @@ function show(place, found) {
 }
 
 function complain(place, reason) {
-  failed += 1;
+  if (place.item.isConnected) failed += 1;
   place.said.querySelector("h2").textContent = "Not read";
   place.said.append(element("p", "note problem", reason));
 }

@@ -80,7 +80,8 @@ class Served:
         counts = self.counts
         return [
             f"stopped after {self.seconds:.0f} s: {counts.pictures} pictures in {counts.requests} requests, "
-            f"{counts.unreadable} of them unreadable, {self.batches} passes of the network; {counts.refused} refusals"
+            f"{counts.unreadable} pictures unreadable, {self.batches} passes of the network; "
+            f"{counts.refused} requests refused"
         ]
 
 

@@ -113,3 +113,11 @@ def test_the_first_rule_that_applies_decides(evidence, prediction, word):
 def test_more_images_is_what_the_curve_says(helps, answer):
     found = more_images(LearningCurve([], "accuracy", "so it is", helps), "a")
     assert (found["answer"], found["text"]) == (answer, "a: so it is")
+
+
+def test_a_row_that_is_right_more_often_is_not_beaten_however_the_table_is_ranked():
+    best, other = np.arange(200) < 100, np.arange(200) < 160
+    found = differences([Contender("best", best, 2.0), Contender("other", other, 1.0)])
+    (entry,) = found["comparisons"]
+    assert entry["p_adjusted"] < 0.001 and not entry["beyond_chance"]
+    assert found["cheapest"] == 1 and "better than" not in found["text"]

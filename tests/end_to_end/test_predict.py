@@ -272,3 +272,14 @@ def test_output_that_cannot_be_written_is_one_line(model, new, tmp_path):
         )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr and "No space left on device" in done.stderr
+
+
+def test_a_csv_is_one_whatever_is_in_a_name(headstart, model, tmp_path):
+    names = ["a\nb.jpg", "c\rd.jpg", 'e"f,g.jpg', "=h.jpg", " i.jpg"]
+    (tmp_path / "odd").mkdir()
+    for seed, name in enumerate(names):
+        draw("circle", 500 + seed).save(tmp_path / "odd" / name, "JPEG")
+    _, out, _ = headstart("predict", model, "odd", "--csv")
+    rows = list(csv.reader(io.StringIO(out, newline="")))
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert sorted(Path(row[0]).name for row in rows[1:]) == sorted(names)

@@ -1,5 +1,6 @@
 """Exported files say what `predict` says, whatever the number and the size of the pictures; or there is no file."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -9,13 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
 import headstart
 from headstart.classify.export import job, network, onnx_graph
 from headstart.classify.export.network import Geometry
-from headstart.classify.export.onnx_graph import read_onnx_metadata
-from headstart.classify.export.torch_graph import read_torch_metadata, torch_runner
+from headstart.classify.export.torch_graph import METADATA_FILE, torch_runner
 from headstart.cli import main
 from headstart.errors import HeadstartError, MissingExtraError, ModelError, OutputError, UsageError
 from headstart.extract.preprocess import to_input
@@ -23,6 +24,16 @@ from headstart.extract.preprocess import to_input
 # (height, width): landscape, portrait, tiny and smaller than the crop, of one pixel, a strip that is cut.
 NEAR = 2e-4  # in 32 x 32 pixels, a level in one of them is 1e-4 of a probability
 SHAPES = ((375, 500), (500, 333), (9, 14), (1, 1), (3, 400))
+
+
+def read_onnx_metadata(data):
+    return {each.key: each.value for each in onnx.load_model_from_string(data).metadata_props}
+
+
+def read_torch_metadata(data):
+    extra = {METADATA_FILE: ""}
+    torch.export.load(io.BytesIO(data), extra_files=extra)
+    return json.loads(extra[METADATA_FILE])
 
 
 def predicted(model: Path, folder: Path, images: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A report on every kind of model: each shows what there is, and says what there is not."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from reports import data_of
 
 import headstart
 from headstart.classify.fit import fit_head
+from headstart.classify.model import load_model
 from headstart.classify.pages.commands import commands_of
+from headstart.classify.pages.findings import gather
 from headstart.classify.pages.report import report
 from headstart.classify.pages.tables import MOST_CLASSES
+from headstart.classify.predict import Classifier
 
 
 @pytest.fixture
@@ -92,7 +96,10 @@ def test_a_finetuned_network_shows_its_epochs(few, tmp_path):
     made = headstart.finetune(few, out=tmp_path / "tuned", cache=tmp_path / "cache", **QUICK)
     written = report(made.out, out=tmp_path / "tuned.html", cache=tmp_path / "cache")
     page = (tmp_path / "tuned.html").read_text("utf-8")
-    assert "losses-title" in page and "headstart finetune" in page and "--train _blocks.15" in page
+    assert "losses-title" in page
+    (command,) = re.findall(r"headstart finetune .*", page)
+    given = {"--train _blocks.15", "--resize 36", "--crop 32", "--epochs 2", "--augment none", "--select-on last"}
+    assert given | {"--batch-size 8"} == set(re.findall(r"--(?!backbone)[a-z-]+ \S+", command))
     assert "Labels to check" not in page, "no cross-validation has seen its last layer"
     assert written.pictures == 36 and written.missing == 0
 
@@ -126,3 +133,31 @@ def test_the_command_lists_what_was_asked_for_and_no_more(tmp_path, head, option
     given = sum(word.startswith("--") for word in command.split())
     named = sum(word.count("--") for word in words) + (head != "logistic" and "--head knn" not in words)
     assert given == named, command
+
+
+def test_a_dataset_that_has_shrunk_is_reported_without_its_labels(write, tmp_path, caplog):
+    made = classes_made(40, 2)
+    write(made)
+    left = np.flatnonzero((made.y == 0) | (made.split == "val") | (np.cumsum(made.y == 1) == 1))
+    for name in ("X", "y", "split", "digest", "phash"):
+        setattr(made, name, getattr(made, name)[left])
+    made.put(tmp_path / "cache")
+    report(tmp_path / "model", out=tmp_path / "again.html", cache=tmp_path / "cache")
+    assert "labels are not checked: class 'b' has" in caplog.text
+    assert "Labels to check" not in (tmp_path / "again.html").read_text()
+
+
+def test_copies_are_no_neighbours(tmp_path):
+    made = classes_made(60, 2)
+    train = np.flatnonzero(made.split == "train")
+    wrong = np.flatnonzero(made.split == "val")[0]
+    made.X[train[:3]] = made.X[wrong]
+    made.digest[train[:3]] = made.digest[wrong]
+    made.put(tmp_path / "cache")
+    model = fit_head(None, cache=tmp_path / "cache", out=tmp_path / "model").out
+    found = gather(Classifier(load_model(model), tmp_path / "cache"), None, "val")
+    row = int(np.flatnonzero(found.labelled.rows == wrong)[0])
+    (near,) = found.neighbours(np.array([row]))
+    X = made.X / np.linalg.norm(made.X, axis=1, keepdims=True)
+    order = [place for place in np.argsort(-X[train] @ X[wrong], kind="stable") if place > 2][:3]
+    assert near == train[order].tolist()

@@ -55,7 +55,7 @@ def test_what_is_in_flight_is_finished(start, photograph, number, words):
                 1,
             ]
         else:
-            assert "1 pictures in 1 requests, 0 of them unreadable, 1 passes" in lines[1]
+            assert "1 pictures in 1 requests, 0 pictures unreadable, 1 passes" in lines[1]
             assert (len(lines), out) == (2, "")
 
 

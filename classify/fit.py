@@ -111,7 +111,7 @@ def fit_head(
     warn_of_copies(labelled)
     train = training_rows(labelled)
     fitted = head_for(labelled, train, head, {"random_state": seed, **head_options})
-    novelty = _novelty(labelled, train, seed)
+    novelty = novelty_of(labelled, train, seed)
     model = SavedModel(
         kind=head,
         classes=loaded.classes,
@@ -181,7 +181,7 @@ def _told_of_held_out(error: TrainingError, data: LabelledSet) -> TrainingError:
     return TrainingError(f"{error} ({'; '.join(words)})") if words else error
 
 
-def _novelty(data: LabelledSet, train: TrainingRows, seed: int) -> Novelty | None:
+def novelty_of(data: LabelledSet, train: TrainingRows, seed: int) -> Novelty | None:
     """Learn what training pictures look like, where there are two that are no copies of each other."""
     X, _, groups = train
     if len(np.unique(groups)) < 2:

@@ -16,6 +16,7 @@ from ..dataset import LabelledSet
 from ..diagnostics import OUTLIER, Diagnostics, diagnose
 from ..evaluate import score_on
 from ..evaluation import Evaluation
+from ..fit import novelty_of, training_rows
 from ..metrics import Reliability, reliability_curve
 from ..model import SavedModel
 from ..neighbours import nearest
@@ -163,13 +164,14 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     model = classifier.model
     evaluation, labelled = score_on(classifier, data, split, copies=True)
     scored = np.flatnonzero(labelled.split == evaluation.split)
+    seed = int(model.training.get("seed", 0))
     own = labelled.features.listing.source == model.training["source"] and (labelled.split == "train").any()
     head = _head_again(model, labelled) if own else None
-    novelty = model.novelty if own else None
+    # Of the pictures that there are now: outliers are told among them.
+    novelty = novelty_of(labelled, training_rows(labelled), seed) if own else None
     proba = None if head is None else head.oof_proba_
     if own:
         _tell_of_changes(model, labelled)
-    seed = int(model.training.get("seed", 0))
     before, after = _reliabilities(model, evaluation)
     return Findings(
         model=model,

@@ -232,7 +232,8 @@ def _group(found: Findings, group: list[dict[str, Any]]) -> dict[str, Any]:
     placed = _placed(found, shown)
     for member in placed:
         member["label"] = _label(found, member["row"])
-    return {"members": placed, "more": len(members) - len(shown), "leak": is_leak(group)}
+    where = " and ".join(dict.fromkeys(row["split"] for row in members))
+    return {"members": placed, "more": len(members) - len(shown), "leak": is_leak(group), "where": where}
 
 
 def _label(found: Findings, row: int) -> str:

@@ -28,7 +28,7 @@ install: $(VENV)/.installed ## Make .venv and install headstart into it
 demo: $(VENV)/.installed ## Install, then do the whole job on pictures that ship with scikit-learn
 	$(BIN)/headstart demo
 
-test: $(VENV)/.installed-test lint types ## Install, then formatting, lint, types and tests (under 10 minutes)
+test: $(VENV)/.installed-test lint types ## Install, then formatting, lint, types and tests (about 25 minutes on two cores)
 	$(BIN)/python -m pytest -q -m "not slow and not torture"
 
 test-slow: $(VENV)/.installed-test ## The tests that take longer

@@ -99,6 +99,7 @@ function complain(place, reason) {
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 async function ask(file) {
+  await introduced; // a picture may be dropped before the server has said what it takes
   if (file.size > about.limits.max_bytes) return { error: `larger than the limit of ${about.limits.max_bytes} bytes` };
   for (let attempt = 1; ; attempt += 1) {
     const form = new FormData();
@@ -184,4 +185,4 @@ document.addEventListener("drop", (event) => {
   byId("zone").classList.remove("over");
   take(event.dataTransfer.files);
 });
-start();
+const introduced = start();

@@ -248,7 +248,7 @@ def test_the_command_prints_one_line_of_json_and_no_chatter(models, logistic, fe
     assert answer["out"] == "logistic.onnx"
     assert answer["bytes"] == (tmp_path / "logistic.onnx").stat().st_size
     assert answer["max_difference"] < 1e-5
-    assert {line.split()[0] for line in err.splitlines()} <= {"looking", "loading", "tracing"}
+    assert {line.split()[0] for line in err.splitlines()} <= {"looking", "loading", "tracing", "writing"}
 
 
 @pytest.mark.slow

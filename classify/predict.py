@@ -27,6 +27,7 @@ from ..extract.resolve import embedders_of
 from .conformal import conformal_threshold, prediction_sets
 from .model import SavedModel, check_bodies, load_model
 from .prediction import Prediction
+from .threads import one_thread_each
 
 logger = logging.getLogger("headstart.classify")
 
@@ -257,8 +258,11 @@ class Classifier:
         X = recent.gather(listing.digest[usable])
         ends = np.searchsorted(usable, np.arange(rows.start + SCORED, rows.stop, SCORED))
         together = [block for block in np.split(X, ends) if len(block)]
-        proba = [one for block in together for one in self.predict_proba(block)]
-        novelty = [one for block in together for one in self.model.novelty.score(block)] if self.model.novelty else None
+        novelty = None
+        with one_thread_each():  # more would wait, spinning, while threads of ours decode
+            proba = [one for block in together for one in self.predict_proba(block)]
+            if self.model.novelty is not None:
+                novelty = [one for block in together for one in self.model.novelty.score(block)]
         place_of = {row: place for place, row in enumerate(usable.tolist())}
 
         def answer(row: int) -> Prediction:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .dataset import LabelledSet
-from .heads import make_head
+from .fit import TrainingRows, head_for
 from .model import SavedModel
-from .several import labels_head
 
 if TYPE_CHECKING:
     from .head import Head
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 _SEARCHED = ("C", "k")
 
 
-def refitted(model: SavedModel, data: LabelledSet) -> Head | None:
+def refitted(model: SavedModel, data: LabelledSet, train: TrainingRows) -> Head | None:
     """Fit the head of a saved model to the training images of a dataset again, at the settings that were chosen.
 
     That is for what cross-validation says of each image, which is not kept. It costs one cross-validation without a
@@ -27,6 +26,8 @@ def refitted(model: SavedModel, data: LabelledSet) -> Head | None:
         A fitted head, not a finetuned network.
     data : LabelledSet
         The dataset that it was trained on, as it is now.
+    train : (X, y, groups)
+        What `training_rows` returns of it.
 
     Returns
     -------
@@ -38,6 +39,4 @@ def refitted(model: SavedModel, data: LabelledSet) -> Head | None:
         return None
     settings = settings | {name: model.facts[name] for name in _SEARCHED if name in model.facts}
     settings |= model.facts.get("setting", {})
-    X, y = data.part("train")
-    head = labels_head(model.kind, **settings) if model.multi_label else make_head(model.kind, **settings)
-    return head.fit(X, y, data.features.classes, groups=data.group[data.split == "train"], blocks=data.features.dims)
+    return head_for(data, train, model.kind, settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from ..dataset import LabelledSet
 from ..diagnostics import OUTLIER, Diagnostics, diagnose
 from ..evaluate import score_on
 from ..evaluation import Evaluation
-from ..fit import novelty_of, training_rows
+from ..fit import TrainingRows, novelty_of, training_rows
 from ..metrics import Reliability, reliability_curve
 from ..model import SavedModel
 from ..neighbours import nearest
@@ -89,10 +88,9 @@ class Findings:
         """Return the SHA-256 of each row's bytes, as it was embedded."""
         return [row.tobytes() for row in self.labelled.features.digest[self.labelled.rows]]
 
-    def rows_of(self, paths: Iterable[str]) -> list[int]:
-        """Return the rows of paths as `Diagnostics` names them."""
-        place = {str(path): row for row, path in enumerate(self.labelled.features.paths[self.labelled.rows])}
-        return [place[path] for path in paths]
+    def rows(self) -> dict[str, int]:
+        """Return the row of each path as `Diagnostics` names it."""
+        return {str(path): row for row, path in enumerate(self.labelled.features.paths[self.labelled.rows])}
 
     def wrong(self) -> np.ndarray:
         """Return the places in `evaluation` of wrong answers, the most confident first."""
@@ -166,9 +164,10 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     scored = np.flatnonzero(labelled.split == evaluation.split)
     seed = int(model.training.get("seed", 0))
     own = labelled.features.listing.source == model.training["source"] and (labelled.split == "train").any()
-    head = _head_again(model, labelled) if own else None
+    train = training_rows(labelled) if own else None
+    head = _head_again(model, labelled, train) if train else None
     # Of the pictures that there are now: outliers are told among them.
-    novelty = novelty_of(labelled, training_rows(labelled), seed) if own else None
+    novelty = novelty_of(labelled, train, seed) if train else None
     proba = None if head is None else head.oof_proba_
     if own:
         _tell_of_changes(model, labelled)
@@ -186,10 +185,10 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     )
 
 
-def _head_again(model: SavedModel, labelled: LabelledSet) -> Head | None:
+def _head_again(model: SavedModel, labelled: LabelledSet, train: TrainingRows) -> Head | None:
     """Fit the head once more; None where the dataset has become too small for that since."""
     try:
-        return refitted(model, labelled)
+        return refitted(model, labelled, train)
     except TrainingError as error:
         logger.warning("labels are not checked: %s", error)
         return None

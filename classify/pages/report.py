@@ -133,11 +133,14 @@ def report(
     album = Album(found.base, classifier.run.max_pixels or DEFAULT_MAX_PIXELS)
     wanted = _wanted(found, table, sections)
     album.add(wanted, paths, found.digests())
-    for words in sentences.gone(album, found):
+    gone, verdict = sentences.gone(album, found), sentences.verdict(found)
+    for words in gone:
         logger.warning("%s", words)
     page = render(
         "report.html",
-        **_words(found, str(model), seen, album),
+        **_words(found, str(model), seen),
+        verdict=verdict,
+        cautions=sentences.cautions(found) + gone,
         **sections,
         charts=_charts(found, seen),
         confusion=table,
@@ -147,18 +150,14 @@ def report(
     )
     content = page.encode("utf-8", "backslashreplace")
     write_file(out, content)
-    return Report(
-        out, len(content), len(album.images), len(album.missing), sentences.verdict(found), time.perf_counter() - begin
-    )
+    return Report(out, len(content), len(album.images), len(album.missing), verdict, time.perf_counter() - begin)
 
 
-def _words(found: Findings, model: str, seen: Projection, album: Album) -> dict[str, Any]:
+def _words(found: Findings, model: str, seen: Projection) -> dict[str, Any]:
     columns, rows = per_class(found)
     curve = found.model.scores.get("curve")
     return {
         "title": Path(model).name or model,
-        "verdict": sentences.verdict(found),
-        "cautions": sentences.cautions(found) + sentences.gone(album, found),
         "figures": sentences.figures(found),
         "contents": _contents(found),
         "multi_label": found.evaluation.multi_label,
@@ -196,40 +195,40 @@ def _contents(found: Findings) -> list[tuple[str, str]]:
 
 def _galleries(found: Findings) -> dict[str, Any]:
     """Return the pictures that stand in the page itself, as the template takes them."""
+    rows = found.rows()
     return {
         "worst": _worst(found),
-        "suspicious": _placed(found, found.suspicious()),
-        "outliers": _placed(found, found.outliers()),
-        "copies": [_group(found, group) for group in found.across()[:SHOWN]],
+        "suspicious": _placed(found, rows, found.suspicious()),
+        "outliers": _placed(found, rows, found.outliers()),
+        "copies": [_group(found, rows, group) for group in found.across()[:SHOWN]],
     }
 
 
-def _placed(found: Findings, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = found.rows_of(item["path"] for item in items)
-    return [{**item, "row": row, "path": found.name(row)} for item, row in zip(items, rows, strict=True)]
+def _placed(found: Findings, rows: dict[str, int], items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**item, "row": rows[item["path"]], "path": found.name(rows[item["path"]])} for item in items]
 
 
 def _worst(found: Findings) -> list[dict[str, Any]]:
     places = found.wrong()[:SHOWN]
-    rows = found.scored[places]
+    rows, sure = found.scored[places], found.confidence()
     return [
         {
             "row": int(row),
             "path": found.name(int(row)),
             "label": _label(found, int(row)),
             "answer": _answer(found, int(place)),
-            "sure": float(found.confidence()[place]),
+            "sure": float(sure[place]),
             "nearest": [{"row": int(near), "label": _label(found, int(near))} for near in nearest],
         }
         for place, row, nearest in zip(places, rows, found.neighbours(rows), strict=True)
     ]
 
 
-def _group(found: Findings, group: list[dict[str, Any]]) -> dict[str, Any]:
+def _group(found: Findings, places: dict[str, int], group: list[dict[str, Any]]) -> dict[str, Any]:
     members = sorted(group, key=lambda row: row["split"] != "train")
     # Of a large group the first and the last: where it is in two splits, both are seen.
     shown = members if len(members) <= _OF_A_GROUP else members[: _OF_A_GROUP - 2] + members[-2:]
-    placed = _placed(found, shown)
+    placed = _placed(found, places, shown)
     for member in placed:
         member["label"] = _label(found, member["row"])
     where = " and ".join(dict.fromkeys(row["split"] for row in members))
@@ -237,18 +236,21 @@ def _group(found: Findings, group: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _label(found: Findings, row: int) -> str:
-    classes, data = found.evaluation.classes, found.labelled
-    if data.Y is not None:
-        return "|".join(classes[label] for label in np.flatnonzero(data.Y[row])) or "none of the labels"
-    return str(classes[data.y[row]])
+    data = found.labelled
+    return _named(found, (data.y if data.Y is None else data.Y)[row])
 
 
 def _answer(found: Findings, place: int) -> str:
     """Return what the model says of the picture at a place of the evaluation."""
-    predicted, classes = found.evaluation.predicted[place], found.evaluation.classes
+    return _named(found, found.evaluation.predicted[place])
+
+
+def _named(found: Findings, given: np.ndarray) -> str:
+    """Return the name of a class, or of all labels that are given together."""
+    classes = found.evaluation.classes
     if found.evaluation.multi_label:
-        return "|".join(classes[label] for label in np.flatnonzero(predicted)) or "none of the labels"
-    return str(classes[predicted])
+        return "|".join(classes[label] for label in np.flatnonzero(given)) or "none of the labels"
+    return str(classes[given])
 
 
 def _wanted(found: Findings, table: Confusion, sections: dict[str, Any]) -> list[int]:

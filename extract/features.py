@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -193,10 +193,25 @@ def gather_joined(store: FeatureStore, spaces: Sequence[FeatureSpace], digest: n
     CacheMissError
         As `FeatureStore.gather`.
     """
+    keys = Keys.plain(digest)
+    return side_by_side(spaces, len(digest), lambda space_id, out: store.gather(space_id, keys, out=out))
+
+
+def side_by_side(spaces: Sequence[FeatureSpace], count: int, fill: Callable[[str, np.ndarray], object]) -> np.ndarray:
+    """Return `count` rows with the columns of all spaces side by side, (count, D) float32.
+
+    Parameters
+    ----------
+    spaces : sequence of FeatureSpace
+        At least one, D wide together.
+    count : int
+    fill : callable
+        Given a space's id and its columns, (count, d) float32, to be filled.
+    """
     ends = list(itertools.accumulate(space.dim for space in spaces))
-    X, keys = np.empty((len(digest), ends[-1]), np.float32), Keys.plain(digest)
+    X = np.empty((count, ends[-1]), np.float32)
     for space, end in zip(spaces, ends, strict=True):
-        store.gather(space.id, keys, out=X[:, end - space.dim : end])
+        fill(space.id, X[:, end - space.dim : end])
     return X
 
 

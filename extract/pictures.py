@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from ..cache.listing import Listing
-from ..cache.part import Keys
 from ..cache.store import FeatureStore
 from ..errors import CacheError, DecodeError, UsageError, printable
 from .decode import as_bmp, pixels_of
@@ -230,8 +229,7 @@ class _Spool:
     def _add(self, data: bytes, folder: Path) -> bytes:
         """Keep a file for the next run unless its row is there or on its way; return its digest."""
         digest = hashlib.sha256(data).digest()
-        held = self._held.find(Keys.plain(np.frombuffer(digest, np.uint8)[None]))[0] >= 0
-        if held or digest in self._waiting or digest in self._reasons:
+        if self._held.find_plain(digest) >= 0 or digest in self._waiting or digest in self._reasons:
             return digest
         path = folder / f"{digest.hex()}.bmp"
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.writer import CUT_BYTES
+from .features import side_by_side
 
 # A writer holds at most one part that it collects and one that is on its way to the disk, each of CUT_BYTES and a batch
 # more: with these bounds, a row that is let go here is in a part that readers find.
@@ -86,11 +86,7 @@ class RecentRows:
         CacheMissError
             As `FeatureStore.gather`.
         """
-        ends = list(itertools.accumulate(space.dim for space in self._spaces))
-        X = np.empty((len(digest), ends[-1]), np.float32)
-        for space, end in zip(self._spaces, ends, strict=True):
-            self._fill(X[:, end - space.dim : end], space.id, digest)
-        return X
+        return side_by_side(self._spaces, len(digest), lambda space_id, out: self._fill(out, space_id, digest))
 
     def _fill(self, out: np.ndarray, space_id: str, digest: np.ndarray) -> None:
         rows = self._kept[space_id].rows

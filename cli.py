@@ -40,6 +40,7 @@ from .cli_options import (
     seed_option,
     space_options,
     trained_options,
+    views_options,
 )
 from .cli_report import report
 from .cli_serve import serve
@@ -72,6 +73,9 @@ def commands(context: click.Context) -> None:
 @click.option("--layer", metavar="NAME", multiple=True,
               help="Module whose output is taken; may repeat [default: the classifier's input].")  # fmt: skip
 @space_options
+@views_options
+@click.option("--views-split", type=click.Choice(["all", "train", "val", "test"]),
+              help="Images of other splits get the plain crop alone [default: all].")  # fmt: skip
 @device_options
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
 @click.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto",
@@ -101,6 +105,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
     headstart extract photos --backbone efficientnet_lite0
     headstart extract photos --backbone resnet18 --backbone mobilenet_v3_small
     headstart extract photos --backbone vgg16 --layer classifier.3 --resize none --crop 224
+    headstart extract photos --views 8 --augment tutorial
     """
     from .extract.interrupt import stop_on_interrupt
     from .extract.job import extract as run

@@ -42,6 +42,12 @@ space_options = options(
     preprocess_options,
     click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="What the cache keeps."),
 )
+views_options = options(
+    click.option("--views", type=positive, metavar="V",
+                 help="Views of each image: the plain crop and V - 1 that are augmented [default: 1]."),
+    click.option("--augment", type=click.Choice(["flip", "crop", "tutorial", "strong", "randaugment", "trivial"]),
+                 help="How they are drawn [default: tutorial]."),
+)  # fmt: skip
 layout_option = click.option(
     "--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA."
 )

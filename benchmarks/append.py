@@ -25,7 +25,7 @@ DIM, ADDED, TIMES, MILLION = 64, 1000, 31, 1_000_000
 
 def add(store: FeatureStore, space: FeatureSpace, digest: np.ndarray, rows: np.ndarray) -> None:
     with store.writer(space) as writer:
-        writer.add(digest, rows)
+        writer.add(Keys.plain(digest), rows)
 
 
 def main() -> None:

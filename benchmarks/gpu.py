@@ -39,7 +39,7 @@ from headstart.extract.embedder import Embedder
 from headstart.extract.gpu_decode import GpuDecoder
 from headstart.extract.options import RunOptions, SpaceOptions
 from headstart.extract.preprocess import Preprocess
-from headstart.extract.reader import Reader
+from headstart.extract.reader import Need, Reader
 from headstart.extract.resolve import resolve
 
 BACKBONES = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_small")
@@ -61,7 +61,7 @@ def embedder(backbone: str, precision: str, cache: Path) -> Embedder:
 
 
 def decode_rate(folder: Path, names: list[bytes], target: Target) -> float:
-    reader = Reader(os.fsencode(folder), [target.need])
+    reader = Reader(os.fsencode(folder), [Need(target.embedder.preprocess, target.held)])
     reader.read(0, names[0])
     begin = time.perf_counter()
     with ThreadPoolExecutor(available_cores()) as pool:

@@ -84,7 +84,7 @@ def pieces(folder: Path, names: list[bytes]) -> None:
     print("microseconds of one thread, an image")
     for name, work, before in (
         ("open, look at, read, close a file", lambda: read_with_stat(path), None),
-        ("look a key up", lambda: index.find_plain(one), lambda: index.find(Keys.plain(digest[5:6]))),
+        ("look a key up", lambda: index.find_one(one), lambda: index.find(Keys.plain(digest[5:6]))),
         ("decode", lambda: decode(data), None),
         ("resize and crop", lambda: to_input(pixels, SMALL), lambda: torch_views(pixels)),
         ("perceptual hash", lambda: phash(pixels), None),

@@ -22,7 +22,7 @@ from headstart.cache.store import FeatureStore
 from headstart.extract.batches import Target
 from headstart.extract.embedder import Embedder
 from headstart.extract.options import RunOptions, SpaceOptions
-from headstart.extract.reader import Reader
+from headstart.extract.reader import Need, Reader
 from headstart.extract.resolve import resolve
 from headstart.extract.runner import Work, run
 
@@ -68,7 +68,7 @@ def rates(folder: Path, names: list[bytes], backbone: str) -> None:
     embedder.load()
     base = os.fsencode(folder)
     nothing = (KeyIndex([]),)
-    reader, workers = Reader(base, [Target(embedder, nothing, ()).need]), len(os.sched_getaffinity(0))
+    reader, workers = Reader(base, [Need(embedder.preprocess, nothing)]), len(os.sched_getaffinity(0))
     reader.read(0, names[0])
     begin = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headstart.cache.part import Keys
 from headstart.cache.space import FeatureSpace
 from headstart.cache.store import FeatureStore
 
@@ -35,7 +36,7 @@ def fill(folder: Path, space: FeatureSpace, digest: np.ndarray, rows: np.ndarray
     store.prepare(space)
     with store.writer(space) as writer:
         for start in range(0, len(digest), batch):
-            writer.add(digest[start : start + batch], rows[start : start + batch])
+            writer.add(Keys.plain(digest[start : start + batch]), rows[start : start + batch])
     return store
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from headstart.cache.listing import RACY_NS
+from headstart.cache.part import Keys
 from headstart.cache.store import FeatureStore
 
 BACKBONE = "efficientnet_lite0"
@@ -79,7 +80,7 @@ def fill_cache(cache: Path, digests: np.ndarray) -> None:
     with store.writer(space) as writer:
         for begin in range(0, len(digests), ROWS):
             part = digests[begin : begin + ROWS]
-            writer.add(part, random.standard_normal((len(part), space.dim), np.float32))
+            writer.add(Keys.plain(part), random.standard_normal((len(part), space.dim), np.float32))
 
 
 def measure(count: int) -> None:

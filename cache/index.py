@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .part import Keys
+from .part import PLAIN_RECIPE, Keys
 
 # Odd constants that spread recipe and view over 64 bits, so that the views of one image differ in prefix too
 # (the fractional bits of the golden ratio and of the square root of 2).
 _SPREAD_RECIPE = np.uint64(0x9E3779B97F4A7C15)
 _SPREAD_VIEW = np.uint64(0x6A09E667F3BCC909)
+_WORD = (1 << 64) - 1
 WORTH_A_TRY = 1000
 
 
@@ -74,19 +75,20 @@ class KeyIndex:
             found[rows[again]] = self._walk(place[again], asked[again] & ~low, low, keys, rows[again])
         return found
 
-    def find_plain(self, digest: bytes) -> int:
-        """Return the position of view 0 of one image by the 32 bytes of its digest, -1 where it is absent.
+    def find_one(self, digest: bytes, recipe: int = PLAIN_RECIPE, view: int = 0) -> int:
+        """Return the position of one view of an image by the 32 bytes of its digest, -1 where it is absent.
 
         The same as `find`, ten times as fast for one key: no arrays are made, and the interpreter's lock is not let go.
         """
         low = int(self._low)
-        wanted = int.from_bytes(digest[:8], "little") & ~low  # `_prefix`, where recipe and view are 0
+        mixed = (recipe * int(_SPREAD_RECIPE)) ^ (view * int(_SPREAD_VIEW))  # as `_prefix` has it
+        wanted = (int.from_bytes(digest[:8], "little") ^ mixed) & _WORD & ~low
         there = self._sorted.data  # gives plain numbers, where the array would make an object of each
         place = bisect_left(there, wanted)
         while place < len(there) and there[place] & ~low == wanted:
             at, place = there[place] & low, place + 1
             keys = self.keys
-            if keys.digest[at].tobytes() == digest and not keys.recipe[at] and not keys.view[at]:
+            if keys.digest[at].tobytes() == digest and keys.recipe[at] == recipe and keys.view[at] == view:
                 return at
         return -1
 

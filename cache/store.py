@@ -312,10 +312,11 @@ class FeatureStore:
         expected: int = 0,
         *,
         alone: bool = True,
+        recipes: dict[str, Any] | None = None,
     ) -> PartWriter:
         """Return a writer of rows in `space`, which `prepare` has been called for; see `PartWriter`."""
         self.mark_used(space.id)
-        return PartWriter(self.space_folder(space.id), space, on_part, expected, alone=alone)
+        return PartWriter(self.space_folder(space.id), space, on_part, expected, alone=alone, recipes=recipes)
 
     def _found(self, index: KeyIndex, keys: Keys, total: int) -> np.ndarray:
         places = index.find(keys)

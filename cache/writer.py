@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class PartWriter:
         About how many bytes the run that this is part of will write: how much room to ask for when the disk is full.
     alone : bool, default True
         Whether the run's rows all come this way, so that those published here are all that is safe.
+    recipes : dict, optional
+        Description of each augmentation recipe in the keys, by its id in decimal.
 
     Attributes
     ----------
@@ -62,7 +64,9 @@ class PartWriter:
         expected: int = 0,
         *,
         alone: bool = True,
+        recipes: dict[str, Any] | None = None,
     ) -> None:
+        self._recipes = recipes or {}
         self._expected = expected
         self._alone = alone
         self._folder = folder
@@ -71,7 +75,7 @@ class PartWriter:
         self._fixed = float(os.environ.get("HEADSTART_PART_SECONDS") or 0)
         self._interval = self._fixed or FIRST_PART_SECONDS
         self._rows: list[np.ndarray] = []
-        self._digests: list[np.ndarray] = []
+        self._keys: list[Keys] = []
         self._bytes = 0
         self._since = time.monotonic()
         self._pool: ThreadPoolExecutor | None = None
@@ -89,12 +93,13 @@ class PartWriter:
             if self._pool is not None:
                 self._pool.shutdown()
 
-    def add(self, digest: np.ndarray, embedding: np.ndarray) -> None:
-        """Add rows of view 0.
+    def add(self, keys: Keys, embedding: np.ndarray) -> None:
+        """Add rows.
 
         Parameters
         ----------
-        digest : ndarray of shape (n, 32), dtype uint8
+        keys : Keys
+            Of n rows.
         embedding : ndarray of shape (n, D)
             Converted to the space's dtype.
 
@@ -107,7 +112,7 @@ class PartWriter:
             self._wait()
         rows = np.ascontiguousarray(embedding, dtype=self._space.dtype)
         self._rows.append(rows)
-        self._digests.append(digest)
+        self._keys.append(keys)
         self._bytes += rows.nbytes
         if self._bytes >= CUT_BYTES or time.monotonic() - self._since >= self._interval:
             self._cut()
@@ -122,9 +127,9 @@ class PartWriter:
     def _cut(self) -> None:
         self._wait()
         if self._rows:
-            rows, digest = np.concatenate(self._rows), np.concatenate(self._digests)
-            self._rows, self._digests, self._bytes = [], [], 0
-            self._under_way = self._thread().submit(self._publish, Keys.plain(digest), rows)
+            rows, keys = np.concatenate(self._rows), Keys.concatenate(self._keys)
+            self._rows, self._keys, self._bytes = [], [], 0
+            self._under_way = self._thread().submit(self._publish, keys, rows)
         self._since = time.monotonic()
 
     def _wait(self) -> None:
@@ -143,7 +148,7 @@ class PartWriter:
     def _publish(self, keys: Keys, rows: np.ndarray) -> None:
         begin = time.perf_counter()
         try:
-            write_part(self._folder, self._space, keys, rows, {})
+            write_part(self._folder, self._space, keys, rows, self._recipes)
         except CacheError as error:
             if isinstance(error.__cause__, OSError):
                 left = max(error.size, self._expected - self.published * self._space.row_bytes)

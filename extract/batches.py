@@ -16,12 +16,13 @@ from ..cache.writer import PartWriter
 from .pace import Pace
 from .plan import NOT_FINITE
 from .preprocess import Pixels
-from .reader import Item, Need
+from .reader import Item
+from .views import Views
 
 if TYPE_CHECKING:
     from .embedder import Embedder, Pending
 
-OnRows = Callable[[str, np.ndarray, np.ndarray], None]
+OnRows = Callable[[str, Keys, np.ndarray], None]
 # Batches that are on a GPU while the next one is gathered.
 IN_FLIGHT = 1
 
@@ -43,24 +44,20 @@ class Target:
     held: tuple[KeyIndex, ...]
     writers: tuple[PartWriter, ...]
 
-    @property
-    def need(self) -> Need:
-        """What it needs of an image."""
-        return Need(self.embedder.preprocess, self.held)
-
 
 class Batches:
-    """Takes images, gives rows to the writers.
+    """Takes views of images, gives rows to the writers.
 
     Parameters
     ----------
     target : Target
+    views : Views
     pace : Pace
         Told how long each batch took; it sets the embedder up for speed.
     reject : callable
         Told the item and the reason where a row cannot be kept.
     on_rows : callable
-        Told the id of a space, digests (n, 32) uint8 and their rows (n, D) in the space's dtype, as they are computed.
+        Told the id of a space, keys and their rows (n, D) in the space's dtype, as they are computed.
 
     Attributes
     ----------
@@ -73,27 +70,29 @@ class Batches:
     def __init__(
         self,
         target: Target,
+        views: Views,
         pace: Pace,
         reject: Callable[[Item, str], None],
-        on_rows: OnRows = lambda _space, _digest, _rows: None,
+        on_rows: OnRows = lambda _space, _keys, _rows: None,
     ) -> None:
         self._target = target
+        self._views = views
         self._on_rows = on_rows
         self._embedder = target.embedder
         self._pace = pace
         self._reject = reject
-        self._items: list[Item] = []
+        self._items: list[tuple[Item, int]] = []  # with the number of the view
         self._pixels: list[Pixels] = []
-        self._waiting: deque[tuple[list[Item], Pending]] = deque()
+        self._waiting: deque[tuple[list[tuple[Item, int]], Pending]] = deque()
         self._loaded = False
         self.count = 0
         self.loading = self.forward = 0.0
 
-    def take(self, item: Item, pixels: Pixels) -> None:
-        """Add an image; send a batch through the network when it is full."""
+    def take(self, item: Item, view: int, pixels: Pixels) -> None:
+        """Add one view of an image; send a batch through the network when it is full."""
         if not self._loaded:
             self._load()
-        self._items.append(item)
+        self._items.append((item, view))
         self._pixels.append(pixels)
         if len(self._items) >= self._embedder.batch_size:
             self._send()
@@ -115,7 +114,7 @@ class Batches:
     def oldest(self) -> Item | None:
         """The first image that was taken and whose rows are not written yet."""
         under_way = self._waiting[0][0] if self._waiting else self._items
-        return under_way[0] if under_way else None
+        return under_way[0][0] if under_way else None
 
     @property
     def writing(self) -> float:
@@ -136,7 +135,7 @@ class Batches:
         while len(self._waiting) > (IN_FLIGHT if on_gpu else 0):
             self._collect(*self._waiting.popleft())
 
-    def _collect(self, items: list[Item], pending: Pending) -> None:
+    def _collect(self, items: list[tuple[Item, int]], pending: Pending) -> None:
         rows = pending.rows()
         self._write(items, self._embedder.columns(rows))
         seconds = pending.seconds()
@@ -144,16 +143,17 @@ class Batches:
         self.count += 1
         self._pace.took(len(items), seconds)
 
-    def _write(self, items: list[Item], columns: Sequence[np.ndarray]) -> None:
+    def _write(self, items: list[tuple[Item, int]], columns: Sequence[np.ndarray]) -> None:
         good = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in columns])
         hint = "; pass --store-dtype float32" if columns[0].dtype == np.float16 else ""
         for place in np.flatnonzero(~good):
-            self._reject(items[place], f"{NOT_FINITE}{hint}")
-        digests = np.frombuffer(b"".join(item.digest for item in items), np.uint8).reshape(-1, 32)
-        keys = Keys.plain(digests)
+            item, view = items[place]
+            self._reject(item, f"{NOT_FINITE}{f', that of view {view}' if view else ''}{hint}")
+        digests = np.frombuffer(b"".join(item.digest for item, _ in items), np.uint8).reshape(-1, 32)
+        keys = self._views.keys_of(digests, np.array([view for _, view in items]))
         spaces = self._embedder.spaces
         for space, rows, held, writer in zip(spaces, columns, self._target.held, self._target.writers, strict=True):
             wanted = good & (held.find(keys) < 0)
             stored = np.ascontiguousarray(rows[wanted], space.dtype)
-            writer.add(digests[wanted], stored)
-            self._on_rows(space.id, digests[wanted], stored)
+            writer.add(keys[wanted], stored)
+            self._on_rows(space.id, keys[wanted], stored)

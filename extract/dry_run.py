@@ -13,7 +13,6 @@ import numpy as np
 from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
-from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from .explain import Miss, misses
@@ -23,6 +22,7 @@ from .options import RunOptions, SpaceOptions
 from .plan import failure_rules, recall_listing, to_look_at
 from .registry import find
 from .resolve import recalled, resolve
+from .views import PLAIN, Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class DryRun:
     absent : list of str
         Those backbones.
     an_image : int
-        Rows that an image has, in all spaces.
+        Rows that an image has at most, in all spaces.
     images, reused, failed : int
         Images listed, rows served from the cache, and images left out because they failed before and have not changed.
     new, changed, unread, again : int
@@ -97,7 +97,7 @@ class DryRun:
             f"{self.failed} failed before"
         ]
         if self.missing:
-            where = "these feature spaces" if self.an_image > 1 else "this feature space"
+            where = "these feature spaces" if len(self.spaces) + len(self.absent) > 1 else "this feature space"
             lines.append(f"{self.missing}{self._rows} would be embedded: the cache {self.cache} lacks them in {where}")
             lines += [f"  {miss.line()}" for miss in self.misses]
         if self.to_read:
@@ -123,6 +123,7 @@ def dry_run(
     *,
     rehash: bool = False,
     retry_failed: bool = False,
+    views: Views = PLAIN,
 ) -> DryRun:
     """Find out what `headstart.extract` would do with the same arguments.
 
@@ -138,26 +139,26 @@ def dry_run(
     rules, scanned_ns = failure_rules(run_options.max_pixels), time.time_ns()
     listing = recall_listing(
         store.root, images, rules, scanned_ns=scanned_ns, rehash=rehash, retry_failed=retry_failed,
-        spaces=[space.id for space in spaces],
+        spaces=[space.id for space in spaces], views=views,
     )  # fmt: skip
     absent = [name for name, group in found.items() if not group]
     held = [KeyIndex([head.keys for head in store.survey(space.id)[0]]) for space in spaces]
     held += [KeyIndex([])] * sum(len(group) for group in asked if group[0].backbone in absent)
-    todo = to_look_at(listing, held)
+    todo, counts = to_look_at(listing, held, views), views.counts(listing.split)
     known = todo[listing.known[todo]]
-    lacking = [listing.digest[known][index.find(Keys.plain(listing.digest[known])) < 0] for index in held]
-    missing = sum(map(len, lacking))
-    usable = len(listing) - len(listing.failures)
-    unread = len(todo) - len(known)
+    digest = listing.digest[known]
+    missing = sum(int(views.lacking(index, digest, counts[known]).sum()) for index in held)
+    lacking = [digest[views.lacking(index, digest, np.ones(len(known), np.int64)) > 0] for index in held]
+    counts[list(listing.failures)] = counts[todo[~listing.known[todo]]] = 0
     return DryRun(
         root=listing.root,
         cache=str(store.root),
         backbone=asked[0][0].backbone,
         spaces=spaces,
         absent=absent,
-        an_image=len(held),
+        an_image=len(held) * views.count,
         images=len(listing),
-        reused=len(held) * (usable - unread) - missing,
+        reused=len(held) * int(counts.sum()) - missing,
         failed=len(listing.failures),
         missing=missing,
         misses=[

@@ -24,6 +24,7 @@ from .recent import RecentRows
 from .resolve import library_versions
 from .runner import Hooks, Outcome, Steps, Work, result_of
 from .scale import embed_in_processes, processes_for
+from .views import PLAIN, Views
 from .work import embed_in_steps
 
 logger = logging.getLogger("headstart.extract")
@@ -41,9 +42,10 @@ def embed_listing(
     record: Callable[[Listing], None] = lambda _: None,
     *,
     hashed: bool = False,
+    views: Views = PLAIN,
 ) -> tuple[Listing, Outcome]:
     """Embed the images of a listing that the cache lacks in any of some feature spaces; see `embed_stepwise`."""
-    return result_of(embed_stepwise(store, embedders, listing, base, stopped, record, hashed=hashed))
+    return result_of(embed_stepwise(store, embedders, listing, base, stopped, record, hashed=hashed, views=views))
 
 
 def embed_stepwise(
@@ -56,6 +58,7 @@ def embed_stepwise(
     *,
     hashed: bool = False,
     recent: RecentRows | None = None,
+    views: Views = PLAIN,
 ) -> Generator[int, None, tuple[Listing, Outcome]]:
     """Embed the images of a listing that the cache lacks in any of some feature spaces, and say how far it has come.
 
@@ -81,6 +84,8 @@ def embed_stepwise(
         their rows are not looked at.
     recent : RecentRows, optional
         Takes the rows that are computed, so that they need not be read back.
+    views : Views, default `PLAIN`
+        Which views of each image are embedded.
 
     Yields
     ------
@@ -97,12 +102,12 @@ def embed_stepwise(
         What was done.
     """
     spaces = [space for embedder in embedders for space in embedder.spaces]
-    request = {**listing.request, **embedders[0].asked[0].request()}
+    request = {**listing.request, **embedders[0].asked[0].request(), **views.request()}
     listing = replace(listing, spaces=tuple(space.id for space in spaces), request=request)
     # Announced before it is looked at what is there: from then on nothing that the run may count on is pruned.
     with running(store.root) as descriptor:
         held = {space.id: store.index(space.id)[0] for space in spaces}
-        todo = to_look_at(listing, list(held.values()))
+        todo = to_look_at(listing, list(held.values()), views)
         if not todo.size:
             record(listing)
             yield len(listing)
@@ -114,11 +119,12 @@ def embed_stepwise(
         known = np.setdiff1d(todo, unknown)
         explained = [explain_misses(store, space, _lacking(listing, known, held[space.id]), held) for space in spaces]
         logger.info("looking at %d of %d images", todo.size, len(listing))
-        work = Work(listing.paths, listing.stat, todo, base)
+        counts = views.counts(listing.split)
+        work = Work(listing.paths, listing.stat, todo, base, views=views, counts=counts)
         if hashed:
             work = replace(work, hashes=known_hashes(store.root, listing))
         with progress_bar(int(todo.size), "embedding") as progress:
-            hooks = Hooks(stopped, progress, _Estimate(int(todo.size), spaces))
+            hooks = Hooks(stopped, progress, _Estimate(int(todo.size), work.rows, spaces))
             # Whoever takes rows as they come would wait for the end where readers are added for speed alone.
             count = processes_for(embedders[0].run, embedders, int(todo.size), at_once=recent is not None)
             if count > 1:
@@ -134,9 +140,8 @@ def embed_stepwise(
             yield len(listing)
     embedded = todo[listing.usable[todo]]
     for space, before in zip(spaces, explained, strict=True):
-        lacked = _lacking(listing, embedded, held[space.id])
-        outcome.embedded[space.id] = _distinct(lacked)
-        if len(lacked):
+        outcome.embedded[space.id] = _computed(listing, embedded, held[space.id], views, counts)
+        if outcome.embedded[space.id]:
             warn_of_versions(store, space)
         outcome.misses += joined(before, explain_misses(store, space, _lacking(listing, unknown, held[space.id]), held))
     return listing, outcome
@@ -170,13 +175,18 @@ def _take_in(listing: Listing, outcome: Outcome, first: int, last: int) -> None:
     listing.failures.update({row: outcome.failures[row] for row in range(first, last) if row in outcome.failures})
 
 
-def _distinct(digest: np.ndarray) -> int:
-    """Count different digests."""
-    return len(np.unique(np.ascontiguousarray(digest).view("V32")))
+def _computed(listing: Listing, rows: np.ndarray, index: KeyIndex, views: Views, counts: np.ndarray) -> int:
+    """Count the rows that images which were read lacked: those of copies once, at the most views that any has."""
+    rows = rows[listing.known[rows]]
+    digest = np.ascontiguousarray(listing.digest[rows])
+    _, first, place = np.unique(digest.view("V32"), return_index=True, return_inverse=True)
+    most = np.zeros(len(first), np.int64)
+    np.maximum.at(most, place.reshape(-1), counts[rows])
+    return int(views.lacking(index, digest[first], most).sum())
 
 
 def _lacking(listing: Listing, rows: np.ndarray, index: KeyIndex) -> np.ndarray:
-    """Return the digests of those images that were read and were not in the cache, (n, 32) uint8."""
+    """Return the digests of those images that were read and whose view 0 was not in the cache, (n, 32) uint8."""
     digest: np.ndarray = listing.digest[rows[listing.known[rows]]]
     return np.asarray(digest[index.find(Keys.plain(digest)) < 0])
 
@@ -186,13 +196,14 @@ class _Estimate:
     """Says what the rest of a run will cost, once a few batches have been timed."""
 
     images: int
+    rows: int
     spaces: Sequence[FeatureSpace]
 
     def __call__(self, rate: float, done: int) -> None:
         left = self.images - done
         if left < LONG_SECONDS * rate:
             return
-        megabytes = self.images * sum(space.row_bytes for space in self.spaces) / 1e6
+        megabytes = self.rows * sum(space.row_bytes for space in self.spaces) / 1e6
         logger.info(
             "about %s left at %.0f images/s; at most %.1f MB in the cache", _duration(left / rate), rate, megabytes
         )

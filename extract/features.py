@@ -21,6 +21,8 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
+from .options import as_words
+from .views import PLAIN, Views
 
 logger = logging.getLogger("headstart.extract")
 
@@ -39,6 +41,8 @@ class Features:
         Where they are kept.
     requests : tuple of dict
         What was kept with each of the spaces to compute more rows of it; empty where that is of no interest.
+    views : Views, default `PLAIN`
+        The views of each image that a head is trained on; `of_views` reads them.
     rows : ndarray of shape (N,), dtype int64
         The rows of `listing` that the arrays below belong to.
     """
@@ -47,6 +51,7 @@ class Features:
     spaces: tuple[FeatureSpace, ...]
     store: FeatureStore
     requests: tuple[dict[str, Any], ...] = ()
+    views: Views = PLAIN
     rows: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +69,7 @@ class Features:
 
     @cached_property
     def X(self) -> np.ndarray:  # noqa: N802  (scikit-learn's name)
-        """The embeddings, (N, D) float32; read from the cache when first asked for.
+        """The embeddings of view 0, the plain crop, (N, D) float32; read from the cache when first asked for.
 
         Raises
         ------
@@ -77,20 +82,70 @@ class Features:
             lacking = self._lacking()
             raise CacheMissError(lacking or str(error)) from error
 
+    def of_views(self, rows: np.ndarray) -> np.ndarray:
+        """Read the embeddings of all `views` of some images, anew each time.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m,), dtype int64 or bool
+            Which of the N images.
+
+        Returns
+        -------
+        ndarray of shape (m, V, D), dtype float32
+            View 0 first; where V is 1, (m, D) of ``X``.
+
+        Raises
+        ------
+        CacheMissError
+            As ``X``, of any view.
+        """
+        if self.views.count == 1:
+            return np.asarray(self.X[rows])
+        digest = self.digest[rows]
+        try:
+            return gather_joined(self.store, self.spaces, digest, self.views)
+        except CacheMissError as error:
+            lacking = self._lacking() or self._lacking_views(digest)
+            raise CacheMissError(lacking or str(error)) from error
+
     def _lacking(self) -> str:
         """Say of each space how many images have no row in it, and how to embed them; nothing where all have one."""
-        from .resolve import fewest_options
-
         said, root = [], printable(self.listing.root)
-        for space, request in zip(self.spaces, self.requests or ({},) * len(self.spaces), strict=True):
+        for space, request in self._with_requests():
             missing = int((self.store.index(space.id)[0].find(Keys.plain(self.digest)) < 0).sum())
             if missing:
-                options = fewest_options(space, request, self.store.root).words()
                 said.append(
                     f"{missing} of {len(self.rows)} images of {root} have no embedding of {space.backbone}, layer "
-                    f"{space.layer}; run `headstart extract {root} {options}`"
+                    f"{space.layer}; run `{self._command(space, request)}`"
                 )
         return "; ".join(said)
+
+    def _lacking_views(self, digest: np.ndarray) -> str:
+        """Say of each space which views of these images it lacks, and how to add them; nothing where it has all."""
+        said = []
+        for space, request in self._with_requests():
+            index, _ = self.store.index(space.id)
+            missing = self.views.lacking(index, digest, np.full(len(digest), self.views.count))
+            if missing.any():
+                there = self.views.count - int(missing.max())
+                has = f"{there} of {self.views.count}" if there > 1 else "none but the plain crop"
+                said.append(
+                    f"{int((missing > 0).sum())} of {len(digest)} images lack views of the preset {self.views.augment} "
+                    f"in {space.backbone}, layer {space.layer}: the cache has {has}; run "
+                    f"`{self._command(space, request)} {as_words(self.views.words())}`"
+                )
+        return "; ".join(said)
+
+    def _with_requests(self) -> list[tuple[FeatureSpace, dict[str, Any]]]:
+        return list(zip(self.spaces, self.requests or ({},) * len(self.spaces), strict=True))
+
+    def _command(self, space: FeatureSpace, request: dict[str, Any]) -> str:
+        """Return the command that embeds what is lacking in a space."""
+        from .resolve import fewest_options
+
+        options = fewest_options(space, request, self.store.root).words()
+        return f"headstart extract {printable(self.listing.root)} {options}"
 
     @property
     def y(self) -> np.ndarray:
@@ -173,7 +228,9 @@ def dataset_folder(listing: Listing, root: str) -> str:
     return str(Path(root).parent) if listing.layout == "csv" else root
 
 
-def gather_joined(store: FeatureStore, spaces: Sequence[FeatureSpace], digest: np.ndarray) -> np.ndarray:
+def gather_joined(
+    store: FeatureStore, spaces: Sequence[FeatureSpace], digest: np.ndarray, views: Views = PLAIN
+) -> np.ndarray:
     """Read the embeddings of images in several feature spaces, side by side.
 
     Parameters
@@ -183,36 +240,41 @@ def gather_joined(store: FeatureStore, spaces: Sequence[FeatureSpace], digest: n
         At least one, D wide together.
     digest : ndarray of shape (n, 32), dtype uint8
         SHA-256 of each image file's bytes.
+    views : Views, default `PLAIN`
 
     Returns
     -------
     ndarray of shape (n, D), dtype float32
+        (n, V, D) where there are V views, more than one.
 
     Raises
     ------
     CacheMissError
         As `FeatureStore.gather`.
     """
-    keys = Keys.plain(digest)
-    return side_by_side(spaces, len(digest), lambda space_id, out: store.gather(space_id, keys, out=out))
+    return gathered(spaces, views, digest, lambda space_id, keys, out: store.gather(space_id, keys, out=out))
 
 
-def side_by_side(spaces: Sequence[FeatureSpace], count: int, fill: Callable[[str, np.ndarray], object]) -> np.ndarray:
-    """Return `count` rows with the columns of all spaces side by side, (count, D) float32.
+def gathered(
+    spaces: Sequence[FeatureSpace],
+    views: Views,
+    digest: np.ndarray,
+    fill: Callable[[str, Keys, np.ndarray], object],
+) -> np.ndarray:
+    """Return all views of images with the columns of all spaces side by side, as `gather_joined`.
 
     Parameters
     ----------
-    spaces : sequence of FeatureSpace
-        At least one, D wide together.
-    count : int
+    spaces, views, digest
+        As in `gather_joined`.
     fill : callable
-        Given a space's id and its columns, (count, d) float32, to be filled.
+        Given a space's id, keys and their columns, (n * V, d) float32, to be filled.
     """
-    ends = list(itertools.accumulate(space.dim for space in spaces))
-    X = np.empty((count, ends[-1]), np.float32)
+    ends, keys = list(itertools.accumulate(space.dim for space in spaces)), views.keys(digest)
+    X = np.empty((len(keys), ends[-1]), np.float32)
     for space, end in zip(spaces, ends, strict=True):
-        fill(space.id, X[:, end - space.dim : end])
-    return X
+        fill(space.id, keys, X[:, end - space.dim : end])
+    return X if views.count == 1 else X.reshape(len(digest), views.count, -1)
 
 
 def load_features(
@@ -220,6 +282,9 @@ def load_features(
     data: Path | None = None,
     wanted: dict[str, Any] | None = None,
     features: str | Sequence[str] = (),
+    *,
+    views: int | None = None,
+    augment: str | None = None,
 ) -> Features:
     """Take a dataset from the cache, in the space that its latest run asked for, or in several that are named.
 
@@ -236,6 +301,10 @@ def load_features(
     features : str or sequence of str, optional
         ``BACKBONE`` or ``BACKBONE:LAYER``, each of which names a space; that of the latest run that had one. Different
         runs may have made them: paths and labels are always those of the latest.
+    views : int, optional
+        How many views of each image; as many as the run that made the space was asked for where it is None.
+    augment : str, optional
+        Their preset; that of the latest run that had views in the space where it is None.
 
     Raises
     ------
@@ -261,7 +330,74 @@ def load_features(
                 f"--features {named[spaces.index(spaces[place])]} and {name} are the same embeddings "
                 f"({describe_space(spaces[place])}); name each once"
             )
-    return Features(listing, spaces, store, tuple(request for _, request in found))
+    requests = tuple(request for _, request in found)
+    runs = load_listings(cache, Path(listing.source))
+    return Features(listing, spaces, store, requests, chosen_views(spaces, requests, runs, views, augment))
+
+
+def chosen_views(
+    spaces: Sequence[FeatureSpace],
+    requests: Sequence[dict[str, Any]],
+    runs: Iterable[Listing],
+    count: int | None,
+    augment: str | None,
+) -> Views:
+    """Return the views of a dataset that a head is trained on.
+
+    Parameters
+    ----------
+    spaces : sequence of FeatureSpace
+    requests : sequence of dict
+        Those of the newest run that was asked for each of them.
+    runs : iterable of Listing
+        What is kept of the runs over the dataset, the newest first; looked at where `requests` do not tell.
+    count : int or None
+        As asked for; None for as many as there are.
+    augment : str or None
+        As asked for; None for the preset of the newest run with views in the spaces, or, where `count` is None too, of
+        the newest run.
+
+    Raises
+    ------
+    CacheMissError
+        No run made views of that preset, or any, in all of the spaces.
+    UsageError
+        As `Views`.
+    """
+    if count == 1 or (count is not None and augment is not None):
+        return Views.asked(count, augment)
+    if augment is None and count is None:
+        newest = [Views.of_request(request) for request in requests]
+        if len({views.augment for views in newest}) > 1:
+            logger.info("the feature spaces were made with different views: the plain crop alone is taken")
+            return PLAIN
+        return Views(min(views.count for views in newest), newest[0].augment)
+    runs = list(runs)
+    made = [[Views.of_request(run.request) for run in runs if space.id in run.spaces] for space in spaces]
+    for candidate in [views for views in made[0] if views.count > 1 and augment in (None, views.augment)]:
+        same = [[views.count for views in others if views.augment == candidate.augment] for others in made]
+        if all(same):
+            return Views(min(map(max, same)) if count is None else count, candidate.augment)
+    raise CacheMissError(_no_views(made, spaces, count, augment, runs[0]))
+
+
+def _no_views(
+    made: Sequence[Sequence[Views]],
+    spaces: Sequence[FeatureSpace],
+    count: int | None,
+    augment: str | None,
+    run: Listing,
+) -> str:
+    wanted = Views.asked(2 if count is None else count, augment)
+    there = sorted({f"{views.count} of {views.augment}" for each in made for views in each if views.count > 1})
+    named = " ".join(f"--backbone {name}" for name in dict.fromkeys(space.backbone for space in spaces))
+    preset = f" of the preset {augment}" if augment else ""
+    where = "these feature spaces" if len(spaces) > 1 else "this feature space"
+    return (
+        f"no run over {printable(run.root)} made views{preset} in {where} "
+        f"(there are {', '.join(there) or 'plain crops alone'}); run "
+        f"`headstart extract {printable(run.root)} {named} {as_words(wanted.words())}`"
+    )
 
 
 def _named_space(name: str) -> dict[str, str]:
@@ -310,8 +446,6 @@ def fits(space: FeatureSpace, wanted: dict[str, Any]) -> bool:
 
 
 def _no_space(listing: Listing, store: FeatureStore, wanted: dict[str, Any]) -> str:
-    from .options import as_words
-
     asked = ", ".join(f"{name} {value}" for name, value in wanted.items()) or "any feature space"
     there = "; ".join(describe_space(space) for space in store.spaces().values()) or "nothing"
     command = f"headstart extract {listing.root} {as_words(wanted)}".rstrip()

@@ -14,7 +14,7 @@ from typing import Any
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
 from ..cache.store import FeatureStore, cache_dir
-from ..errors import UsageError
+from ..errors import DataError, UsageError, printable
 from .bottleneck import Bottleneck
 from .device import available_cores
 from .dry_run import DryRun, dry_run
@@ -28,6 +28,7 @@ from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions, check_limit
 from .plan import base_folder, failure_rules, limited, recall_listing
 from .resolve import resolve
 from .runner import STAGES, Outcome
+from .views import ALL, Views
 
 logger = logging.getLogger("headstart.extract")
 
@@ -82,6 +83,16 @@ class Extraction(Features):
     animated: int = 0
 
     @property
+    def wanted(self) -> int:
+        """Rows that the images which could be used have in one space."""
+        return int(self.views.counts(self.listing.split[self.rows]).sum())
+
+    @property
+    def failed(self) -> int:
+        """Rows that are not there because their image could not be used, of one space."""
+        return int(self.views.counts(self.listing.split[list(self.listing.failures)]).sum())
+
+    @property
     def embedded(self) -> int:
         """Rows computed in this run, in all spaces."""
         return sum(self.embedded_in.values())
@@ -89,17 +100,20 @@ class Extraction(Features):
     @property
     def reused(self) -> int:
         """Rows of images, in all spaces, that were served without computing one."""
-        return len(self.rows) * len(self.each) - self.embedded
+        return self.wanted * len(self.each) - self.embedded
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``extract --json``."""
         spaces = spaces_as_json(features.space for features in self.each)
-        counts = [{"embedded": embedded, "reused": len(self.rows) - embedded} for embedded in self.embedded_in.values()]
+        counts = [{"embedded": embedded, "reused": self.wanted - embedded} for embedded in self.embedded_in.values()]
         return {
             "images": len(self.listing),
             "embedded": self.embedded,
             "reused": self.reused,
-            "failed": len(self.failures),
+            "failed": self.failed,
+            "views": self.views.count,
+            "augment": self.views.augment,
+            "views_split": self.views.split,
             "failures": [{"path": path, "error": reason} for path, reason in self.failures],
             "backbone": self.space.backbone,
             "dim": self.space.dim,
@@ -118,10 +132,14 @@ class Extraction(Features):
 
     def lines(self) -> list[str]:
         """Return what a person needs to know of the run."""
-        rows = f" in {len(self.each)} feature spaces: rows" if len(self.each) > 1 else ":"
+        several, views = len(self.each) > 1, self.views
+        what = f" x {views.count} views ({views.augment})" if views.count > 1 else ""
+        what += f" of {views.split}" if views.split != ALL else ""
+        what += f" in {len(self.each)} feature spaces" if several else ""
+        rows = " rows" if several or views.count > 1 else ""
         done = f"{self.embedded} embedded, {self.reused} reused, {len(self.failures)} failed"
         rate = f", {self.passed / self.seconds:.0f} images/s" if self.passed else ""
-        lines = [f"{len(self.listing)} images{rows} {done} in {self.seconds:.1f} s{rate}"]
+        lines = [f"{len(self.listing)} images{what}:{rows} {done} in {self.seconds:.1f} s{rate}"]
         if self.bottleneck:
             lines.append(self.bottleneck.line())
         lines += [f"features: {describe_space(features.space)}, in {self.store.root}" for features in self.each]
@@ -148,6 +166,9 @@ def extract(
     retry_failed: bool = False,
     strict: bool = False,
     limit: int | None = None,
+    views: int | None = None,
+    augment: str | None = None,
+    views_split: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> Extraction:
@@ -174,6 +195,13 @@ def extract(
         Raise when any image failed. What was embedded stays in the cache.
     limit : int, optional
         Take only this many images, evenly spread over the listing.
+    views : int, optional
+        How many views of each image, the plain crop among them; 1 where it is None. Those that the cache has are kept.
+    augment : str, optional
+        The preset by which the others are drawn, "tutorial" where it is None: "flip", "crop", "tutorial", "strong",
+        "randaugment" or "trivial", as `headstart.extract.augment.Augment` has them.
+    views_split : str, optional
+        "train", "val" or "test": images of other splits have the plain crop alone. All have all views where it is None.
     stopped : callable, optional
         Asked before each image; when it says True the part in progress is finished and the run ends.
     **options
@@ -195,22 +223,26 @@ def extract(
     begin, scanned_ns = time.perf_counter(), time.time_ns()
     asked, run_options = _options(backbone, layer, options)
     check_limit(limit)
+    wanted = Views.asked(views, augment, views_split)
     store = FeatureStore(cache_dir(cache))
     images = limited(list_images(Path(data), layout=layout), limit)
     listed = time.perf_counter() - begin
     describe(images)
+    check_views(images, wanted)
     if not store.space_ids():
         store.check_writable()  # where nothing can be read, say so before the backbone is loaded
     embedders = [resolve(group, run_options, store.root) for group in asked]
     listing = recall_listing(
         store.root, images, failure_rules(run_options.max_pixels), scanned_ns=scanned_ns, rehash=rehash,
         retry_failed=retry_failed, spaces=[space.id for embedder in embedders for space in embedder.spaces],
+        views=wanted,
     )  # fmt: skip
     if limit is not None and limit <= len(images.paths):
         listing = replace(listing, request={"limit": limit})
     listing, outcome = embed_listing(
-        store, embedders, listing, base_folder(images), stopped, partial(_record, store.root), hashed=True
-    )
+        store, embedders, listing, base_folder(images), stopped, partial(_record, store.root), hashed=True,
+        views=wanted,
+    )  # fmt: skip
     if outcome.interrupted:
         raise KeyboardInterrupt
     outcome.stages["list"] = listed
@@ -229,6 +261,9 @@ def plan_extract(
     rehash: bool = False,
     retry_failed: bool = False,
     limit: int | None = None,
+    views: int | None = None,
+    augment: str | None = None,
+    views_split: str | None = None,
     **options: Any,
 ) -> DryRun:
     """Find out what `extract` would do with the same arguments, and why; nothing is embedded or written.
@@ -240,10 +275,12 @@ def plan_extract(
     """
     asked, run_options = _options(backbone, layer, options)
     check_limit(limit)
+    wanted = Views.asked(views, augment, views_split)
     images = limited(list_images(Path(data), layout=layout), limit)
     describe(images)
+    check_views(images, wanted)
     store = FeatureStore(cache_dir(cache))
-    return dry_run(store, images, asked, run_options, rehash=rehash, retry_failed=retry_failed)
+    return dry_run(store, images, asked, run_options, rehash=rehash, retry_failed=retry_failed, views=wanted)
 
 
 def _options(
@@ -268,6 +305,21 @@ def _options(
 
 def _unique(words: str | Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([words] if isinstance(words, str) else words or ()))
+
+
+def check_views(images: ImageList, views: Views) -> None:
+    """Refuse views of images that no head can be trained on.
+
+    Raises
+    ------
+    DataError
+        They have no labels.
+    """
+    if views.count > 1 and not images.classes:
+        raise DataError(
+            f"{printable(str(images.root))} has no labels, and views serve to train a head: make one folder a class, "
+            "or leave --views out"
+        )
 
 
 def describe(images: ImageList) -> None:
@@ -298,9 +350,10 @@ def _result(
     folder = dataset_folder(listing, listing.root)
     names = {index: os.path.join(folder, os.fsdecode(listing.paths[index])) for index in sorted(listing.failures)}  # noqa: PTH118
     spaces = tuple(space for embedder in embedders for space in embedder.spaces)
+    views = Views.of_request(listing.request)
     extraction = Extraction(
-        listing, spaces[:1], store, (listing.request,),
-        each=[Features(listing, (space,), store, (listing.request,)) for space in spaces],
+        listing, spaces[:1], store, (listing.request,), views,
+        each=[Features(listing, (space,), store, (listing.request,), views) for space in spaces],
         embedded_in={space.id: outcome.embedded[space.id] for space in spaces},
         failures=[(name, listing.failures[index]) for index, name in names.items()],
         passed=outcome.images,

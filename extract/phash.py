@@ -117,7 +117,7 @@ class KnownHashes:
 
     def of_one(self, digest: bytes) -> int:
         """Return the hash of a picture with this digest, 0 (`UNKNOWN`) where it is not known."""
-        place = self.index.find_plain(digest)
+        place = self.index.find_one(digest)
         return int(self.hashes[place]) if place >= 0 else 0
 
     def find(self, digest: np.ndarray) -> np.ndarray:

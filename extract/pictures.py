@@ -229,7 +229,7 @@ class _Spool:
     def _add(self, data: bytes, folder: Path) -> bytes:
         """Keep a file for the next run unless its row is there or on its way; return its digest."""
         digest = hashlib.sha256(data).digest()
-        if self._held.find_plain(digest) >= 0 or digest in self._waiting or digest in self._reasons:
+        if self._held.find_one(digest) >= 0 or digest in self._waiting or digest in self._reasons:
             return digest
         path = folder / f"{digest.hex()}.bmp"
         try:

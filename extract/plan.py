@@ -12,10 +12,10 @@ import numpy as np
 from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing, carry_over
-from ..cache.part import Keys
 from .decode import DECODER_RULES, versions
 from .images import ImageList
 from .phash import KnownHashes
+from .views import PLAIN, Views
 
 # How the reason begins why an image has no row although it was decoded.
 NOT_FINITE = "its embedding is not finite"
@@ -53,6 +53,7 @@ def recall_listing(
     rehash: bool = False,
     retry_failed: bool = False,
     spaces: Sequence[str] = (),
+    views: Views = PLAIN,
 ) -> Listing:
     """Return the listing of `images` with what the dataset's latest listing already knows of their bytes.
 
@@ -72,6 +73,8 @@ def recall_listing(
         Forget failures.
     spaces : sequence of str
         Ids of the feature spaces of this run: an embedding that could not be kept in others may be good in them.
+    views : Views, default `PLAIN`
+        Those of this run: the same holds for embeddings of other views.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def recall_listing(
     listing = unread_listing(images, rules, scanned_ns)
     previous = None if rehash else load_listing(cache, images.root)
     if previous is not None:
-        _carry(listing, previous, _standing(previous, rules, spaces) if not retry_failed else {})
+        _carry(listing, previous, _standing(previous, rules, spaces, views) if not retry_failed else {})
     return listing
 
 
@@ -104,16 +107,16 @@ def unread_listing(images: ImageList, rules: str, scanned_ns: int = 0) -> Listin
     )
 
 
-def _standing(previous: Listing, rules: str, spaces: Sequence[str]) -> dict[int, str]:
+def _standing(previous: Listing, rules: str, spaces: Sequence[str], views: Views) -> dict[int, str]:
     """Return the failures that would happen again: of decoding, not of reading, for the disk may be there now."""
     if previous.rules != rules:
         return {}
-    same_spaces = previous.spaces == tuple(spaces)
+    same_rows = previous.spaces == tuple(spaces) and Views.of_request(previous.request) == views
     known = previous.known
     return {
         row: why
         for row, why in previous.failures.items()
-        if known[row] and (same_spaces or not why.startswith(NOT_FINITE))
+        if known[row] and (same_rows or not why.startswith(NOT_FINITE))
     }
 
 
@@ -142,13 +145,13 @@ def share_hashes(listing: Listing) -> None:
         listing.phash[lacking] = KnownHashes.of(listing.digest, listing.phash).find(listing.digest[lacking])
 
 
-def to_look_at(listing: Listing, held: Sequence[KeyIndex]) -> np.ndarray:
-    """Return the images to be read: not failed, and with bytes that are unknown or lacking in a space; (n,) int64."""
+def to_look_at(listing: Listing, held: Sequence[KeyIndex], views: Views = PLAIN) -> np.ndarray:
+    """Return the images to be read: not failed, and with unknown bytes or a view that a space lacks; (n,) int64."""
     wanted = np.ones(len(listing), bool)
     wanted[list(listing.failures)] = False
     known = np.flatnonzero(wanted & listing.known)
-    keys = Keys.plain(listing.digest[known])
-    wanted[known] = np.logical_or.reduce([index.find(keys) < 0 for index in held])
+    digest, counts = listing.digest[known], views.counts(listing.split[known])
+    wanted[known] = np.logical_or.reduce([views.lacking(index, digest, counts) > 0 for index in held])
     return np.flatnonzero(wanted)
 
 

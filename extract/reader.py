@@ -8,9 +8,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from ..errors import DecodeError
 from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
 from .files import EMPTY_FILE, Stat, read_with_stat
 from .phash import SIDE, KnownHashes, phash
-from .preprocess import Pixels, Preprocess, to_input
+from .preprocess import Pixels, Preprocess
 from .suspects import Watch
+from .views import PLAIN, Maker, Views
 
 if TYPE_CHECKING:
     from .gpu_decode import GpuDecoder, Inputs
@@ -37,14 +38,16 @@ TOGETHER = 8  # images that a thread reads for one task
 class Item:
     """One image on its way: its index in the listing, and what is known of it by now.
 
-    `pixels` has the input of each network, None for those whose rows the cache holds already; `reason` is set when the
-    image is a failure; `replaced` says that another file was read than had been listed; `phash` is the perceptual hash,
-    0 where it is not known.
+    `inputs` has for each network those views of the image that it needs, by number, without those whose rows the cache
+    holds already; it is empty where none needs any. `views` is how many views the image has; `reason` is set when it is
+    a failure; `replaced` says that another file was read than had been listed; `phash` is the perceptual hash, 0 where
+    it is not known.
     """
 
     index: int
     digest: bytes = b""
-    pixels: tuple[Pixels | None, ...] = ()
+    inputs: tuple[Mapping[int, Pixels], ...] = ()
+    views: int = 1
     reason: str = ""
     replaced: bool = False
     animated: bool = False
@@ -61,14 +64,21 @@ class Need:
     preprocess : Preprocess
     held : sequence of KeyIndex
         The rows that the cache holds in each of the network's spaces.
+    views : Views, default `PLAIN`
+        Which views an image has.
     """
 
     preprocess: Preprocess
     held: Sequence[KeyIndex]
+    views: Views = PLAIN
+    maker: Maker = field(init=False)
 
-    def lacks(self, digest: bytes) -> bool:
-        """Tell whether a row of this image is missing in any of the spaces."""
-        return any(index.find_plain(digest) < 0 for index in self.held)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maker", self.views.maker(self.preprocess))
+
+    def lacking(self, digest: bytes, count: int) -> frozenset[int]:
+        """Return which of the first `count` views of this image lack a row in any of the spaces."""
+        return frozenset().union(*(self.views.lacking_of_one(index, digest, count) for index in self.held))
 
 
 class Reader:
@@ -91,6 +101,8 @@ class Reader:
         How many pictures are decoded at once beside those; any number where it is None.
     hashes : KnownHashes, optional
         The perceptual hashes that need not be computed. None where none are wanted at all.
+    counts : ndarray of shape (N,), dtype int64, optional
+        How many views each image has; all those of the networks' needs where it is None.
     """
 
     def __init__(
@@ -103,8 +115,10 @@ class Reader:
         gpu: GpuDecoder | None = None,
         workers: int | None = None,
         hashes: KnownHashes | None = None,
+        counts: np.ndarray | None = None,
     ) -> None:
         self._hashes = hashes
+        self._counts = counts
         self._base = base
         self._needs = needs
         self._max_pixels = max_pixels
@@ -120,7 +134,7 @@ class Reader:
         self._decoded = 0
 
     def work(self) -> tuple[float, int]:
-        """Return the seconds of one core that images have taken so far that were decoded, and how many they are."""
+        """Return the seconds of one core that decoding has taken so far, and how many inputs of networks came of it."""
         return self._work, self._decoded
 
     def read(self, number: int, name: bytes) -> Item:
@@ -134,17 +148,24 @@ class Reader:
             return Item(number, hashlib.sha256(b"").digest() if str(error) == EMPTY_FILE else b"", reason=str(error))
         digest, replaced = hashlib.sha256(data).digest(), self._is_another(number, found)
         begin = self._count("read", begin)
-        wanted = [need.preprocess if need.lacks(digest) else None for need in self._needs]
-        item = Item(number, digest, replaced=replaced, phash=self._known_hash(digest))
+        count = self._count_of(number)
+        wanted = [need.lacking(digest, count) for need in self._needs]
+        item = Item(number, digest, views=count, replaced=replaced, phash=self._known_hash(digest))
         if not any(wanted):
             return self._hashed(item, data) if self._lacks_hash(item) else item
         made = self._on_gpu(item, data, wanted) if self._gpu else None
         if made is None:
             with self._cores:
                 return self._on_cpu(item, data, wanted, work)
-        pixels, enlarged = _chosen(made, wanted)
+        inputs = tuple(
+            {0: made[need.preprocess][0]} if views else {} for need, views in zip(self._needs, wanted, strict=True)
+        )
+        enlarged = any(larger for _, larger in made.values())
         found_hash = _hash_of(made[WHOLE][0]) if self._lacks_hash(item) else item.phash
-        return replace(item, pixels=pixels, enlarged=enlarged, phash=found_hash)
+        return replace(item, inputs=inputs, enlarged=enlarged, phash=found_hash)
+
+    def _count_of(self, number: int) -> int:
+        return self._needs[0].views.count if self._counts is None else int(self._counts[number])
 
     def _known_hash(self, digest: bytes) -> int:
         return 0 if self._hashes is None else self._hashes.of_one(digest)
@@ -163,19 +184,21 @@ class Reader:
         finally:
             self._count("decode", begin)
 
-    def _on_gpu(self, item: Item, data: bytes, wanted: Sequence[Preprocess | None]) -> Inputs | None:
-        """Have a picture decoded by the GPU, if it takes it."""
+    def _on_gpu(self, item: Item, data: bytes, wanted: Sequence[frozenset[int]]) -> Inputs | None:
+        """Have a picture decoded by the GPU, if it takes it; all views but the plain one are made on a CPU."""
         if self._gpu is None or (self._watch and self._watch.suspects(item.digest)):
             return None
-        views = {preprocess for preprocess in wanted if preprocess}
+        if any(views - {0} for views in wanted):
+            return None
+        crops = {need.preprocess for need, views in zip(self._needs, wanted, strict=True) if views}
         if self._lacks_hash(item):
-            views.add(WHOLE)
+            crops.add(WHOLE)
         with self._watch.noting(item.digest) if self._watch else contextlib.nullcontext():
-            answer = self._gpu.offer(data, views)
+            answer = self._gpu.offer(data, crops)
             return None if answer is None else answer.result()
 
-    def _on_cpu(self, item: Item, data: bytes, wanted: Sequence[Preprocess | None], work: float) -> Item:
-        """Decode and resize a picture in this thread, whose processor time was `work` before it read it."""
+    def _on_cpu(self, item: Item, data: bytes, wanted: Sequence[frozenset[int]], work: float) -> Item:
+        """Decode a picture and make its views in this thread, whose processor time was `work` before it read it."""
         begin = time.perf_counter()
         try:
             decoded = self._decode(item.digest, data)
@@ -187,11 +210,26 @@ class Reader:
         import torch  # noqa: F401  (takes seconds the first time, which are not those of this stage)
 
         begin, work = time.perf_counter(), time.thread_time() - spent
-        made = {preprocess: to_input(decoded.pixels, preprocess) for preprocess in set(wanted) if preprocess}
-        pixels, enlarged = _chosen(made, wanted)
+        made = self._made(decoded.pixels, item.digest, wanted)
+        inputs = tuple(
+            {view: made[need.preprocess, view][0] for view in sorted(views)}
+            for need, views in zip(self._needs, wanted, strict=True)
+        )
+        enlarged = any(larger for _, larger in made.values())
         found_hash = int(phash(decoded.pixels)) if self._lacks_hash(item) else item.phash
-        self._count("decode", begin, time.thread_time() - work)
-        return replace(item, pixels=pixels, animated=decoded.animated, enlarged=enlarged, phash=found_hash)
+        self._count("decode", begin, time.thread_time() - work, len(made))
+        return replace(item, inputs=inputs, animated=decoded.animated, enlarged=enlarged, phash=found_hash)
+
+    def _made(
+        self, pixels: np.ndarray, digest: bytes, wanted: Iterable[frozenset[int]]
+    ) -> dict[tuple[Preprocess, int], tuple[np.ndarray, bool]]:
+        """Make every view that any network lacks, once for all networks that prepare pictures alike."""
+        made: dict[tuple[Preprocess, int], tuple[np.ndarray, bool]] = {}
+        for need, views in zip(self._needs, wanted, strict=True):
+            for view in views:
+                if (need.preprocess, view) not in made:
+                    made[need.preprocess, view] = need.maker(pixels, digest, view)
+        return made
 
     def _is_another(self, number: int, found: Stat) -> bool:
         """Tell whether a name led to another file than when it was listed: a folder may have been swapped since."""
@@ -205,26 +243,18 @@ class Reader:
             return self._watch.decode(digest, data, self._max_pixels)
         return decode(data, max_pixels=self._max_pixels)
 
-    def _count(self, stage: str, begin: float, work: float = 0.0) -> float:
+    def _count(self, stage: str, begin: float, work: float = 0.0, inputs: int = 0) -> float:
         now = time.perf_counter()
         with self._lock:
             self.seconds[stage] += now - begin
             self._work += work
-            self._decoded += work > 0
+            self._decoded += inputs
         return now
 
 
 def _hash_of(whole: Pixels) -> int:
     """Return the perceptual hash of a picture that a GPU decoded, from its small view `WHOLE`."""
     return int(phash(whole if isinstance(whole, np.ndarray) else whole.cpu().numpy()))
-
-
-def _chosen(
-    made: Mapping[Preprocess, tuple[Pixels, bool]], wanted: Sequence[Preprocess | None]
-) -> tuple[tuple[Pixels | None, ...], bool]:
-    """Return the input of each network, and whether the image was enlarged for any."""
-    pixels = tuple(None if preprocess is None else made[preprocess][0] for preprocess in wanted)
-    return pixels, any(enlarged for _, enlarged in made.values())
 
 
 class Ahead:
@@ -245,6 +275,8 @@ class Ahead:
         How many items are handed out before more are read, as far as they were read ahead.
     together : int, default `TOGETHER`
         How many images a task has at most; fewer where there are few for each thread.
+    views : int, default 1
+        How many views an image has: of more, fewer images are read ahead.
     """
 
     def __init__(
@@ -256,6 +288,7 @@ class Ahead:
         workers: int,
         quiet: int = 0,
         together: int = TOGETHER,
+        views: int = 1,
     ) -> None:
         self._pool = pool
         self._reader = reader
@@ -263,9 +296,10 @@ class Ahead:
         self._numbers = todo.tolist()
         self._asked = 0  # of these, how many images are read or being read
         self._taken = 0
-        self._ahead = 4 * workers + 64  # of network inputs, 150 kB each at 224 pixels
-        self._together = max(1, min(together, len(self._numbers) // (4 * workers)))
-        self._quiet = quiet
+        # So many that there are 4 a worker and 64 network inputs, of 150 kB each at 224 pixels; and 2 images a worker.
+        self._ahead = max(2 * workers, (4 * workers + 64) // views)
+        self._together = max(1, min(together // views, len(self._numbers) // (4 * workers)))
+        self._quiet = -(-quiet // views)
         self._stopped = False
         self._waiting: deque[Future[list[Item]]] = deque()
         self._refill()

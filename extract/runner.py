@@ -23,8 +23,9 @@ from .gpu_decode import BATCH, gpu_decoder
 from .options import RunOptions
 from .pace import QUIET_IMAGES, Pace
 from .phash import KnownHashes
-from .reader import TOGETHER, Ahead, Item, Reader
+from .reader import TOGETHER, Ahead, Item, Need, Reader
 from .suspects import Watch
+from .views import PLAIN, Views
 
 Steps = Generator[tuple[int, "Outcome"], None, "Outcome"]
 Result = TypeVar("Result")
@@ -106,6 +107,10 @@ class Work:
         How many shares of this size the run was divided into.
     hashes : KnownHashes, optional
         The perceptual hashes that need not be computed. None where none are wanted at all.
+    views : Views, default `PLAIN`
+        Which views of an image are embedded.
+    counts : ndarray of shape (N,), dtype int64, optional
+        How many views each image has; all of them where it is None.
     """
 
     names: list[bytes]
@@ -114,11 +119,19 @@ class Work:
     base: bytes
     shares: int = 1
     hashes: KnownHashes | None = None
+    views: Views = PLAIN
+    counts: np.ndarray | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the images to look at have in one space, those that are there already among them."""
+        return len(self.todo) * self.views.count if self.counts is None else int(self.counts[self.todo].sum())
 
     def share(self, mine: np.ndarray, count: int) -> Work:
         """Return one of `count` shares, the rows `mine` of what is to do, with no more than their own names."""
         names = [self.names[row] for row in mine.tolist()]
-        return Work(names, self.stat[mine], np.arange(len(mine)), self.base, count, self.hashes)
+        counts = None if self.counts is None else self.counts[mine]
+        return Work(names, self.stat[mine], np.arange(len(mine)), self.base, count, self.hashes, self.views, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +147,14 @@ class Hooks:
     on_rate : callable
         Told once, after a while, how many images a second go through, and how many have.
     on_rows : callable
-        Told the id of a feature space, digests (n, 32) uint8 and their rows (n, D) in the space's dtype, as they are
-        computed; not where several processes share the work.
+        Told the id of a feature space, keys and their rows (n, D) in the space's dtype, as they are computed; not where
+        several processes share the work.
     """
 
     stopped: Callable[[], bool] = lambda: False
     progress: Callable[[int], None] = lambda _: None
     on_rate: Callable[[float, int], None] = lambda _rate, _done: None
-    on_rows: OnRows = lambda _space, _digest, _rows: None
+    on_rows: OnRows = lambda _space, _keys, _rows: None
 
 
 def run(work: Work, targets: Sequence[Target], options: RunOptions, cache: Path) -> Outcome:
@@ -207,12 +220,12 @@ def run_in_steps(
             stack.enter_context(gpu)
         # Threads that wait for the GPU take no core.
         pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
-        needs = [target.need for target in targets]
-        reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers, work.hashes)
+        needs = [Need(target.embedder.preprocess, target.held, work.views) for target in targets]
+        reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers, work.hashes, work.counts)
         # Beside a GPU that decodes, threads wait for it picture by picture.
         threads, together = (workers + BATCH, 1) if gpu else (workers, TOGETHER)
-        items = Ahead(pool, reader, work.names, work.todo, threads, QUIET_IMAGES, together)
-        flow = _Flow(outcome, reader, targets, work.todo.size, cache, hooks, items.wait)
+        items = Ahead(pool, reader, work.names, work.todo, threads, QUIET_IMAGES, together, work.views.count)
+        flow = _Flow(outcome, reader, targets, work, cache, hooks, items.wait)
         try:
             for item in items:
                 outcome.interrupted = hooks.stopped()
@@ -245,7 +258,7 @@ class _Flow:
         outcome: Outcome,
         reader: Reader,
         targets: Sequence[Target],
-        images: int,
+        work: Work,
         cache: Path,
         hooks: Hooks,
         wait: Callable[[float], None],
@@ -254,14 +267,20 @@ class _Flow:
         self._reader = reader
         self._on_rate: Callable[[float, int], None] | None = hooks.on_rate
         self._batches = [
-            Batches(target, Pace(target.embedder, images, self._decoding, cache, wait), self._reject, hooks.on_rows)
+            Batches(
+                target,
+                work.views,
+                Pace(target.embedder, work.rows, self._decoding, cache, wait),
+                self._reject,
+                hooks.on_rows,
+            )
             for target in targets
         ]
         self._next = 0
         self._begun: float | None = None
         self._loaded_first = 0.0
         self._timed_from = (0.0, 0)
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, int] = {}  # of how many views images were taken, by their digests
         self._copies: dict[bytes, list[int]] = {}  # further images of the same bytes
         self._rejected: dict[bytes, str] = {}
 
@@ -280,10 +299,12 @@ class _Flow:
         outcome.enlarged += item.enlarged
         if item.digest in self._rejected:
             outcome.failures[item.index] = self._rejected[item.digest]
-        elif item.digest in self._seen:
-            self._copies.setdefault(item.digest, []).append(item.index)
-        elif item.pixels:
-            self._embed(item)
+        else:
+            seen = self._seen.get(item.digest, 0)
+            if seen:
+                self._copies.setdefault(item.digest, []).append(item.index)
+            if item.inputs and item.views > seen:
+                self._embed(item, seen)
 
     @property
     def settled(self) -> int:
@@ -311,12 +332,15 @@ class _Flow:
             later = sum(one.loading for one in batches) - self._loaded_first
             self._outcome.seconds = time.perf_counter() - self._begun - later
 
-    def _embed(self, item: Item) -> None:
-        self._seen.add(item.digest)
-        self._outcome.images += 1
-        for batches, pixels in zip(self._batches, item.pixels, strict=True):
-            if pixels is not None:
-                batches.take(item, pixels)
+    def _embed(self, item: Item, seen: int) -> None:
+        """Give the views of an image to the networks, without the first `seen`, which a copy of it has brought."""
+        self._seen[item.digest] = item.views
+        self._outcome.images += not seen
+        for batches, inputs in zip(self._batches, item.inputs, strict=True):
+            for view, pixels in inputs.items():
+                if view < seen:
+                    continue
+                batches.take(item, view, pixels)
                 if self._begun is None:
                     self._loaded_first = batches.loading
                     self._begun = time.perf_counter()

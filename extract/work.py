@@ -58,15 +58,15 @@ def embed_in_steps(
         Without `embedded` and `misses`.
     """
     spaces = [space for embedder in embedders for space in embedder.spaces]
-    expected = len(work.todo) * work.shares * sum(space.row_bytes for space in spaces)
-    alone = work.shares == len(spaces) == 1
+    expected = work.rows * work.shares * sum(space.row_bytes for space in spaces)
+    alone, recipes = work.shares == len(spaces) == 1, work.views.recipes()
     with contextlib.ExitStack() as stack:
         targets = [
             Target(
                 embedder,
                 tuple(held[space.id] for space in embedder.spaces),
                 tuple(
-                    stack.enter_context(store.writer(space, expected=expected, alone=alone))
+                    stack.enter_context(store.writer(space, expected=expected, alone=alone, recipes=recipes))
                     for space in embedder.spaces
                 ),
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.cache.listing import Listing
+from headstart.cache.part import Keys
 from headstart.cache.space import FeatureSpace
 from headstart.cache.store import FeatureStore
 
@@ -33,7 +34,7 @@ def add_rows(store: FeatureStore, space: FeatureSpace, digest: np.ndarray, rows:
     """Publish rows as one part."""
     store.prepare(space)
     with store.writer(space) as writer:
-        writer.add(digest, rows)
+        writer.add(Keys.plain(digest), rows)
 
 
 def listing_of(digest: np.ndarray, root: str = "photos", **changes: object) -> Listing:

@@ -56,7 +56,7 @@ def embed(
         some = some[index.find(Keys.plain(some)) < 0]
         with store.writer(space, lambda _, done=some: acknowledge(words(done))) as writer:
             if len(some):
-                writer.add(some, true_rows(some, space))
+                writer.add(Keys.plain(some), true_rows(some, space))
 
 
 def made_up_listing(digest: np.ndarray, space: FeatureSpace = SPACE) -> Listing:

@@ -163,7 +163,7 @@ def test_f44_a_cache_deleted_while_it_is_written_is_not_made_again(store, space)
         pytest.raises(CacheError, match=rf"{store.space_folder(space.id)} went away while it was in use: run again"),
         store.writer(space) as writer,
     ):
-        writer.add(digest[20:], rows[20:])
+        writer.add(Keys.plain(digest[20:]), rows[20:])
         shutil.rmtree(store.root)
     assert not store.root.exists(), "no half result"
     with pytest.raises(CacheError, match="went away while it was in use: run again"):

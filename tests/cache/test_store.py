@@ -84,7 +84,7 @@ def test_keys_that_share_a_prefix_are_told_apart(store, space):
     index, _ = store.index(space.id)
     assert index.find(Keys.plain(digest)).tolist() == [0, 1, 2, 3]
     assert index.find(Keys.plain(stranger)).tolist() == [-1]
-    assert [index.find_plain(key.tobytes()) for key in (*digest, stranger[0])] == [0, 1, 2, 3, -1]
+    assert [index.find_one(key.tobytes()) for key in (*digest, stranger[0])] == [0, 1, 2, 3, -1]
 
 
 def test_views_of_one_image_are_told_apart(space):
@@ -96,10 +96,10 @@ def test_views_of_one_image_are_told_apart(space):
     assert index.find(keys).tolist() == [0, 1, 2]
     other = Keys(digest, np.array([5], np.uint64), np.array([3], np.uint32))
     assert index.find(other).tolist() == [-1]
-    assert index.find_plain(digest.tobytes()) == 0
-    assert KeyIndex([other]).find_plain(digest.tobytes()) == -1, "of another view alone"
+    assert index.find_one(digest.tobytes()) == 0
+    assert KeyIndex([other]).find_one(digest.tobytes()) == -1, "of another view alone"
     mixed = Keys(np.concatenate([digest, digest]), np.array([1, 0], np.uint64), np.array([0, 0], np.uint32))
-    assert KeyIndex([mixed]).find_plain(digest.tobytes()) == 1
+    assert KeyIndex([mixed]).find_one(digest.tobytes()) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
@@ -110,7 +110,7 @@ def test_one_key_is_found_where_all_are(count):
     strangers, _ = random_rows(50, seed=1)
     index = KeyIndex([Keys.plain(digest[: count // 2]), Keys.plain(digest)])
     asked = np.concatenate([digest, strangers])
-    assert [index.find_plain(key.tobytes()) for key in asked] == index.find(Keys.plain(asked)).tolist()
+    assert [index.find_one(key.tobytes()) for key in asked] == index.find(Keys.plain(asked)).tolist()
 
 
 @pytest.mark.parametrize("where", ["embedding", "digest", 20, 900, 1600, -1])
@@ -213,7 +213,7 @@ def test_the_interval_cuts_parts(store, space, monkeypatch):
     safe = []
     with store.writer(space, safe.append) as writer:
         for row in range(6):
-            writer.add(digest[row : row + 1], rows[row : row + 1])
+            writer.add(Keys.plain(digest[row : row + 1]), rows[row : row + 1])
     assert safe == [1, 2, 3, 4, 5, 6]
     assert len(store.parts(space.id)) == 6
 
@@ -222,7 +222,7 @@ def test_an_exception_in_the_block_still_publishes_what_was_added(store, space):
     digest, rows = random_rows(4)
     store.prepare(space)
     with pytest.raises(RuntimeError, match="boom"), store.writer(space) as writer:
-        writer.add(digest, rows)
+        writer.add(Keys.plain(digest), rows)
         raise RuntimeError("boom")
     np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
 
@@ -237,10 +237,10 @@ def test_a_full_disk_says_what_is_safe(store, space, monkeypatch):
 
     said = pytest.raises(CacheError, match=r"disk full writing .*: 2 images are safe, free ~1 MB and run again")
     with said, store.writer(space) as writer:
-        writer.add(digest[:2], rows[:2])
+        writer.add(Keys.plain(digest[:2]), rows[:2])
         writer.flush()
         monkeypatch.setattr(os, "write", full)
-        writer.add(digest[2:], rows[2:])
+        writer.add(Keys.plain(digest[2:]), rows[2:])
     monkeypatch.undo()
     np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest[:2])), rows[:2])
 
@@ -260,7 +260,7 @@ def test_rows_are_taken_while_a_slow_disk_writes_and_not_more_than_one_part_wait
     def work():
         with store.writer(space) as writer:
             for row in range(6):
-                writer.add(digest[row : row + 1], rows[row : row + 1])
+                writer.add(Keys.plain(digest[row : row + 1]), rows[row : row + 1])
                 taken.append((row, writer.published))
 
     thread = threading.Thread(target=work)
@@ -285,11 +285,11 @@ def test_a_failure_behind_the_writer_is_raised_at_the_next_row(store, space, mon
 
     with pytest.raises(CacheError, match="disk full"), store.writer(space) as writer:
         monkeypatch.setattr(os, "write", full)
-        writer.add(digest[:1], rows[:1])
+        writer.add(Keys.plain(digest[:1]), rows[:1])
         writer._cut()
         for _ in range(3000):
             time.sleep(0.001)
-            writer.add(digest[1:2], rows[1:2])
+            writer.add(Keys.plain(digest[1:2]), rows[1:2])
         pytest.fail("nobody was told")
 
 
@@ -311,7 +311,7 @@ def test_writers_side_by_side_lose_nothing(store, space, monkeypatch):
         order = np.random.default_rng(seed).permutation(400)[:300]
         with store.writer(space) as writer:
             for start in range(0, 300, 10):
-                writer.add(digest[order[start : start + 10]], rows[order[start : start + 10]])
+                writer.add(Keys.plain(digest[order[start : start + 10]]), rows[order[start : start + 10]])
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
     for thread in threads:

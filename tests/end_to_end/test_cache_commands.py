@@ -8,6 +8,7 @@ import pytest
 from command_line import BACKBONE, draw, in_own_process
 
 from headstart.cache.info import info
+from headstart.cache.part import Keys
 from headstart.cache.store import FeatureStore
 
 
@@ -65,7 +66,7 @@ def test_a_sample_is_embedded_anew_and_a_row_that_lies_is_found(extracted, heads
     for path in paths:
         path.unlink()
     with store.writer(space) as writer:
-        writer.add(np.roll(index.keys.digest, 1, axis=0), rows)
+        writer.add(Keys.plain(np.roll(index.keys.digest, 1, axis=0)), rows)
     status, out, _ = headstart("cache", "verify", "--sample", "5")
     assert status == 1
     assert "differs by" in out

@@ -139,14 +139,14 @@ def test_both_work_at_once_and_each_picture_is_read_once(tmp_path, decoder, monk
     reader = Reader(os.fsencode(tmp_path), [need, Need(LARGE, [KeyIndex([])])], gpu=decoder, workers=2)
     with ThreadPoolExecutor(40) as pool:
         items = list(pool.map(reader.read, range(60), names))
-    assert [isinstance(item.pixels[0], torch.Tensor) for item in items] == [bool(seed % 3) for seed in range(60)]
+    assert [isinstance(item.inputs[0][0], torch.Tensor) for item in items] == [bool(seed % 3) for seed in range(60)]
     plain = Reader(os.fsencode(tmp_path), [need])
-    batch = Plain(CPU).to_device([item.pixels[0] for item in items], padding=4)
+    batch = Plain(CPU).to_device([item.inputs[0][0] for item in items], padding=4)
     assert batch.shape == (64, 64, 64, 3)
     for number, name in enumerate(names):
         wanted = plain.read(number, name)
         assert items[number].digest == wanted.digest
-        assert np.abs(batch[number].numpy().astype(int) - wanted.pixels[0]).max() <= 2
+        assert np.abs(batch[number].numpy().astype(int) - wanted.inputs[0][0]).max() <= 2
 
 
 def test_its_pictures_are_hashed_like_those_of_the_processor(tmp_path, decoder, samples):
@@ -155,7 +155,7 @@ def test_its_pictures_are_hashed_like_those_of_the_processor(tmp_path, decoder, 
     for data in real(samples):
         (tmp_path / "a.jpg").write_bytes(data)
         item = reader.read(0, b"a.jpg")
-        assert isinstance(item.pixels[0], torch.Tensor) and item.pixels[0].shape == (64, 64, 3)
+        assert isinstance(item.inputs[0][0], torch.Tensor) and item.inputs[0][0].shape == (64, 64, 3)
         assert int(np.bitwise_count(np.uint64(item.phash) ^ phash(decode(data).pixels))) <= 4
 
 

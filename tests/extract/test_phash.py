@@ -118,14 +118,14 @@ def test_what_is_embedded_is_hashed_on_the_way(picture, monkeypatch):
     folder, digest = picture
     nothing = KnownHashes.of(digest[:0], np.zeros(0, np.uint64))
     item, decoded = read(folder, digest[:0], nothing, monkeypatch)
-    assert (item.phash, decoded) == (int(phash(scene(1, 64, 64))), 1) and item.pixels
+    assert (item.phash, decoded) == (int(phash(scene(1, 64, 64))), 1) and item.inputs
 
 
 def test_what_the_cache_holds_is_decoded_for_its_hash_only_where_nobody_knows_it(picture, monkeypatch):
     folder, digest = picture
     nothing = KnownHashes.of(digest[:0], np.zeros(0, np.uint64))
     item, decoded = read(folder, digest, nothing, monkeypatch)
-    assert (item.phash, decoded, item.pixels, item.reason) == (int(phash(scene(1, 64, 64))), 1, (), "")
+    assert (item.phash, decoded, item.inputs, item.reason) == (int(phash(scene(1, 64, 64))), 1, (), "")
     item, decoded = read(folder, digest, KnownHashes.of(digest, np.array([7], np.uint64)), monkeypatch)
     assert (item.phash, decoded) == (7, 0)
     item, decoded = read(folder, digest, None, monkeypatch)

@@ -64,7 +64,7 @@ def test_f31_a_file_is_opened_once(tmp_path, reader, opened):
     assert read_regular(path) == bitmap(7)
     assert opened == [path]
     item = reader.read(0, b"a.bmp")
-    assert item.pixels and item.digest == hashlib.sha256(bitmap(7)).digest()
+    assert item.inputs and item.digest == hashlib.sha256(bitmap(7)).digest()
     assert opened.count(path) == 2
 
 
@@ -98,10 +98,12 @@ def test_f31_digest_and_pixels_are_of_the_same_bytes_while_a_file_is_rewritten(t
     try:
         for count in range(20_000):
             item = reader.read(count, b"changing.bmp")
-            name, pixels = wanted.get(item.digest, ("torn", item.pixels[0]))
+            name, pixels = wanted.get(item.digest, ("torn", item.inputs[0][0]))
             seen[name] += 1
-            assert item.pixels, item.reason
-            np.testing.assert_array_equal(item.pixels[0], pixels, err_msg=f"read {count}: the digest is that of {name}")
+            assert item.inputs, item.reason
+            np.testing.assert_array_equal(
+                item.inputs[0][0], pixels, err_msg=f"read {count}: the digest is that of {name}"
+            )
             if count >= 300 and seen["light"] and seen["dark"]:
                 break
     finally:
@@ -178,7 +180,7 @@ def test_what_goes_wrong_with_one_picture_leaves_those_of_its_task_alone(tmp_pat
     with ThreadPoolExecutor(2) as pool:
         items = list(Ahead(pool, reader, names, np.arange(100), 2))
     assert [item.index for item in items if item.reason] == list(range(3, 100, 5))
-    assert [int(item.pixels[0].max()) for item in items if item.pixels] == [n for n in range(100) if n % 5 != 3]
+    assert [int(item.inputs[0][0].max()) for item in items if item.inputs] == [n for n in range(100) if n % 5 != 3]
 
 
 # Rows that are no numbers

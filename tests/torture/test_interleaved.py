@@ -24,7 +24,7 @@ def write_without_looking(root, *choices):
     store = FeatureStore(root)
     for choice in choices:
         with store.writer(SPACE) as writer:
-            writer.add(IMAGES[choice], true_rows(IMAGES[choice]))
+            writer.add(Keys.plain(IMAGES[choice]), true_rows(IMAGES[choice]))
 
 
 def arrange(root):

@@ -12,6 +12,7 @@ from .multilabel import mean_average_precision
 from .network import sigmoid
 from .several import LabelsHead, rarest_label
 from .splits import stratified_folds
+from .views import plain_of
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images that are not set aside
 REPEATS = 10
@@ -69,8 +70,9 @@ def learning_curve(
     ----------
     head : Head
         Fitted; it stays as it is.
-    X : ndarray of shape (n, D), dtype float32
-        Training embeddings.
+    X : ndarray of shape (n, D), or (n, V, D), dtype float32
+        Training embeddings, of V views of each image in the second form: parts train on all of them, and are scored
+        on view 0.
     y : ndarray of shape (n,), dtype int, or (n, K), dtype bool
     groups : ndarray of shape (n,), dtype int
     repeats : int, default 10
@@ -86,7 +88,7 @@ def learning_curve(
         for number, share in enumerate(SHARES):
             rows = order[: max(_smallest(y, strata), round(share * len(order)))]
             sizes[repeat, number] = len(rows)
-            scores[repeat, number] = _score(head, X[rows], y[rows], X[aside], y[aside])
+            scores[repeat, number] = _score(head, X[rows], y[rows], plain_of(X)[aside], y[aside])
     # Of labels so rare that the images that were set aside seldom have one, nothing is measured.
     scores = scores[~np.isnan(scores).any(axis=1)]
     count = sizes.mean(axis=0).round().astype(int).tolist()  # repeats differ where copies are set aside together

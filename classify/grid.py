@@ -155,7 +155,7 @@ def _side_by_side(
     courses = [_Course(setting, held_out) for setting in settings]
     everyone = np.arange(len(y))
     batches = Batches([np.setdiff1d(everyone, own) for own in held_out], recipe.batch_size, recipe.random_state)
-    with threads_for(len(settings) * len(held_out), rows.parameters(settings[0]), batches.size):
+    with threads_for(len(settings) * len(held_out), rows.parameters(settings[0]), batches.size * rows.n_views):
         _run(rows, held_out, courses, batches, recipe, tick)
     return [course.trial(y) for course in courses]
 

@@ -14,6 +14,7 @@ from .metrics import expected_calibration_error, log_loss
 from .network import Network, softmax
 from .preparation import Preparation, fit_preparation
 from .splits import check_trainable, stratified_folds
+from .views import as_rows, plain_of, with_views
 
 if TYPE_CHECKING:
     from .voters import Neighbours
@@ -26,8 +27,11 @@ def check_rows(X: np.ndarray, y: np.ndarray) -> None:
     ------
     TrainingError
     """
-    if X.ndim != 2 or len(X) != len(y):
-        raise TrainingError(f"a head is trained on (n, D) embeddings with n labels, and got {X.shape} and {y.shape}")
+    if X.ndim not in (2, 3) or len(X) != len(y) or not X.shape[-2]:
+        raise TrainingError(
+            "a head is trained on embeddings (n, D), or (n, V, D) of V views of each image, with n labels, and got "
+            f"{X.shape} and {y.shape}"
+        )
     if not np.isfinite(X).all():
         raise TrainingError("the embeddings hold NaN or infinity; run `headstart extract` with --store-dtype float32")
 
@@ -103,8 +107,10 @@ class Head:
 
         Parameters
         ----------
-        X : ndarray of shape (n, D), dtype float32
-            Embeddings.
+        X : ndarray of shape (n, D), or (n, V, D), dtype float32
+            Embeddings; in the second form of V views of each image, view 0 its plain crop. The head trains on all of
+            them, which count as one image together; preparation, folds, settings, temperature and scores are those of
+            view 0. Time and memory grow with V as with n.
         y : ndarray of shape (n,), dtype int
             Labels, 0 to K - 1.
         class_names : sequence of str, optional
@@ -127,8 +133,8 @@ class Head:
         folds = stratified_folds(self._strata(y), self.cv, random_state=self.random_state, groups=groups)
         X = np.asarray(X, np.float32)
         self._blocks = tuple(blocks)
-        self.preparation_ = fit_preparation(X, l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
-        self._fit(self.preparation_.apply(X), y, folds)
+        self.preparation_ = fit_preparation(plain_of(X), l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
+        self._fit(_prepared(self.preparation_, X), y, folds)
         return self
 
     def _labels(self, y: np.ndarray) -> np.ndarray:
@@ -147,7 +153,7 @@ class Head:
         return y
 
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
-        """Set `network_`, and `cv_` by `_score_folds`, from prepared embeddings (n, r) float32."""
+        """Set `network_`, and `cv_` by `_score_folds`, from prepared embeddings (n, V, r) float32."""
         raise NotImplementedError
 
     def again(self, X: np.ndarray, y: np.ndarray) -> Network | Neighbours:
@@ -155,15 +161,16 @@ class Head:
 
         Parameters
         ----------
-        X : ndarray of shape (m, D), dtype float32
+        X : ndarray of shape (m, D), or (m, V, D), dtype float32
+            As `fit` takes it.
         y : ndarray of shape (m,), dtype int
             Labels of `classes_`; each class has a row.
         """
-        preparation = fit_preparation(X, l2_norm=self.l2_norm, blocks=self._blocks, pca=self.pca)
-        return self._again(preparation, preparation.apply(X), self._labels(y))
+        preparation = fit_preparation(plain_of(X), l2_norm=self.l2_norm, blocks=self._blocks, pca=self.pca)
+        return self._again(preparation, _prepared(preparation, X), self._labels(y))
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network | Neighbours:
-        """Return what `_fit` would set as `network_` for other rows, at the settings that it chose."""
+        """Return what `_fit` would set as `network_` for other rows (m, V, r), at the settings that it chose."""
         raise NotImplementedError
 
     def _score_folds(self, y: np.ndarray, folds: np.ndarray, logits: np.ndarray) -> None:
@@ -207,3 +214,9 @@ class Head:
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit, to be saved beside the model."""
         return {"settings": self.settings(), "cv": self.cv_, "notes": self.notes_}
+
+
+def _prepared(preparation: Preparation, X: np.ndarray) -> np.ndarray:
+    """Return what a head is fitted on, (n, V, r) float32, of embeddings (n, D) or (n, V, D)."""
+    n_images, n_views, _ = with_views(X).shape
+    return preparation.apply(as_rows(X)).reshape(n_images, n_views, preparation.n_outputs)

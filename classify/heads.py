@@ -18,9 +18,11 @@ from .network import Network
 from .optimizers import OPTIMIZERS, SCHEDULES
 from .preparation import Preparation, principal_axes
 from .training import Recipe, Rows, Setting, train
+from .views import as_rows, plain_of
 
 PATIENCE = 10
 _TURN_UP_TO = 2000  # rows; the axes cost the third power of their number
+_OUTSIDE = 1e-6  # share of the rows' square that is rounding
 _CLASS_WEIGHTS = ("none", "balanced")
 _DEVICES = ("auto", "cpu", "cuda")
 
@@ -118,7 +120,7 @@ class LinearHead(Head):
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         settings, recipe = self._grid(), self._recipe()
         axes = self._axes(self.preparation_, Z)
-        rows = Rows.on(recipe.device, Z if axes is None else Z @ axes, y, len(self.classes_), self.class_weight)
+        rows = self._rows(recipe, Z, y, axes)
         with progress_bar(len(settings) * self.epochs, "trying", "epoch") as tick:
             trials = cross_validate(rows, folds, settings, recipe, tick)
         best = self._best(trials)
@@ -130,8 +132,12 @@ class LinearHead(Head):
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
         axes = self._axes(preparation, Z)
-        rows = Rows.on(self._recipe().device, Z if axes is None else Z @ axes, y, len(self.classes_), self.class_weight)
-        return self._trained(preparation, rows, axes)
+        return self._trained(preparation, self._rows(self._recipe(), Z, y, axes), axes)
+
+    def _rows(self, recipe: Recipe, Z: np.ndarray, y: np.ndarray, axes: np.ndarray | None) -> Rows:
+        """Return prepared embeddings (n, V, r) on their device, along the axes if there are any."""
+        rows = as_rows(Z)
+        return Rows.on(recipe.device, rows if axes is None else rows @ axes, y, len(self.classes_), self.class_weight)
 
     def _trained(self, preparation: Preparation, rows: Rows, axes: np.ndarray | None) -> Network:
         """Return a network trained on all rows with the setting and the number of epochs that were chosen."""
@@ -182,7 +188,7 @@ class LinearHead(Head):
         )
 
     def _axes(self, preparation: Preparation, Z: np.ndarray) -> np.ndarray | None:
-        """Return axes (D, r) on which the rows are trained, or None where they are trained as they are.
+        """Return axes (D, r) on which rows (n, V, D) are trained, or None where they are trained as they are.
 
         Fewer rows than features span a space of as many dimensions at most; what lies outside says nothing about the
         labels, and networks inside are smaller. SGD goes the same way in any orthonormal axes. Adam treats each
@@ -191,13 +197,11 @@ class LinearHead(Head):
         step of a given rate changes the output as much as it does on the features.
         """
         projected = preparation.projection is not None
-        if not projected and (Z.shape[1] <= len(Z) or len(Z) > _TURN_UP_TO):
-            return None
-        if self.optimizer == "sgd":
-            return None if projected else principal_axes(Z, len(Z))
-        axes = np.eye(Z.shape[1], dtype=np.float32) if projected else principal_axes(Z, len(Z))
+        axes = np.eye(Z.shape[2], dtype=np.float32) if projected else _spanned(Z)
+        if axes is None or self.optimizer == "sgd":
+            return None if projected else axes
         normal = np.random.default_rng(self.random_state).standard_normal((axes.shape[1],) * 2)
-        length = np.sqrt(np.square(Z, dtype=np.float64).sum() / len(Z) / axes.shape[1])
+        length = np.sqrt(np.square(Z, dtype=np.float64).sum() / len(as_rows(Z)) / axes.shape[1])
         return np.asarray(axes @ (np.linalg.qr(normal)[0] * length), np.float32)
 
     def _best(self, trials: list[Trial]) -> Trial:
@@ -291,6 +295,26 @@ class MLPHead(LinearHead):
         if not layers or any(not layer or min(layer) < 1 for layer in layers):
             raise UsageError(f"--hidden takes widths of 1 or more for each layer, and is {self.hidden}")
         return grid(lr, decay, layers, self._several("dropout", _share))
+
+
+def _spanned(Z: np.ndarray) -> np.ndarray | None:
+    """Return orthonormal axes (D, r) of the space that rows (n, V, D) span; None where that is not small.
+
+    Where other views hardly leave what view 0 spans, its axes are taken: those of all rows would be the same but for
+    signs and order, upon which Adam's way depends.
+    """
+    rows, plain = as_rows(Z), plain_of(Z)
+    if plain.shape[1] <= len(plain) or len(plain) > _TURN_UP_TO:
+        return None
+    axes = principal_axes(plain, len(plain))
+    if len(rows) == len(plain) or _power(rows @ axes) >= (1 - _OUTSIDE) * _power(rows):
+        return axes
+    return principal_axes(rows, len(rows)) if len(rows) < min(rows.shape[1], _TURN_UP_TO) else None
+
+
+def _power(rows: np.ndarray) -> float:
+    """Return the sum of all squares."""
+    return float(np.square(rows).sum(dtype=np.float64))
 
 
 def _network(

@@ -11,6 +11,7 @@ from .head import Head
 from .metrics import log_loss
 from .network import Network, forward, softmax
 from .preparation import Preparation, of_length_one
+from .views import as_rows
 from .voters import BLOCK_NUMBERS, Neighbours, distances_to, nearest_rows, vote_logits
 
 K_TRIED = (1, 3, 5, 10, 20, 50, 100)
@@ -20,6 +21,8 @@ _NEVER = -1e30  # a logit that no other falls below
 
 class KNNHead(Head):
     """The commonest label among the nearest training embeddings, found by exact search.
+
+    An image with several views is as near as the nearest of them, and votes once.
 
     Parameters
     ----------
@@ -65,7 +68,7 @@ class KNNHead(Head):
             raise UsageError(f"--metric must be one of {', '.join(METRICS)}, and is {self.metric!r}")
         candidates = self._candidates(len(y) - int(np.bincount(folds).max()))
         cosine = self.metric == "cosine"
-        rows = of_length_one(Z) if cosine else Z
+        rows = self._rows(Z)
         nearest = _nearest_of_other_folds(rows, folds, max(candidates))
         held_out = [vote_logits(y[nearest[:, :k]], len(self.classes_)) for k in candidates]
         tried = [
@@ -80,8 +83,11 @@ class KNNHead(Head):
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Neighbours:
         cosine, k = self.metric == "cosine", min(self.k_, len(y))
-        rows = of_length_one(Z) if cosine else Z
-        return Neighbours(preparation, rows, y.astype(np.int32), k, len(self.classes_), cosine)
+        return Neighbours(preparation, self._rows(Z), y.astype(np.int32), k, len(self.classes_), cosine)
+
+    def _rows(self, Z: np.ndarray) -> np.ndarray:
+        """Return prepared embeddings (n, V, r) as distances are taken between them."""
+        return of_length_one(as_rows(Z)).reshape(Z.shape) if self.metric == "cosine" else Z
 
     def _candidates(self, most: int) -> list[int]:
         if self.k == "auto":
@@ -101,19 +107,19 @@ class KNNHead(Head):
 
 
 def _nearest_of_other_folds(rows: np.ndarray, folds: np.ndarray, k: int) -> np.ndarray:
-    """Return the numbers (n, k) of each row's nearest rows that are not in its fold."""
+    """Return the numbers (n, k) of the images nearest to view 0 of each, none of its fold, by their rows (n, V, r)."""
     result = np.empty((len(rows), k), np.int64)
     block = max(1, BLOCK_NUMBERS // len(rows))
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
-        distances = distances_to(rows[part], rows)
+        distances = distances_to(rows[part, 0], rows)
         distances[folds[part, None] == folds] = np.inf
         result[part] = nearest_rows(distances, k)
     return result
 
 
 class NCMHead(Head):
-    """The class whose mean embedding is nearest, by Euclidean distance.
+    """The class whose mean embedding, over all views of its images, is nearest by Euclidean distance.
 
     With the logit ``z.c - |c|^2 / 2`` of a mean c, the largest is that of the nearest mean and the head a linear one
     (Mensink et al. 2013, equation 8).
@@ -138,13 +144,13 @@ class NCMHead(Head):
         logits = np.empty((len(y), len(self.classes_)))
         for fold in range(self.cv):
             inside = folds != fold
-            weight, bias = _nearest_mean(Z[inside], y[inside], len(self.classes_))
-            logits[~inside] = forward(Z[~inside], (weight,), (bias,))
+            weight, bias = _nearest_mean(as_rows(Z[inside]), y[inside].repeat(Z.shape[1]), len(self.classes_))
+            logits[~inside] = forward(Z[~inside, 0], (weight,), (bias,))
         self._score_folds(y, folds, logits)
         self.network_ = self._again(self.preparation_, Z, y)
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
-        weight, bias = _nearest_mean(Z, y, len(self.classes_))
+        weight, bias = _nearest_mean(as_rows(Z), y.repeat(Z.shape[1]), len(self.classes_))
         return Network(preparation, (weight,), (bias,))
 
 

@@ -13,6 +13,7 @@ from .network import Network, softmax
 from .preparation import Preparation
 from .search import Search, both_rows, class_task, default_Cs, fit_rows, rotated, search
 from .task import Task
+from .views import as_rows
 
 
 class LogisticHead(Head):
@@ -77,13 +78,13 @@ class LogisticHead(Head):
 
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         candidates = self._candidates()
-        turned, back = rotated(Z)
+        turned, back = rotated(as_rows(Z))
         mine = [folds == fold for fold in range(self.cv)]
 
         def score(logits: np.ndarray, _: np.ndarray) -> np.ndarray:
             return np.array([-self._loss(y[rows], logits[rows]) for rows in mine])
 
-        task = self._task(turned, y, folds)
+        task = self._task(turned, y, folds, Z.shape[1])
         found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter, device=self.device)
         self.C_ = found.C
         self._score_folds(y, folds, self._with_all_classes(found.logits, 1))
@@ -95,13 +96,14 @@ class LogisticHead(Head):
         self._note(found, candidates)
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
-        turned, back = rotated(Z)
-        task = self._task(turned, y, np.full(len(y), -1))
+        turned, back = rotated(as_rows(Z))
+        task = self._task(turned, y, np.full(len(y), -1), Z.shape[1])
         fit = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device)
         return self._network(preparation, *coefficients(fit.W[0], back))
 
-    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> Task:
-        return class_task(Z, y, folds, len(self.classes_), balanced=self.class_weight == "balanced")
+    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_views: int) -> Task:
+        balanced = self.class_weight == "balanced"
+        return class_task(Z, y, folds, len(self.classes_), balanced=balanced, n_views=n_views)
 
     def _loss(self, y: np.ndarray, logits: np.ndarray) -> float:
         """Return the log loss by which C is chosen, of logits as the solver has them."""

@@ -97,14 +97,15 @@ class Passes:
         return total.sums(int(active.sum()))
 
     def decide(self, W: np.ndarray) -> np.ndarray:
-        """Return the logits (n, K) float64 of each row by the fit that did not train on it."""
-        result = np.full((self.task.rows.shape[0], self.task.n_outputs), np.nan)
+        """Return the logits (n, K) float64 of each image's first row by the fit that did not train on it."""
+        n_views = self.task.n_views
+        result = np.full((self.task.rows.shape[0] // n_views, self.task.n_outputs), np.nan)
         for numbers, Z in self.task.rows.blocks():
-            fold = self.task.fold[numbers]
+            decided_by = self.task.decided_by(numbers)
             for fit in range(self.task.n_fits):
-                mine = fold == fit
+                mine = decided_by == fit
                 weights = W[fit].astype(Z.dtype)
-                result[numbers[mine]] = Z[mine] @ weights[:, :-1].T + weights[:, -1]
+                result[numbers[mine] // n_views] = Z[mine] @ weights[:, :-1].T + weights[:, -1]
         return result
 
     def _map(self, work: Callable[[Sequence[_Tile]], _Accumulator], tiles: list[_Tile]) -> Iterator[_Accumulator]:

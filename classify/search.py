@@ -31,7 +31,7 @@ class Search:
     scores : ndarray of shape (n_Cs, P), dtype float64
         How good each C was on each fold.
     logits : ndarray of shape (n, K), dtype float64
-        Of each row by the fit that did not train on it, at the best C.
+        Of each image's first row by the fit that did not train on it, at the best C.
     fit : Solution
         The fit to all rows at the best C.
     steps : ndarray of shape (n_Cs,), dtype int64
@@ -96,7 +96,9 @@ def fit_rows(task: Task, C: float, *, tol: float = 1e-6, max_iter: int = 500, de
 
 def _without_folds(task: Task) -> Task:
     """Return the task of one fit to all rows."""
-    weight = task.all_weight if task.all_weight is not None else np.ones((1, *task.class_weight.shape[1:]))
+    weight = task.all_weight
+    if weight is None:
+        weight = np.full((1, *task.class_weight.shape[1:]), 1 / task.n_views)
     return replace(task, fold=np.full(len(task.fold), -1), class_weight=weight)
 
 
@@ -136,24 +138,28 @@ def class_task(
     balanced: bool = False,
     table: np.ndarray | None = None,
     rows: Rows | None = None,
+    n_views: int = 1,
 ) -> Task:
     """Return the task of telling K classes apart: softmax, or for two classes one sigmoid, as scikit-learn has it.
 
     Parameters
     ----------
-    Z : ndarray of shape (n, D), dtype float32 or float64
+    Z : ndarray of shape (n * V, D), dtype float32 or float64
+        The V rows of an image one after the other.
     y : ndarray of shape (n,), dtype int64
         Classes, 0 to K - 1.
     folds : ndarray of shape (n,), dtype int64
-        From 0; -1 for rows that are in no test set.
+        From 0; -1 for images that are in no test set.
     n_classes : int
         K.
     balanced : bool, default False
-        Weigh rows so that all classes count alike: ``n / (K * count)`` of the rows that a fit trains on.
+        Weigh images so that all classes count alike: ``n / (K * count)`` of those that a fit trains on.
     table : ndarray of shape (K,), dtype float64, optional
-        What a row of each class counts, where that is given.
+        What an image of each class counts, where that is given.
     rows : Rows, optional
         What is read instead of Z, which is copied in the order of the folds otherwise.
+    n_views : int, default 1
+        V, the rows of an image; each counts a V-th of it.
 
     Raises
     ------
@@ -166,32 +172,40 @@ def class_task(
         raise TrainingError("all images of a class are in one fold, copies of each other perhaps: add others")
     weight = _class_weights(counts, balanced, table)
     all_weight = _class_weights(np.bincount(y, minlength=n_classes)[None], balanced, table)
-    if rows is None:
-        order = np.argsort(folds, kind="stable")
-        rows = InMemory(np.ascontiguousarray(Z[order]), order)
+    weight, all_weight, target, fold = weight / n_views, all_weight / n_views, y.repeat(n_views), folds.repeat(n_views)
+    rows = rows or _by_fold(Z, fold)
     if n_classes == 2:
-        return Task(rows, (y == 1)[:, None], folds, "sigmoid", 1, weight[:, None], all_weight[:, None])
-    return Task(rows, y, folds, "softmax", n_classes, weight, all_weight)
+        present, table_of = (target == 1)[:, None], (weight[:, None], all_weight[:, None])
+        return Task(rows, present, fold, "sigmoid", 1, *table_of, n_views=n_views)
+    return Task(rows, target, fold, "softmax", n_classes, weight, all_weight, n_views)
 
 
-def label_task(Z: np.ndarray, Y: np.ndarray, folds: np.ndarray, *, balanced: bool = False) -> Task:
+def _by_fold(Z: np.ndarray, fold: np.ndarray) -> InMemory:
+    """Return rows in the order of their folds, which tiles of one fold are cut from."""
+    order = np.argsort(fold, kind="stable")
+    return InMemory(np.ascontiguousarray(Z[order]), order)
+
+
+def label_task(Z: np.ndarray, Y: np.ndarray, folds: np.ndarray, *, balanced: bool = False, n_views: int = 1) -> Task:
     """Return the task of giving each of K labels by itself.
 
     Parameters
     ----------
-    Z : ndarray of shape (n, D), dtype float32 or float64
+    Z : ndarray of shape (n * V, D), dtype float32 or float64
+        The V rows of an image one after the other.
     Y : ndarray of shape (n, K), dtype bool
     folds : ndarray of shape (n,), dtype int64
-        From 0; -1 for rows that are in no test set.
+        From 0; -1 for images that are in no test set.
     balanced : bool, default False
-        Weigh rows so that presence and absence of each label count alike.
+        Weigh images so that presence and absence of each label count alike.
+    n_views : int, default 1
+        V, the rows of an image; each counts a V-th of it.
     """
     n_folds = max(1, int(folds.max()) + 1)
     inside = np.stack([folds != fold for fold in range(n_folds)])
-    order = np.argsort(folds, kind="stable")
-    rows = InMemory(np.ascontiguousarray(Z[order]), order)
-    weight, all_weight = (_label_weights(Y, some, balanced) for some in (inside, np.ones((1, len(Y)), bool)))
-    return Task(rows, Y, folds, "sigmoid", Y.shape[1], weight, all_weight)
+    weight, all_weight = (_label_weights(Y, some, balanced) / n_views for some in (inside, np.ones((1, len(Y)), bool)))
+    target, fold = Y.repeat(n_views, axis=0), folds.repeat(n_views)
+    return Task(_by_fold(Z, fold), target, fold, "sigmoid", Y.shape[1], weight, all_weight, n_views)
 
 
 def _label_weights(Y: np.ndarray, inside: np.ndarray, balanced: bool) -> np.ndarray:

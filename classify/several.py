@@ -70,8 +70,8 @@ class LabelsHead(LogisticHead):
                 "what is said of them means little"
             )
 
-    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> Task:
-        return label_task(Z, y, folds, balanced=self.class_weight == "balanced")
+    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_views: int) -> Task:
+        return label_task(Z, y, folds, balanced=self.class_weight == "balanced", n_views=n_views)
 
     def _loss(self, y: np.ndarray, logits: np.ndarray) -> float:
         return binary_log_loss(y, sigmoid(logits))

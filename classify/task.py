@@ -105,7 +105,10 @@ class Task:
     class_weight : ndarray of shape (P, K), or (P, K, 2) for the sigmoid link, dtype float64
         What a row counts, by its class; by the absence and presence of each label.
     all_weight : ndarray of shape (1, K), or (1, K, 2), dtype float64, optional
-        The same for a fit to all rows; 1 where it is None.
+        The same for a fit to all rows; where it is None, 1 for all rows of an image together.
+    n_views : int, default 1
+        Rows ``i * n_views`` and so many after it are of image i and share its fold. The first of them alone is decided
+        when it is held out.
     """
 
     rows: Rows
@@ -115,11 +118,16 @@ class Task:
     n_outputs: int
     class_weight: np.ndarray
     all_weight: np.ndarray | None = None
+    n_views: int = 1
 
     @property
     def n_fits(self) -> int:
         """P."""
         return len(self.class_weight)
+
+    def decided_by(self, numbers: np.ndarray) -> np.ndarray:
+        """Return which fit decides each of these rows, (m,) int64: -1 where none does."""
+        return np.where(numbers % self.n_views, -1, self.fold[numbers])
 
     def totals(self) -> np.ndarray:
         """Return the sum of the weights of the rows that each fit trains on, (P,) float64.
@@ -197,4 +205,7 @@ class PassesLike(Protocol):
         """
 
     def decide(self, W: np.ndarray) -> np.ndarray:
-        """Return the logits (n, K) float64 of each row by the fit that did not train on it; NaN where all did."""
+        """Return the logits (n, K) float64 of each image's first row by the fit that did not train on it.
+
+        They are NaN where all fits did.
+        """

@@ -65,16 +65,17 @@ class TorchPasses:
         return Sums(loss, gradient, total.curvature() if curvature else None)
 
     def decide(self, W: np.ndarray) -> np.ndarray:
-        """Return the logits (n, K) float64 of each row by the fit that did not train on it."""
-        result = np.full((self.task.rows.shape[0], self.task.n_outputs), np.nan)
+        """Return the logits (n, K) float64 of each image's first row by the fit that did not train on it."""
+        n_views = self.task.n_views
+        result = np.full((self.task.rows.shape[0] // n_views, self.task.n_outputs), np.nan)
         coefficients = self._tensor(W)
         for numbers, Z in self._blocks():
-            fold = self.task.fold[numbers]
+            decided_by = self.task.decided_by(numbers)
             for fit in range(self.task.n_fits):
-                mine = np.flatnonzero(fold == fit)
+                mine = np.flatnonzero(decided_by == fit)
                 weights = coefficients[fit]
                 logits = Z[self._index(mine)] @ weights[:, :-1].T + weights[:, -1]
-                result[numbers[mine]] = logits.cpu().numpy()
+                result[numbers[mine] // n_views] = logits.cpu().numpy()
         return result
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

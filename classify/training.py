@@ -95,11 +95,11 @@ class Rows:
 
     Attributes
     ----------
-    Z : Tensor of shape (n, r), float32
-        Prepared embeddings.
+    Z : Tensor of shape (n * V, r), float32
+        Prepared embeddings, the V views of an image one after the other.
     y : Tensor of shape (n,), int64
     weight : Tensor of shape (n,), float32
-        What each row counts in the loss.
+        What each image counts in the loss, all its views together.
     n_classes : int
     """
 
@@ -108,13 +108,29 @@ class Rows:
     weight: torch.Tensor
     n_classes: int
 
+    @property
+    def n_views(self) -> int:
+        """V."""
+        return len(self.Z) // len(self.y)
+
+    def views_of(self, images: torch.Tensor) -> torch.Tensor:
+        """Return all views (F, m * V, r) of images with these numbers (F, m)."""
+        return self._by_image()[images].flatten(1, 2)
+
+    def plain_of(self, images: torch.Tensor) -> torch.Tensor:
+        """Return view 0 (F, m, r) of images with these numbers (F, m)."""
+        return self._by_image()[:, 0][images]
+
+    def _by_image(self) -> torch.Tensor:
+        return self.Z.view(len(self.y), self.n_views, -1)
+
     def parameters(self, setting: Setting) -> int:
         """Return how many weights a network on these rows has."""
         return parameter_count((self.Z.shape[1], *setting.hidden, self.n_classes))
 
     @classmethod
     def on(cls, device: str, Z: np.ndarray, y: np.ndarray, n_classes: int, class_weight: str) -> Rows:
-        """Take arrays to a device; "balanced" rows count the same in sum for each class, and 1 on average."""
+        """Take arrays, rows (n * V, r), to a device; "balanced" classes count the same, and images 1 on average."""
         import torch
 
         counts = np.maximum(np.bincount(y, minlength=n_classes), 1)
@@ -128,15 +144,16 @@ class Rows:
 class Batches:
     """The batches of each fold's training, anew for each epoch.
 
-    An epoch has as many steps in every fold, and a fold's rows are dealt evenly to them, so no batch is a rest of a few
-    rows, and none is larger than `size`.
+    An epoch has as many steps in every fold, and a fold's images are dealt evenly to them, so no batch is a rest of a
+    few, and none is larger than `size`. A batch has all views of its images, so their number changes neither the steps
+    nor what is in them.
 
     Parameters
     ----------
     members : sequence of ndarray of int
-        The rows that each fold trains on.
+        The images that each fold trains on.
     size : int or None
-        At most so many rows a batch; 64 where it is None, or so many that an epoch has 64 steps.
+        At most so many images a batch; 64 where it is None, or so many that an epoch has 64 steps.
     random_state : int
     """
 
@@ -152,11 +169,11 @@ class Batches:
 
     @property
     def size(self) -> int:
-        """Rows of the largest batch."""
+        """Images of the largest batch."""
         return int(self.real.shape[1])
 
     def epoch(self) -> np.ndarray:
-        """Return row numbers (folds, steps, size); where `real` is False they only fill the array."""
+        """Return numbers of images (folds, steps, size); where `real` is False they only fill the array."""
         shuffled = [self._rng.permutation(rows) for rows in self._members]
         places = self._places.reshape(len(shuffled), self.steps, -1)
         return np.stack([rows[place] for rows, place in zip(shuffled, places, strict=True)])
@@ -215,12 +232,15 @@ class Stack:
 
         numbers = torch.from_numpy(batches.epoch()).to(rows.Z.device)
         real = torch.from_numpy(batches.real).to(rows.Z.device).view(numbers.shape)
+        # Each view has the weight of its image in a weighted mean: together they count as one row of it would.
+        y, weight = (
+            each.repeat_interleave(rows.n_views, dim=2) for each in (rows.y[numbers], rows.weight[numbers] * real)
+        )
         factor = rate_factor(self._recipe.schedule, epoch, self._recipe.epochs)
         total = torch.zeros(self.parameters[0].shape[:2], device=rows.Z.device)
         for step in range(batches.steps):
-            batch = numbers[:, step]
-            logits = self.logits(rows.Z[batch], drop=True)
-            loss = batch_loss(logits, rows.y[batch], rows.weight[batch] * real[:, step], self._recipe.label_smoothing)
+            logits = self.logits(rows.views_of(numbers[:, step]), n_views=rows.n_views, drop=True)
+            loss = batch_loss(logits, y[:, step], weight[:, step], self._recipe.label_smoothing)
             # Networks have nothing in common, so the gradient of the sum is that of each.
             gradients = torch.autograd.grad(loss.sum(), self.parameters)
             with torch.no_grad():
@@ -228,8 +248,8 @@ class Stack:
             total += loss.detach()
         return total / batches.steps
 
-    def logits(self, Z: torch.Tensor, *, drop: bool = False) -> torch.Tensor:
-        """Return logits (S, F, m, K) of rows (F, m, r)."""
+    def logits(self, Z: torch.Tensor, *, n_views: int = 1, drop: bool = False) -> torch.Tensor:
+        """Return logits (S, F, m, K) of rows (F, m, r); where units are dropped, views of an image lose the same."""
         import torch
 
         layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
@@ -238,27 +258,31 @@ class Stack:
         few = first.shape[-1] < Z.shape[1]
         result = (torch.einsum("fmr,sfrw->sfmw", Z, first) if few else Z @ first) + bias
         for weight, bias in layers[1:]:
-            result = self._dropped(result.relu(), drop) @ weight + bias
+            units = result.relu()
+            result = (self._dropped(units, n_views) if drop else units) @ weight + bias
         return result
 
-    def _dropped(self, units: torch.Tensor, drop: bool) -> torch.Tensor:
+    def _dropped(self, units: torch.Tensor, n_views: int) -> torch.Tensor:
         import torch
 
         share = self._settings["dropout"]
-        if not drop or not share.any():
+        if not share.any():
             return units
-        noise = torch.rand(units.shape[2:], generator=self._noise, device=units.device)
-        return units * ((noise >= share) / (1 - share))
+        settings, folds, rows, width = units.shape
+        noise = torch.rand((rows // n_views, width), generator=self._noise, device=units.device)
+        kept = ((noise >= share) / (1 - share))[:, :, :, None]
+        # The same of all views of an image: equal views train as one of them does.
+        return (units.reshape(settings, folds, -1, n_views, width) * kept).reshape(units.shape)
 
     def held_out_logits(self, rows: Rows, numbers: torch.Tensor) -> torch.Tensor:
-        """Return logits (S, F, m, K) of the rows with these numbers (F, m), with bounded memory beside them."""
+        """Return logits (S, F, m, K) of view 0 of images with these numbers (F, m), with bounded memory beside them."""
         import torch
 
         networks = self.parameters[0].shape[0] * self.parameters[0].shape[1]
         widest = max(rows.Z.shape[1], *(bias.shape[-1] for bias in self.parameters[1::2]))
         block = max(1, _HELD_OUT_BYTES // (4 * networks * widest))
         with torch.no_grad():
-            return torch.cat([self.logits(rows.Z[part]) for part in torch.split(numbers, block, dim=1)], dim=2)
+            return torch.cat([self.logits(rows.plain_of(part)) for part in torch.split(numbers, block, dim=1)], dim=2)
 
     def keep(self, settings: torch.Tensor) -> None:
         """Go on with some of the settings only, (S,) bool."""
@@ -324,7 +348,7 @@ def train(
     """
     stack = Stack([setting], 1, rows, recipe)
     batches = Batches([np.arange(len(rows.y))], recipe.batch_size, recipe.random_state)
-    with threads_for(1, rows.parameters(setting), batches.size):
+    with threads_for(1, rows.parameters(setting), batches.size * rows.n_views):
         for epoch in range(1, epochs + 1):
             stack.train_epoch(rows, batches, epoch)
     return stack.layers()

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ModelError
 from .network import softmax
 from .preparation import Preparation, of_length_one
+from .views import with_views
 
 BLOCK_NUMBERS = 4 << 20  # distances that are held at a time
 
@@ -22,8 +23,8 @@ class Neighbours:
     ----------
     preparation : Preparation
         What is done to embeddings first.
-    rows : ndarray of shape (n, r), dtype float32
-        The training embeddings, prepared; of length 1 where `cosine` is set.
+    rows : ndarray of shape (n, V, r), dtype float32
+        The training embeddings, V views of each image, prepared; of length 1 where `cosine` is set.
     labels : ndarray of shape (n,), dtype int32
     k : int
         How many neighbours vote, at most n.
@@ -69,7 +70,8 @@ class Neighbours:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all numbers by name, to be saved."""
         numbers = np.array([self.k, self.n_classes, self.cosine], np.int64)
-        return {**self.preparation.arrays(), "rows": self.rows, "labels": self.labels, "neighbours": numbers}
+        rows = self.rows[:, 0] if self.rows.shape[1] == 1 else self.rows
+        return {**self.preparation.arrays(), "rows": rows, "labels": self.labels, "neighbours": numbers}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Neighbours:
@@ -86,7 +88,8 @@ class Neighbours:
         except KeyError as error:
             raise ModelError(f"the saved head lacks the array {error}") from error
         whole = numbers.shape == (3,) and numbers.dtype == np.int64 and labels.dtype == np.int32 and labels.ndim == 1
-        if not whole or rows.shape != (len(labels), preparation.n_outputs):
+        rows = with_views(rows)
+        if not whole or rows.ndim != 3 or not rows.size or rows.shape[::2] != (len(labels), preparation.n_outputs):
             raise ModelError("the arrays of the saved head do not fit each other")
         k, n_classes, cosine = map(int, numbers)
         inside = len(labels) > 0 and labels.min() >= 0 and labels.max() < n_classes and 1 <= k <= len(labels)
@@ -111,7 +114,17 @@ def vote_logits(labels: np.ndarray, n_classes: int) -> np.ndarray:
 
 
 def distances_to(Z: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return squared distances (m, n) less ``|z|^2``, the same for all rows; those of length 1 it orders by angle."""
+    """Return squared distances (m, n) of rows (m, r) to images (n, V, r), to the nearest of their views each.
+
+    They are less ``|z|^2``, the same for all images; where rows are of length 1, they have the order of angles.
+    """
+    least = _distances(Z, rows[:, 0])
+    for view in range(1, rows.shape[1]):
+        np.minimum(least, _distances(Z, rows[:, view]), out=least)
+    return least
+
+
+def _distances(Z: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.asarray(np.einsum("ij,ij->i", rows, rows) - 2 * (Z @ rows.T))
 
 

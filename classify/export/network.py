@@ -187,7 +187,8 @@ def _voting(network: Neighbours) -> list[nn.Module]:
     """Return the search of the nearest rows and their vote, to log probabilities, as `voters.py` has them."""
     import torch
 
-    rows = _tensor(network.rows)
+    n_views = network.rows.shape[1]
+    rows = _tensor(network.rows.reshape(-1, network.rows.shape[2]))
     squared = torch.einsum("ij,ij->i", rows, rows)
     # A row a training image and a column a class, 1 where it has that label: votes are sums of such rows.
     votes = torch.nn.functional.one_hot(_tensor(network.labels).long(), network.n_classes).float()
@@ -195,7 +196,10 @@ def _voting(network: Neighbours) -> list[nn.Module]:
 
     def vote(self: Any, Z: Tensor) -> Tensor:
         Z = _of_length_one(Z) if network.cosine else Z
-        nearest = (self.squared - 2 * (Z @ self.rows.T)).topk(k, dim=1, largest=False).indices
+        distances = self.squared - 2 * (Z @ self.rows.T)
+        if n_views > 1:  # an image is as near as the nearest of its views
+            distances = distances.unflatten(1, (-1, n_views)).amin(dim=2)
+        nearest = distances.topk(k, dim=1, largest=False).indices
         votes: Tensor = self.votes[nearest].sum(dim=1)
         return ((votes + share) / (k + 1)).log()
 

@@ -133,6 +133,13 @@ class LinearHead(Head):
         rows = Rows.on(self._recipe().device, Z if axes is None else Z @ axes, y, len(self.classes_), self.class_weight)
         return self._trained(preparation, rows, axes)
 
+    def _searches(self) -> bool:
+        return True  # among epochs at least
+
+    def _settle(self) -> None:
+        settings = self._grid()
+        self._best_setting, self.epochs_ = settings[len(settings) // 2], self.epochs
+
     def _trained(self, preparation: Preparation, rows: Rows, axes: np.ndarray | None) -> Network:
         """Return a network trained on all rows with the setting and the number of epochs that were chosen."""
         weights, biases = train(rows, self._best_setting, self.epochs_, self._recipe())

@@ -83,6 +83,12 @@ class KNNHead(Head):
         rows = of_length_one(Z) if cosine else Z
         return Neighbours(preparation, rows, y.astype(np.int32), k, len(self.classes_), cosine)
 
+    def _searches(self) -> bool:
+        return self.k == "auto"
+
+    def _settle(self) -> None:
+        self.k_ = 1 if self.k == "auto" else int(self.k)
+
     def _candidates(self, most: int) -> list[int]:
         if self.k == "auto":
             return [k for k in K_TRIED if k <= most]

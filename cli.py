@@ -149,6 +149,10 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @result_options
 @click.option("--details", is_flag=True, help="Also the search, classes, doubtful labels, outliers, near copies.")
 @click.option("--curve", is_flag=True, help="Also the learning curve: would more labelled images help?")
+@click.option("--shots", type=positive, metavar="K",
+              help="Also how good the head is with 1, 2, 4 and up to K images a class.")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(min=2), metavar="R",
+              help="Of each point of --curve and --shots [default: 10].")  # fmt: skip
 @seed_option
 @cache_option
 @common
@@ -163,6 +167,7 @@ def fit_head(data: Path | None, **given: Any) -> Any:
     headstart fit-head photos --head mlp --hidden 256,1024 --lr .001,.0003
     headstart fit-head --class-weight balanced --out models/balanced
     headstart fit-head --details --curve
+    headstart fit-head --shots 16 --repeats 20
     headstart fit-head --features resnet18 --features mobilenet_v3_small:features.8
     """
     from .classify.fit import fit_head as run

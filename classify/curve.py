@@ -10,13 +10,11 @@ import numpy as np
 from .head import Head
 from .multilabel import mean_average_precision
 from .network import sigmoid
+from .repeats import REPEATS, set_aside, spread, standard_error
 from .several import LabelsHead, rarest_label
-from .splits import stratified_folds
 from .views import plain_of
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images that are not set aside
-REPEATS = 10
-_FOLDS = 5  # one part in five is set aside to be scored on
 _HARDLY = 0.02  # a gain that is certainly smaller is not worth the labelling
 
 
@@ -36,21 +34,24 @@ class LearningCurve:
         In words, whether more images help.
     more_help : bool or None
         The same: True where they still help, False where they would hardly, None where that cannot be told.
+    repeats : int, default 10
+        How often each point was fitted.
     """
 
     points: list[dict[str, Any]]
     measure: str
     verdict: str
     more_help: bool | None = None
+    repeats: int = REPEATS
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields of ``fit-head --curve --json``."""
-        return {"points": self.points, "measure": self.measure, "verdict": self.verdict}
+        return {"points": self.points, "measure": self.measure, "verdict": self.verdict, "repeats": self.repeats}
 
     def lines(self) -> list[str]:
         """Return a table and the verdict."""
         name = "mAP" if self.measure == "map" else "accuracy"
-        lines = [f"  {'images':>7}  {name} on images that were set aside, {REPEATS} times"]
+        lines = [f"  {'images':>7}  {name} on images that were set aside, {self.repeats} times"]
         for point in self.points:
             bar = "#" * round(40 * point["mean"])
             spread = f"{100 * point['low']:.1f} to {100 * point['high']:.1f}"
@@ -82,8 +83,7 @@ def learning_curve(
     strata = y if y.ndim == 1 else rarest_label(y)
     sizes, scores = np.empty((repeats, len(SHARES))), np.full((repeats, len(SHARES)), np.nan)
     for repeat in range(repeats):
-        folds = stratified_folds(strata, _FOLDS, random_state=seed + repeat, groups=groups)
-        aside = folds == 0
+        aside = set_aside(strata, groups, seed + repeat)
         order = _mixed(np.flatnonzero(~aside), strata, seed + repeat)
         for number, share in enumerate(SHARES):
             rows = order[: max(_smallest(y, strata), round(share * len(order)))]
@@ -94,9 +94,10 @@ def learning_curve(
     count = sizes.mean(axis=0).round().astype(int).tolist()  # repeats differ where copies are set aside together
     grows = [number for number in range(len(SHARES)) if not number or count[number] > count[number - 1]]
     kept = grows if len(scores) > 1 else []
-    points = [_point(count[number], scores[:, number]) for number in kept]
+    points = [{"n": count[number], **spread(scores[:, number])} for number in kept]
     more_help, verdict = _verdict(scores[:, kept])
-    return LearningCurve(points, "map" if isinstance(head, LabelsHead) else "accuracy", verdict, more_help)
+    measure = "map" if isinstance(head, LabelsHead) else "accuracy"
+    return LearningCurve(points, measure, verdict, more_help, repeats)
 
 
 def _smallest(y: np.ndarray, strata: np.ndarray) -> int:
@@ -125,27 +126,12 @@ def _score(head: Head, X: np.ndarray, y: np.ndarray, other_X: np.ndarray, other_
     return float((logits.argmax(axis=1) == other_y).mean())
 
 
-def _point(size: int, scores: np.ndarray) -> dict[str, Any]:
-    mean, std = float(scores.mean()), float(scores.std(ddof=1))
-    half = 1.96 * std * _of_the_mean(len(scores))
-    return {"n": size, "mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half), "std": std}
-
-
-def _of_the_mean(repeats: int) -> float:
-    """Return what a standard deviation over repeats is multiplied by to get the standard error of their mean.
-
-    Repeats share images, so they say less than as many independent ones: ``sqrt(1 / repeats + test / train)``, Nadeau
-    and Bengio (2003), "Inference for the generalization error".
-    """
-    return float(np.sqrt(1 / repeats + 1 / (_FOLDS - 1)))
-
-
 def _verdict(scores: np.ndarray) -> tuple[bool | None, str]:
     """Say whether the last step up in images was worth it, by the differences within each repeat."""
     if scores.shape[1] < 2:
         return None, "too few training images for a learning curve"
     gain = scores[:, -1] - scores[:, -2]
-    mean, error = float(gain.mean()), float(gain.std(ddof=1)) * _of_the_mean(len(gain))
+    mean, error = float(gain.mean()), standard_error(gain)
     points = f"{100 * mean:+.1f} points (standard error {100 * error:.1f})"
     if mean > 2 * error and mean > 0.001:
         return True, f"more labelled images still help: the last step brought {points}"

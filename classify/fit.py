@@ -19,12 +19,14 @@ from .conformal import kept_probabilities
 from .curve import learning_curve
 from .dataset import LabelledSet, held_out_share, labelled_set, warn_of_copies
 from .diagnostics import diagnose
+from .few_shots import few_shot_curve
 from .fitted import Fit
 from .head import Head
 from .heads import make_head
 from .model import SavedModel, check_target, save_model
 from .novelty import Novelty, fit_novelty
 from .provenance import model_folder, training_facts
+from .repeats import REPEATS
 from .scores import measured
 from .several import LabelsHead, labels_head
 
@@ -47,6 +49,8 @@ def fit_head(
     near_copies: str = "auto",
     details: bool = False,
     curve: bool = False,
+    shots: int | None = None,
+    repeats: int | None = None,
     seed: int = 0,
     **head_options: Any,
 ) -> Fit:
@@ -81,6 +85,12 @@ def fit_head(
         classes.
     curve : bool, default False
         Also fit growing parts of the training images, to see whether more would help.
+    shots : int, optional
+        Also fit draws of 1, 2, 4 and so on up to so many training images a class, to see what few are worth; the model
+        that is saved is trained on all. At least 1; not where an image may have several labels.
+    repeats : int, optional
+        How often each point of `curve` and of `shots` is fitted, at least 2; 10 where it is None. Its time grows with
+        it.
     seed : int, default 0
     **head_options
         Arguments of the head: ``C``, ``cv``, ``class_weight``, ``lr`` and so on.
@@ -101,6 +111,7 @@ def fit_head(
     begin = time.perf_counter()
     if near_copies not in NEAR_COPIES:
         raise UsageError(f"--near-copies must be one of {', '.join(NEAR_COPIES)}, and is {near_copies!r}")
+    _check_repeats(curve, shots, repeats)
     share = held_out_share(val_fraction)
     loaded = load_features(cache_dir(cache), None if data is None else Path(data), wanted, features)
     target = Path(out) if out is not None else _default_folder(loaded, head)
@@ -108,6 +119,11 @@ def fit_head(
     labelled = labelled_set(loaded, share, dedupe=dedupe, near_copies=near_copies)
     if val_fraction and not labelled.held_out:
         logger.warning("--val-fraction has no effect: the dataset has a validation split")
+    if shots and labelled.Y is not None:
+        raise UsageError(
+            "--shots draws images of one class each, and this dataset has several labels an image: "
+            "take --curve, or leave it out"
+        )
     warn_of_copies(labelled)
     train = training_rows(labelled)
     fitted = head_for(labelled, train, head, {"random_state": seed, **head_options})
@@ -127,12 +143,26 @@ def fit_head(
     )
     scores = measured(fitted, model, train[:2], labelled.part("val"))
     diagnostics = diagnose(labelled, novelty, fitted.oof_proba_, seed) if details else None
-    grown = learning_curve(fitted, *train, seed=seed) if curve else None
-    scores["curve"] = None if grown is None else grown.as_dict()
+    repeats = repeats or REPEATS
+    grown = learning_curve(fitted, *train, repeats=repeats, seed=seed) if curve else None
+    few = few_shot_curve(fitted, *train, shots=shots, repeats=repeats, seed=seed) if shots else None
+    scores |= {name: None if found is None else found.as_dict() for name, found in (("curve", grown), ("shots", few))}
     seconds = time.perf_counter() - begin
     model = replace(model, scores=scores, training=model.training | {"seconds": round(seconds, 3)})
     save_model(target, model, overwrite=overwrite)
-    return Fit(model, fitted, labelled, target, seconds, diagnostics, grown)
+    return Fit(model, fitted, labelled, target, seconds, diagnostics, grown, few)
+
+
+def _check_repeats(curve: bool, shots: int | None, repeats: int | None) -> None:
+    """Raise UsageError where the numbers of a curve mean nothing."""
+    if shots is not None and shots < 1:
+        raise UsageError(f"--shots must be 1 or more, and is {shots}")
+    if repeats is None:
+        return
+    if not curve and shots is None:
+        raise UsageError("--repeats is of --curve and --shots, and neither was given: add one, or leave it out")
+    if repeats < 2:
+        raise UsageError(f"--repeats must be 2 or more, and is {repeats}")
 
 
 TrainingRows = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -12,6 +12,7 @@ from ..extract.features import spaces_as_json
 from .curve import LearningCurve
 from .dataset import LabelledSet
 from .diagnostics import Diagnostics
+from .few_shots import FewShots
 from .head import Head
 from .model import SavedModel
 from .scores import calibration_words
@@ -35,6 +36,8 @@ class Fit:
         What is odd about the images, where details were asked for.
     curve : LearningCurve or None
         Where it was asked for.
+    shots : FewShots or None
+        Where it was asked for.
     """
 
     model: SavedModel
@@ -44,6 +47,7 @@ class Fit:
     seconds: float
     diagnostics: Diagnostics | None = None
     curve: LearningCurve | None = None
+    shots: FewShots | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``fit-head --json``."""
@@ -74,6 +78,8 @@ class Fit:
             result |= {"per_class": scores["per_class"], "details": self.diagnostics.as_dict()}
         if self.curve is not None:
             result["curve"] = self.curve.as_dict()
+        if self.shots is not None:
+            result["shots"] = self.shots.as_dict()
         return result
 
     def lines(self) -> list[str]:
@@ -93,6 +99,8 @@ class Fit:
             lines += _detail_lines(self) + self.diagnostics.lines()
         if self.curve is not None:
             lines += ["learning curve:", *self.curve.lines()]
+        if self.shots is not None:
+            lines += ["few shots:", *self.shots.lines()]
         command = f"headstart predict {shlex.quote(str(self.out))} PICTURE..."
         lines.append(f"saved {self.out} in {self.seconds:.1f} s; next: {command}")
         return lines

@@ -173,6 +173,32 @@ class Head:
         """Return what `_fit` would set as `network_` for other rows (m, V, r), at the settings that it chose."""
         raise NotImplementedError
 
+    def anew(self, X: np.ndarray, y: np.ndarray, cv: int) -> Network | Neighbours:
+        """Choose settings by cross-validation among other rows alone, and fit those; this head stays as it is.
+
+        Parameters
+        ----------
+        X : ndarray of shape (m, D), dtype float32
+        y : ndarray of shape (m,), dtype int
+            Labels of `classes_`; each class has `cv` rows or more.
+        cv : int
+            Folds. With one, as where a class has one row, nothing is chosen: the settings are those that were given,
+            or else ordinary ones.
+        """
+        fresh = type(self)(**{**self.settings(), "cv": cv})
+        if cv > 1 and fresh._searches():
+            return fresh.fit(X, y, self.classes_, blocks=self._blocks).network_
+        fresh.classes_, fresh._blocks, fresh.notes_ = self.classes_, self._blocks, []
+        fresh._settle()
+        return fresh.again(X, y)
+
+    def _searches(self) -> bool:
+        """Tell whether `_fit` has settings to choose among."""
+        return False
+
+    def _settle(self) -> None:
+        """Set what `_fit` chooses without a row to choose by: to what was given, or else to an ordinary value."""
+
     def _score_folds(self, y: np.ndarray, folds: np.ndarray, logits: np.ndarray) -> None:
         """Set `cv_`, `temperature_`, `oof_logits_` and `oof_proba_` from the logits of held-out rows, (n, K)."""
         self.oof_logits_ = logits

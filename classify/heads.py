@@ -139,6 +139,13 @@ class LinearHead(Head):
         rows = as_rows(Z)
         return Rows.on(recipe.device, rows if axes is None else rows @ axes, y, len(self.classes_), self.class_weight)
 
+    def _searches(self) -> bool:
+        return True  # among epochs at least
+
+    def _settle(self) -> None:
+        settings = self._grid()
+        self._best_setting, self.epochs_ = settings[len(settings) // 2], self.epochs
+
     def _trained(self, preparation: Preparation, rows: Rows, axes: np.ndarray | None) -> Network:
         """Return a network trained on all rows with the setting and the number of epochs that were chosen."""
         weights, biases = train(rows, self._best_setting, self.epochs_, self._recipe())

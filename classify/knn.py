@@ -89,6 +89,12 @@ class KNNHead(Head):
         """Return prepared embeddings (n, V, r) as distances are taken between them."""
         return of_length_one(as_rows(Z)).reshape(Z.shape) if self.metric == "cosine" else Z
 
+    def _searches(self) -> bool:
+        return self.k == "auto"
+
+    def _settle(self) -> None:
+        self.k_ = 1 if self.k == "auto" else int(self.k)
+
     def _candidates(self, most: int) -> list[int]:
         if self.k == "auto":
             return [k for k in K_TRIED if k <= most]

@@ -31,6 +31,7 @@ from .cli_options import (
     grid_options,
     layer_option,
     layout_option,
+    made_views_options,
     max_pixels_option,
     only_one_of,
     positive,
@@ -39,6 +40,7 @@ from .cli_options import (
     sample_options,
     seed_option,
     space_options,
+    test_views_options,
     trained_options,
     views_options,
 )
@@ -49,6 +51,7 @@ from .errors import UsageError
 
 GC_THRESHOLD = 100_000  # new objects between two looks of the collector; Python's own is 700
 # The options by which a reader of the cache chooses among feature spaces.
+RUN_FIELDS = ("device", "batch_size", "workers", "max_pixels")  # those of `device_options`
 SPACE_FIELDS = ("backbone", "layer", "pool", "resize", "crop", "interpolation", "mean", "std", "store_dtype")
 
 
@@ -73,9 +76,7 @@ def commands(context: click.Context) -> None:
 @click.option("--layer", metavar="NAME", multiple=True,
               help="Module whose output is taken; may repeat [default: the classifier's input].")  # fmt: skip
 @space_options
-@views_options
-@click.option("--views-split", type=click.Choice(["all", "train", "val", "test"]),
-              help="Images of other splits get the plain crop alone [default: all].")  # fmt: skip
+@made_views_options
 @device_options
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
 @click.option("--compile", type=click.Choice(["auto", "always", "never"]), default="auto",
@@ -146,6 +147,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @click.option("--backbone", metavar="NAME", help="Where DATA was extracted with several.")
 @layer_option
 @space_options
+@views_options
 @result_options
 @click.option("--details", is_flag=True, help="Also the search, classes, doubtful labels, outliers, near copies.")
 @click.option("--curve", is_flag=True, help="Also the learning curve: would more labelled images help?")
@@ -168,6 +170,7 @@ def fit_head(data: Path | None, **given: Any) -> Any:
     headstart fit-head --class-weight balanced --out models/balanced
     headstart fit-head --details --curve
     headstart fit-head --shots 16 --repeats 20
+    headstart fit-head --views 8
     headstart fit-head --features resnet18 --features mobilenet_v3_small:features.8
     """
     from .classify.fit import fit_head as run
@@ -182,10 +185,11 @@ def fit_head(data: Path | None, **given: Any) -> Any:
 @click.argument("data", type=Data, required=False)
 @click.option("--split", type=click.Choice(["val", "test", "train"]), default="val", show_default=True)
 @click.option("--against", type=Data, metavar="MODEL2", help="Compare with a second model on the same images.")
+@test_views_options
 @device_options
 @cache_option
 @common
-def evaluate(model: Path, data: Path | None, split: str, against: Path | None, cache: Path | None, **given: Any) -> Any:
+def evaluate(model: Path, data: Path | None, **given: Any) -> Any:
     """Score MODEL on the images of a split.
 
     Without DATA the dataset that the model was trained on is taken from the cache.
@@ -193,17 +197,21 @@ def evaluate(model: Path, data: Path | None, split: str, against: Path | None, c
     \b
     headstart evaluate models/photos-resnet18-logistic
     headstart evaluate models/photos-resnet18-logistic --against models/photos-resnet18-mlp
+    headstart evaluate models/photos-resnet18-logistic --views 4 --augment flip
     """
     from .classify.evaluate import evaluate as run
     from .extract.options import RunOptions
 
-    return run(model, data, split=split, against=against, cache=cache, run=RunOptions(**given_of(given)))
+    given = given_of(given)
+    how = RunOptions(**{name: given.pop(name) for name in RUN_FIELDS if name in given})
+    return run(model, data, run=how, **given)
 
 
 @commands.command()
 @click.argument("model", type=Data)
 @click.argument("paths", type=Data, nargs=-1, required=True, metavar="PATH...")
 @prediction_options
+@test_views_options
 @grid_options
 @device_options
 @cache_option

@@ -13,6 +13,8 @@ from .cli_options import (
     device_options,
     given_of,
     layer_option,
+    positive,
+    presets,
     result_options,
     seed_option,
     space_options,
@@ -35,6 +37,8 @@ _OF_SPACE = ("layer", "pool", "resize", "crop", "interpolation", "mean", "std", 
               help="Held out where DATA has no validation split [default: 0.2].")  # fmt: skip
 @layer_option
 @space_options
+@click.option("--views", type=positive, metavar="V", help="Train on V views of each image [default: 1].")
+@click.option("--augment", type=presets, help="How they are drawn [default: tutorial].")
 @device_options
 @result_options
 @seed_option

@@ -42,11 +42,23 @@ space_options = options(
     preprocess_options,
     click.option("--store-dtype", type=click.Choice(["float32", "float16"]), help="What the cache keeps."),
 )
+presets = click.Choice(["flip", "crop", "tutorial", "strong", "randaugment", "trivial"])
+made_views_options = options(
+    click.option("--views", type=positive, metavar="V",
+                 help="Embed V views of each image: the plain crop, and V - 1 that are augmented [default: 1]."),
+    click.option("--augment", type=presets, help="How they are drawn [default: tutorial]."),
+    click.option("--views-split", type=click.Choice(["all", "train", "val", "test"]),
+                 help="Images of other splits get the plain crop alone [default: all]."),
+)  # fmt: skip
 views_options = options(
     click.option("--views", type=positive, metavar="V",
-                 help="Views of each image: the plain crop and V - 1 that are augmented [default: 1]."),
-    click.option("--augment", type=click.Choice(["flip", "crop", "tutorial", "strong", "randaugment", "trivial"]),
-                 help="How they are drawn [default: tutorial]."),
+                 help="Train on V views of each image [default: those of the extract that is taken]."),
+    click.option("--augment", type=presets, help="Their preset, where DATA was extracted with several."),
+)  # fmt: skip
+test_views_options = options(
+    click.option("--views", type=positive, metavar="V",
+                 help="Average the probabilities of V views of each picture [default: 1]."),
+    click.option("--augment", type=presets, help="How they are drawn [default: as the model was trained]."),
 )  # fmt: skip
 layout_option = click.option(
     "--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA."

@@ -13,7 +13,6 @@ import numpy as np
 
 from ..cache.datasets import latest_listing, load_listings, require_listing
 from ..cache.listing import Listing
-from ..cache.part import Keys
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..errors import CacheMissError, DataNotFoundError, HeadstartError, UsageError, printable
@@ -23,6 +22,7 @@ from ..extract.options import RunOptions
 from ..extract.rate import images_per_second
 from ..extract.registry import describe
 from ..extract.resolve import embedder_of
+from ..extract.views import PLAIN, Views
 
 logger = logging.getLogger("headstart.classify")
 
@@ -49,10 +49,6 @@ class Candidate:
     def weights(self) -> str:
         """The weights as they were asked for: "default", "none" (random), or a file."""
         return str(self.request.get("weights", "default"))
-
-    def features(self, listing: Listing, store: FeatureStore) -> Features:
-        """Return the dataset in this space; its embeddings are read when they are asked for."""
-        return Features(listing, (self.space,), store, (self.request,))
 
     @cached_property
     def facts(self) -> tuple[int | None, str]:
@@ -94,12 +90,19 @@ class Candidates:
         Those that are compared; all of them hold every usable image.
     others : list of Candidate
         All spaces that any run of the dataset made, the newest run's first: among these `fit-head` looks.
+    views : Views, default `PLAIN`
+        Of each image, on which heads are trained.
     """
 
     listing: Listing
     store: FeatureStore
     each: list[Candidate]
     others: list[Candidate]
+    views: Views = PLAIN
+
+    def features(self, candidate: Candidate) -> Features:
+        """Return the dataset in one space; its embeddings are read when they are asked for."""
+        return Features(self.listing, (candidate.space,), self.store, (candidate.request,), self.views)
 
     def fit_options(self, candidate: Candidate) -> dict[str, Any] | None:
         """Return the options by which ``fit-head`` takes this space, no more than are needed.
@@ -129,6 +132,7 @@ def find_candidates(
     weights: str | None,
     run: RunOptions,
     stopped: Callable[[], bool],
+    views: Views = PLAIN,
 ) -> Candidates:
     """Find the spaces that are named, or all that a dataset has; where one lacks images, embed them.
 
@@ -146,6 +150,8 @@ def find_candidates(
     run : RunOptions
     stopped : callable
         Asked before each image that is embedded.
+    views : Views, default `PLAIN`
+        Those that each image must have.
 
     Raises
     ------
@@ -163,16 +169,17 @@ def find_candidates(
             logger.info("dataset: %s (of the latest extract)", listing.root)
         others = list(_of_dataset(cache, listing, store))
         fitting = [c for c in others if fits(c.space, wanted) and weights in (None, c.weights)]
-        each = _chosen(fitting, backbones, store, listing)
+        each = _chosen(fitting, backbones, store, listing, views)
         if each:
-            return Candidates(listing, store, each, others)
+            return Candidates(listing, store, each, others, views)
     if not backbones:
         assert listing is not None
+        what = "all images" if views.count == 1 else f"{views.count} views ({views.augment}) of all training images"
         raise CacheMissError(
-            f"no backbone has embedded all images of {listing.root}{' as asked' if wanted or weights else ''}; name "
+            f"no backbone has embedded {what} of {listing.root}{' as asked' if wanted or weights else ''}; name "
             "those to compare with --backbone, which may repeat"
         )
-    return _embedded(store, data, listing, backbones, wanted, weights, run, stopped)
+    return _embedded(store, data, listing, backbones, wanted, weights, run, stopped, views)
 
 
 def _of_dataset(cache: Path, listing: Listing, store: FeatureStore) -> Iterable[Candidate]:
@@ -186,26 +193,27 @@ def _of_dataset(cache: Path, listing: Listing, store: FeatureStore) -> Iterable[
 
 
 def _chosen(
-    fitting: Sequence[Candidate], backbones: Sequence[str], store: FeatureStore, listing: Listing
+    fitting: Sequence[Candidate], backbones: Sequence[str], store: FeatureStore, listing: Listing, views: Views
 ) -> list[Candidate]:
     """Return those to compare; none where a named one lacks images, so that all are embedded in one go."""
     if not backbones:
-        lacking = {candidate.space.id: _lacking(candidate, store, listing) for candidate in fitting}
+        lacking = {candidate.space.id: _lacking(candidate, store, listing, views) for candidate in fitting}
         for candidate in fitting:
             if lacking[candidate.space.id]:
                 count, what = lacking[candidate.space.id], describe_space(candidate.space)
-                logger.info("left out, as %d images have no embedding: %s", count, what)
+                logger.info("left out, as %d images lack embeddings: %s", count, what)
         return [candidate for candidate in fitting if not lacking[candidate.space.id]]
     newest = [next((c for c in fitting if c.space.backbone == name), None) for name in backbones]
     found = [candidate for candidate in newest if candidate is not None]
-    whole = len(found) == len(backbones) and not any(_lacking(candidate, store, listing) for candidate in found)
+    whole = len(found) == len(backbones) and not any(_lacking(candidate, store, listing, views) for candidate in found)
     return found if whole else []
 
 
-def _lacking(candidate: Candidate, store: FeatureStore, listing: Listing) -> int:
-    """Count the usable images that have no row in a space."""
-    keys = Keys.plain(np.asarray(listing.digest[np.flatnonzero(listing.usable)]))
-    return int((store.index(candidate.space.id)[0].find(keys) < 0).sum())
+def _lacking(candidate: Candidate, store: FeatureStore, listing: Listing, views: Views) -> int:
+    """Count the usable images that lack a view in a space."""
+    usable = np.flatnonzero(listing.usable)
+    index, counts = store.index(candidate.space.id)[0], views.counts(listing.split[usable])
+    return int((views.lacking(index, listing.digest[usable], counts) > 0).sum())
 
 
 def _embedded(
@@ -217,6 +225,7 @@ def _embedded(
     weights: str | None,
     run: RunOptions,
     stopped: Callable[[], bool],
+    views: Views,
 ) -> Candidates:
     """Embed what any of the backbones lacks, each picture decoded once for all of them."""
     folder = Path(listing.source) if data is None and listing is not None else data
@@ -224,14 +233,14 @@ def _embedded(
     if not folder.exists():
         missing = f"not all of {', '.join(backbones)} have embedded all images of {printable(str(folder))}"
         raise DataNotFoundError(f"{missing}, which is not there any more; name DATA, or backbones that have")
-    options = {**wanted, **({} if weights is None else {"weights": weights})}
+    options = {**wanted, **views.words(), **({} if weights is None else {"weights": weights})}
     logger.info("embedding with %s", ", ".join(backbones))
     done = extract(
         folder, list(backbones), cache=store.root, stopped=stopped, **_run_fields(run), **options,
         layout=_layout(listing),
     )  # fmt: skip
     each = [Candidate(features.space, features.requests[0]) for features in done.each]
-    return Candidates(done.listing, store, each, list(_of_dataset(store.root, done.listing, store)))
+    return Candidates(done.listing, store, each, list(_of_dataset(store.root, done.listing, store)), views)
 
 
 def _layout(listing: Listing | None) -> str:

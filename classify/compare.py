@@ -25,6 +25,7 @@ from ..extract.features import dataset_folder
 from ..extract.options import RunOptions, as_words
 from ..extract.rate import PICTURES
 from ..extract.resolve import fewest_options
+from ..extract.views import Views
 from .advice import LIKELY, Contender, Evidence, differences, finetuning, more_images, pareto
 from .candidates import Candidate, Candidates, find_candidates
 from .comparison import Comparison, Row, check_folder, save
@@ -56,6 +57,8 @@ def compare(
     cv: int = 5,
     val_fraction: float | None = None,
     run: RunOptions | None = None,
+    views: int | None = None,
+    augment: str | None = None,
     seed: int = 0,
     page: Page | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -87,6 +90,10 @@ def compare(
         Share of the training images that is held out where the dataset has no validation split; 0.2 where it is None.
     run : RunOptions, optional
         How pictures are embedded and timed.
+    views : int, optional
+        Train every head on so many views of each image; on the plain crop alone where it is None.
+    augment : str, optional
+        Their preset; "tutorial" where it is None.
     seed : int, default 0
         For the folds, and for heads that are trained by mini-batches.
     page : callable, optional
@@ -114,15 +121,17 @@ def compare(
     begin = time.perf_counter()
     kinds, names = _heads(heads), [backbones] if isinstance(backbones, str) else list(backbones)
     share, run = held_out_share(val_fraction), run or RunOptions()
+    many = None if views in (None, 1) else "train"
+    wanted_views = Views.asked(views, augment, many)
     target = Path(out) if out is not None else None if data is None else _default_folder(Path(data).resolve())
     if target is not None:
         check_folder(target, overwrite=overwrite)  # before the work, where the name is known by then
     found = find_candidates(
-        cache_dir(cache), None if data is None else Path(data), names, wanted or {}, weights, run, stopped
+        cache_dir(cache), None if data is None else Path(data), names, wanted or {}, weights, run, stopped, wanted_views
     )
     target = target or _default_folder(Path(found.listing.source))
     check_folder(target, overwrite=overwrite)
-    options = _fit_head_options(cache, val_fraction, cv, seed)
+    options = _fit_head_options(cache, val_fraction, cv, seed, found)
     bench = _Bench(found, _divided(found, share, kinds), kinds, run, cv, seed, options, stopped)
     fitted = _ranked([pair for candidate in found.each for pair in bench.measured(candidate)])
     advice = bench.advice(fitted)
@@ -158,10 +167,14 @@ def _default_folder(source: Path) -> Path:
 
 
 def _fit_head_options(
-    cache: str | os.PathLike[str] | None, val_fraction: float | None, cv: int, seed: int
+    cache: str | os.PathLike[str] | None, val_fraction: float | None, cv: int, seed: int, found: Candidates
 ) -> dict[str, Any]:
-    """Return what ``fit-head`` needs to be told to divide the images as they were here."""
+    """Return what ``fit-head`` needs to be told to divide the images, and to train on their views, as it was here."""
     given = {"cv": None if cv == 5 else cv, "val_fraction": val_fraction, "seed": seed or None, "cache": cache}
+    if found.views.count > 1:
+        given |= {"views": found.views.count, "augment": found.views.augment}
+    elif Views.of_request(found.listing.request).count > 1:
+        given["views"] = 1
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -173,7 +186,7 @@ def _divided(found: Candidates, share: float, kinds: Sequence[str]) -> LabelledS
     UsageError
         A head that does not go with several labels an image.
     """
-    labelled = labelled_set(found.each[0].features(found.listing, found.store), share, near_copies="auto")
+    labelled = labelled_set(found.features(found.each[0]), share, near_copies="auto")
     if labelled.Y is not None and list(kinds) != ["logistic"]:
         raise UsageError("images of this dataset have several labels, and --head logistic alone learns those")
     warn_of_copies(labelled)
@@ -233,7 +246,7 @@ class _Bench:
                 raise KeyboardInterrupt("interrupted: nothing was saved, but what was embedded is in the cache")
             head = head_for(mine, train, kind, {"cv": self.cv, "random_state": self.seed})
             command = _command(self.found, candidate, kind, self.options)
-            row = _row(name, candidate, head, train[:2], speed, command)
+            row = _row(name, candidate, head, mine.part("train"), speed, command)
             logger.info("%s: %.1f %% in cross-validation; %s", row.name, 100 * row.cv_accuracy, row.choice)
             yield row, head
 
@@ -270,7 +283,7 @@ class _Bench:
         return f"headstart finetune {shlex.quote(printable(self.found.listing.root))} {as_words(options)}"
 
     def _labelled_in(self, candidate: Candidate) -> LabelledSet:
-        return replace(self.labelled, features=candidate.features(self.found.listing, self.found.store))
+        return replace(self.labelled, features=self.found.features(candidate))
 
     def _curve(self, fitted: Sequence[_Fitted]) -> tuple[LearningCurve, str]:
         """Return the learning curve of the best row, or of a faster head on its backbone, and the row's name."""

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from ..cache.datasets import latest_listing
+from ..cache.listing import Listing
 from ..errors import CacheMissError, DataError, ModelError, printable
-from ..extract.features import Features
-from ..extract.images import ImageList, list_images
+from ..extract.features import Features, dataset_folder, gather_joined
+from ..extract.images import ImageList, list_images, list_paths
 from ..extract.options import RunOptions
-from ..extract.plan import base_folder, failure_rules, recall_listing
+from ..extract.plan import base_folder, failure_rules, recall_listing, unread_listing
+from ..extract.views import Views
 from .dataset import LabelledSet, labelled_set
 from .evaluation import Evaluation
 from .metrics import mcnemar_exact
 from .model import SavedModel, load_model
-from .predict import Classifier
+from .predict import Classifier, views_for
 from .scores import scores_of
 
 logger = logging.getLogger("headstart.classify")
@@ -38,6 +40,8 @@ def evaluate(
     against: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     run: RunOptions | None = None,
+    views: int | None = None,
+    augment: str | None = None,
 ) -> Evaluation:
     """Score a model on the images of a split.
 
@@ -55,6 +59,8 @@ def evaluate(
         without copies, the second one is too.
     cache : path, optional
     run : RunOptions, optional
+    views, augment : int and str, optional
+        Average the probabilities of each image over so many views, as in `views_for`; of both models.
 
     Raises
     ------
@@ -63,13 +69,24 @@ def evaluate(
     DataError
         The split has no labelled image.
     """
-    first = Classifier(load_model(Path(model)), cache, run)
+    first = _classifier(model, cache, run, views, augment)
     result, _ = score_on(first, data, split)
     if against is None:
         return result
-    other = Classifier(load_model(Path(against)), cache, run)
+    other = _classifier(against, cache, run, views, augment)
     second, _ = score_on(other, data, result.split, like=first.model)
     return replace(result, against=_compare(result, second, str(against)))
+
+
+def _classifier(
+    model: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None,
+    run: RunOptions | None,
+    views: int | None,
+    augment: str | None,
+) -> Classifier:
+    saved = load_model(Path(model))
+    return Classifier(saved, cache, run, views_for(saved, views, augment))
 
 
 def score_on(
@@ -106,7 +123,7 @@ def score_on(
     split = _split_there(labelled, split, own=_trained_on(classifier, labelled.features))
     if split == "all":
         labelled = replace(labelled, split=np.full(len(labelled.y), "all"))
-    X, y = labelled.part(split)
+    y = labelled.part(split)[1]
     if not len(y):
         there = ", ".join(sorted(set(labelled.split.tolist())))
         raise DataError(
@@ -114,11 +131,30 @@ def score_on(
             f"{there}"
         )
     model = classifier.model
-    logits = model.network.logits(X)
+    logits = model.logits(_views_of(classifier, labelled, split))
     proba = model.probabilities(logits)
-    scores = scores_of(model, logits, (X, y), labelled.part("train"))
+    scores = scores_of(model, logits, labelled.part(split), labelled.part("train"))
     predicted = proba >= np.array(model.thresholds) if model.multi_label else proba.argmax(axis=1)
-    return Evaluation(split, scores, y, predicted, proba, labelled.paths(split), classifier.classes), labelled
+    paths = labelled.paths(split)
+    return Evaluation(split, scores, y, predicted, proba, paths, classifier.classes, views=classifier.views), labelled
+
+
+def _views_of(classifier: Classifier, labelled: LabelledSet, split: str) -> np.ndarray:
+    """Return the embeddings of the views that are averaged, (n, V, D), or (n, D) of one; embed what the cache lacks."""
+    features, views = labelled.features, classifier.views
+    if views.count == 1:
+        return labelled.part(split)[0]
+    rows = labelled.rows[labelled.split == split]
+    digest = features.digest[rows]
+    try:
+        return gather_joined(features.store, features.spaces, digest, views)
+    except CacheMissError:
+        folder, listing = dataset_folder(features.listing, features.listing.source), features.listing
+        paths = [Path(folder, os.fsdecode(listing.paths[row])) for row in features.rows[rows]]
+        images = list_paths(paths)
+        unread = unread_listing(images, failure_rules(classifier.run.max_pixels))
+        classifier.embed(unread, base_folder(images))
+        return gather_joined(features.store, features.spaces, digest, views)
 
 
 def _trained_on(classifier: Classifier, features: Features) -> bool:
@@ -176,7 +212,7 @@ def _from_cache(classifier: Classifier, source: Path) -> Features:
         if not source.exists():
             raise CacheMissError(f"neither the cache {classifier.store.root} nor the disk has {source}; name DATA")
         return _from_disk(classifier, source)
-    features = Features(listing, classifier.spaces, classifier.store)
+    features = _features(classifier, listing)
     if listing.classes != classifier.classes and source.exists():
         return _from_disk(classifier, source)
     try:
@@ -190,8 +226,15 @@ def _from_disk(classifier: Classifier, data: Path) -> Features:
     images = _listed(classifier, data)
     rules = failure_rules(classifier.run.max_pixels)
     listing = recall_listing(classifier.store.root, images, rules, scanned_ns=0)
-    listing = classifier.embed(listing, base_folder(images))
-    return Features(listing, classifier.spaces, classifier.store)
+    plain = Classifier(classifier.model, classifier.store.root, classifier.run)
+    return _features(classifier, plain.embed(listing, base_folder(images)))
+
+
+def _features(classifier: Classifier, listing: Listing) -> Features:
+    """Return a dataset in the model's spaces; a head that is fitted to it again gets the views that the model got."""
+    requests = tuple(classifier.model.training.get("requests", ()))
+    views = Views.of_request(classifier.model.training)
+    return Features(listing, classifier.spaces, classifier.store, requests, views)
 
 
 def _listed(classifier: Classifier, data: Path) -> ImageList:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import printable
+from ..extract.views import PLAIN, Views
 from .scores import calibration_words
 
 SHOWN_CLASSES = 12
@@ -32,6 +33,8 @@ class Evaluation:
     classes : tuple of str
     against : dict or None
         The comparison with a second model.
+    views : Views, default `PLAIN`
+        Over which probabilities were averaged.
     """
 
     split: str
@@ -42,6 +45,7 @@ class Evaluation:
     paths: np.ndarray
     classes: tuple[str, ...]
     against: dict[str, Any] | None = None
+    views: Views = PLAIN
 
     @property
     def multi_label(self) -> bool:
@@ -87,11 +91,14 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``evaluate --json``."""
-        return {"split": self.split, **self.scores, "errors": self.errors(), "against": self.against}
+        views = {"views": self.views.count, "augment": self.views.augment}
+        return {"split": self.split, **views, **self.scores, "errors": self.errors(), "against": self.against}
 
     def lines(self) -> list[str]:
         """Return what a person needs: score with interval and baselines, classes, the worst errors, the comparison."""
         lines = self._label_lines() if self.multi_label else self._class_lines()
+        if self.views.count > 1:
+            lines.insert(1, f"probabilities are averages over {self.views.count} views ({self.views.augment})")
         lines += [f"  wrong: {_error_words(error)}" for error in self.errors()[:SHOWN_ERRORS]]
         if self.against is not None:
             counts = f"{self.against['only_first']} right here alone, {self.against['only_second']} there alone"

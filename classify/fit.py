@@ -29,6 +29,7 @@ from .provenance import model_folder, training_facts
 from .repeats import REPEATS
 from .scores import measured
 from .several import LabelsHead, labels_head
+from .views import plain_of
 
 logger = logging.getLogger("headstart.classify")
 
@@ -51,6 +52,8 @@ def fit_head(
     curve: bool = False,
     shots: int | None = None,
     repeats: int | None = None,
+    views: int | None = None,
+    augment: str | None = None,
     seed: int = 0,
     **head_options: Any,
 ) -> Fit:
@@ -91,6 +94,11 @@ def fit_head(
     repeats : int, optional
         How often each point of `curve` and of `shots` is fitted, at least 2; 10 where it is None. Its time grows with
         it.
+    views : int, optional
+        Train on so many views of each image, which count as one image; what is chosen and scored goes by the plain crop
+        alone. As many as the run of `extract` was asked for that is taken, where it is None.
+    augment : str, optional
+        Their preset, where the dataset was extracted with several.
     seed : int, default 0
     **head_options
         Arguments of the head: ``C``, ``cv``, ``class_weight``, ``lr`` and so on.
@@ -102,7 +110,7 @@ def fit_head(
     Raises
     ------
     CacheMissError
-        The dataset was not extracted, or not all of it with each of `features`.
+        The dataset was not extracted, or not all of it with each of `features`, or without such views.
     TrainingError
         Its labels cannot be trained on.
     ModelError
@@ -113,7 +121,8 @@ def fit_head(
         raise UsageError(f"--near-copies must be one of {', '.join(NEAR_COPIES)}, and is {near_copies!r}")
     _check_repeats(curve, shots, repeats)
     share = held_out_share(val_fraction)
-    loaded = load_features(cache_dir(cache), None if data is None else Path(data), wanted, features)
+    folder = None if data is None else Path(data)
+    loaded = load_features(cache_dir(cache), folder, wanted, features, views=views, augment=augment)
     target = Path(out) if out is not None else _default_folder(loaded, head)
     check_target(target, overwrite=overwrite)
     labelled = labelled_set(loaded, share, dedupe=dedupe, near_copies=near_copies)
@@ -141,7 +150,7 @@ def fit_head(
         novelty=novelty,
         training=training_facts(labelled, loaded.requests, seed=seed, val_fraction=share, near_copies=near_copies),
     )
-    scores = measured(fitted, model, train[:2], labelled.part("val"))
+    scores = measured(fitted, model, labelled.part("train"), labelled.part("val"))
     diagnostics = diagnose(labelled, novelty, fitted.oof_proba_, seed) if details else None
     repeats = repeats or REPEATS
     grown = learning_curve(fitted, *train, repeats=repeats, seed=seed) if curve else None
@@ -169,8 +178,12 @@ TrainingRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def training_rows(data: LabelledSet) -> TrainingRows:
-    """Return embeddings, a copy as large as they are, labels and groups of the training images."""
-    return (*data.part("train"), data.group[data.split == "train"])
+    """Return embeddings (n, D), or (n, V, D) where there are several views, labels and groups of the training images.
+
+    The embeddings are a copy, as large as they are.
+    """
+    mine = data.split == "train"
+    return data.features.of_views(data.rows[mine]), (data.y if data.Y is None else data.Y)[mine], data.group[mine]
 
 
 def head_for(data: LabelledSet, train: TrainingRows, kind: str, options: dict[str, Any]) -> Head:
@@ -216,7 +229,7 @@ def novelty_of(data: LabelledSet, train: TrainingRows, seed: int) -> Novelty | N
     X, _, groups = train
     if len(np.unique(groups)) < 2:
         return None
-    return fit_novelty(X, data.y[data.split == "train"], groups=groups, random_state=seed)
+    return fit_novelty(plain_of(X), data.y[data.split == "train"], groups=groups, random_state=seed)
 
 
 def _true_probabilities(head: Head, data: LabelledSet) -> np.ndarray:

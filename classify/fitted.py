@@ -57,6 +57,8 @@ class Fit:
             "backbone": joined_backbones(self.data),
             "dim": sum(features.dims),
             "features": spaces_as_json(features.spaces),
+            "views": features.views.count,
+            "augment": features.views.augment,
             "classes": list(self.model.classes),
             "multi_label": self.model.multi_label,
             "train": scores["train"],
@@ -88,8 +90,10 @@ class Fit:
         held = " (held out: the dataset has no validation split)" if self.data.held_out else ""
         counts = {split: int((self.data.split == split).sum()) for split in ("train", "val")}
         what = "labels, any number an image" if self.model.multi_label else "classes"
+        views = f" x {features.views.count} views ({features.views.augment})" if features.views.count > 1 else ""
         lines = [
-            f"{counts['train']} training, {counts['val']} validation images{held}, {len(self.model.classes)} {what}",
+            f"{counts['train']} training images{views}, {counts['val']} validation images{held}, "
+            f"{len(self.model.classes)} {what}",
             f"{self.model.kind} head on {_joined_features(self.data)}, {sum(features.dims)} wide: {self.head.choice()}",
             f"cross-validation: {_cross_validated(scores['cv'])}",
             *validation_lines(scores, multi_label=self.model.multi_label),

@@ -31,6 +31,7 @@ from .folder import (
 from .knn import KNNHead
 from .network import Network, sigmoid, softmax
 from .novelty import Novelty
+from .views import as_rows
 from .voters import Neighbours
 
 MODEL_FORMAT = 1
@@ -70,7 +71,8 @@ class SavedModel:
     novelty : Novelty or None
         What training pictures look like.
     training : dict
-        Where the data lay, how it was divided, and ``requests``, what was kept with each feature space.
+        Where the data lay, how it was divided, ``requests``, what was kept with each feature space, and where it was
+        trained on several views, ``views`` and ``augment``.
     scores : dict
         Measured when it was fitted.
     body : dict of str to ndarray
@@ -93,12 +95,25 @@ class SavedModel:
     body: dict[str, np.ndarray] = field(default_factory=dict)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return probabilities (n, K) float64 of embeddings (n, D) float32; those of several labels do not sum to 1."""
-        return self.probabilities(self.network.logits(X))
+        """Return probabilities (n, K) float64 of embeddings (n, D) float32; those of several labels do not sum to 1.
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return probabilities (n, K) float64 of logits (n, K), the temperature taken into account."""
-        return (sigmoid if self.multi_label else softmax)(logits / self.temperature)
+        Of embeddings (n, V, D) of V views of each image, they are averaged over views.
+        """
+        return self.probabilities(self.logits(X))
+
+    def logits(self, X: np.ndarray) -> np.ndarray:
+        """Return logits (n, K) float64 of embeddings (n, D) float32, or (n, V, K) of those of V views (n, V, D)."""
+        logits = self.network.logits(as_rows(X))
+        return logits.reshape(*X.shape[:-1], logits.shape[1])
+
+    def probabilities(self, logits: np.ndarray, temperature: float | None = None) -> np.ndarray:
+        """Return probabilities (n, K) float64 of logits (n, K), or (n, V, K) of V views, over which they are averaged.
+
+        Logits are divided by the model's own temperature, unless another one is given.
+        """
+        scaled = as_rows(logits) / (self.temperature if temperature is None else temperature)
+        proba = (sigmoid if self.multi_label else softmax)(scaled)
+        return proba if logits.ndim == 2 else proba.reshape(logits.shape).mean(axis=1)
 
 
 def check_target(out: Path, *, overwrite: bool = False) -> None:

@@ -24,10 +24,12 @@ from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, unread_listing
 from ..extract.recent import RecentRows
 from ..extract.resolve import embedders_of
+from ..extract.views import DEFAULT_AUGMENT, PLAIN, Views
 from .conformal import conformal_threshold, prediction_sets
 from .model import SavedModel, check_bodies, load_model
 from .prediction import Prediction
 from .threads import one_thread_each
+from .views import plain_of
 
 logger = logging.getLogger("headstart.classify")
 
@@ -54,12 +56,19 @@ class Classifier:
         Where embeddings are looked up and kept.
     run : RunOptions, optional
         Device, batch size, workers.
+    views : Views, default `PLAIN`
+        Over which the probabilities of new pictures are averaged; see `views_for`.
     """
 
     def __init__(
-        self, model: SavedModel, cache: str | os.PathLike[str] | None = None, run: RunOptions | None = None
+        self,
+        model: SavedModel,
+        cache: str | os.PathLike[str] | None = None,
+        run: RunOptions | None = None,
+        views: Views = PLAIN,
     ) -> None:
         self.model = model
+        self.views = views
         self.store = FeatureStore(cache_dir(cache))
         self.spaces = tuple(FeatureSpace.from_dict(space) for space in model.spaces)
         self.run = run or RunOptions()
@@ -85,7 +94,7 @@ class Classifier:
         return self._embedders
 
     def embed(self, listing: Listing, base: bytes) -> Listing:
-        """Embed the images of a listing that the cache lacks in any of the model's feature spaces.
+        """Embed the views of the images of a listing that the cache lacks in any of the model's feature spaces.
 
         Each network runs once for all of its layers and each picture is decoded once for all networks, whose weights
         are checked when they load.
@@ -102,7 +111,7 @@ class Classifier:
             With digests and failures filled in.
         """
         with self._own_bodies():
-            return embed_listing(self.store, self.embedders, listing, base)[0]
+            return embed_listing(self.store, self.embedders, listing, base, views=self.views)[0]
 
     def predict(
         self,
@@ -169,11 +178,11 @@ class Classifier:
     ) -> Generator[Prediction, None, None]:
         """Answer whenever some pictures are through and the last answers are a moment ago, or there are many."""
         done, due = 0, 0.0
-        recent = RecentRows(self.store, self.spaces)
-        scored_bytes = SCORED * (4 * sum(space.dim for space in self.spaces) + 8 * len(self.classes))
+        recent, views = RecentRows(self.store, self.spaces, self.views), self.views
+        scored_bytes = SCORED * views.count * (4 * sum(space.dim for space in self.spaces) + 8 * len(self.classes))
         most = SCORED * max(1, ANSWER_BYTES // scored_bytes)
         with self._own_bodies():
-            steps = embed_stepwise(self.store, self.embedders, listing, base, stopped, recent=recent)
+            steps = embed_stepwise(self.store, self.embedders, listing, base, stopped, recent=recent, views=views)
             with contextlib.closing(steps):
                 for through in steps:
                     ended = through == len(listing)
@@ -190,7 +199,10 @@ class Classifier:
             raise KeyboardInterrupt
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
-        """Return the probabilities (n, K) float64 of embeddings (n, D), those of the model's spaces side by side."""
+        """Return the probabilities (n, K) float64 of embeddings (n, D), those of the model's spaces side by side.
+
+        Of embeddings (n, V, D) of V views of each picture they are averaged over views.
+        """
         return self.model.predict_proba(features)
 
     def threshold(self, coverage: float | None) -> float | None:
@@ -209,6 +221,10 @@ class Classifier:
         if coverage is None:
             return None
         true = self.model.true_probabilities
+        if self.views.count > 1:
+            raise UsageError(
+                "--coverage was calibrated on probabilities of one view, and --views averages several: leave one out"
+            )
         if self.model.multi_label:
             raise UsageError("--coverage asks for sets of which one class is right; this model gives several labels")
         if not true.size:
@@ -262,7 +278,7 @@ class Classifier:
         with one_thread_each():  # more would wait, spinning, while threads of ours decode
             proba = [one for block in together for one in self.predict_proba(block)]
             if self.model.novelty is not None:
-                novelty = [one for block in together for one in self.model.novelty.score(block)]
+                novelty = [one for block in together for one in self.model.novelty.score(plain_of(block))]
         place_of = {row: place for place, row in enumerate(usable.tolist())}
 
         def answer(row: int) -> Prediction:
@@ -295,11 +311,36 @@ class Classifier:
         )  # fmt: skip
 
 
+def views_for(model: SavedModel, count: int | None, augment: str | None = None) -> Views:
+    """Return the views over which the probabilities of new pictures are averaged.
+
+    Parameters
+    ----------
+    model : SavedModel
+    count : int or None
+        How many of each picture, the plain crop among them; the plain crop alone where it is None.
+    augment : str, optional
+        The preset of the others; that which the model was trained on where it is None, or "tutorial" where it was
+        trained on plain crops.
+
+    Raises
+    ------
+    UsageError
+        As `Views`.
+    """
+    trained = Views.of_request(model.training)
+    if augment is None and count is not None and count > 1:
+        augment = trained.augment if trained.count > 1 else DEFAULT_AUGMENT
+    return Views.asked(count, augment)
+
+
 def load(
     model: str | os.PathLike[str],
     *,
     cache: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    views: int | None = None,
+    augment: str | None = None,
     **options: Any,
 ) -> Classifier:
     """Load a saved model for prediction.
@@ -311,6 +352,8 @@ def load(
     cache : path, optional
         The cache's folder; ``HEADSTART_CACHE`` or ``.headstart`` where it is None.
     device : {"auto", "cpu", "cuda", "mps"}, default "auto"
+    views, augment : int and str, optional
+        As in `views_for`.
     **options
         Further fields of `RunOptions`: batch_size, workers, max_pixels.
 
@@ -319,4 +362,5 @@ def load(
     ModelError
         The folder holds no model, or a damaged one.
     """
-    return Classifier(load_model(Path(model)), cache, RunOptions(device=device, **options))
+    saved = load_model(Path(model))
+    return Classifier(saved, cache, RunOptions(device=device, **options), views_for(saved, views, augment))

@@ -10,7 +10,7 @@ from typing import IO, Any
 from ..errors import UsageError
 from ..extract.options import RunOptions
 from .model import load_model
-from .predict import Classifier
+from .predict import Classifier, views_for
 from .prediction_grid import plan_grid
 from .prediction_table import Predictions
 from .sorting import Sorter
@@ -31,6 +31,8 @@ def predict(
     grid: Path | None = None,
     grid_limit: int | None = None,
     overwrite: bool = False,
+    views: int | None = None,
+    augment: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
     **run: Any,
 ) -> Predictions:
@@ -52,6 +54,8 @@ def predict(
         Folder into which pictures are copied by class; see `Sorter`.
     grid, grid_limit, overwrite
         As `plan_grid`.
+    views, augment
+        As `views_for`.
     **run
         Fields of `RunOptions`.
 
@@ -66,7 +70,8 @@ def predict(
     """
     paths, options = list(paths), RunOptions(**run)
     drawing = plan_grid(grid, grid_limit, overwrite, options.max_pixels)
-    classifier = Classifier(load_model(model), cache, options)
+    saved = load_model(model)
+    classifier = Classifier(saved, cache, options, views_for(saved, views, augment))
     rows = classifier.stream(paths, coverage=coverage, min_probability=min_probability, stopped=stopped)
     sorter = None if sort_into is None else Sorter(sort_into, classifier.classes, paths)
     return Predictions(rows, classifier.classes, form=form, top=top, grid=drawing, sorter=sorter)

@@ -88,6 +88,7 @@ def training_facts(
         "source": listing.source,
         "layout": listing.layout,
         "requests": list(requests),
+        **data.features.views.request(),
         "held_out": val_fraction if data.held_out else None,
         "dedupe": None if data.dedupe is None else asdict(data.dedupe),
         "near_copies": near_copies,

@@ -11,7 +11,6 @@ from .head import Head
 from .metrics import expected_calibration_error, majority_baseline, nearest_mean_baseline, reliability_curve, score
 from .model import SavedModel
 from .multilabel import mean_average_precision, score_multilabel
-from .network import sigmoid, softmax
 
 _WORTH_A_WORD = 0.005  # the least change of the calibration error that is told
 COVERAGE = 0.9  # of the sets whose coverage is measured on the validation images
@@ -41,7 +40,7 @@ def measured(head: Head, model: SavedModel, train: Rows, val: Rows) -> dict[str,
     scores: dict[str, Any] = {"train": _on_training(head, *train), "cv": head.cv_, "temperature": head.temperature_}
     if not len(val[1]):
         return scores | {"val": None, "baseline": _baseline(model, None, None), "conformal": None, "per_class": []}
-    full = scores_of(model, model.network.logits(val[0]), val, train)
+    full = scores_of(model, model.logits(val[0]), val, train)
     table = full.pop("per_label" if model.multi_label else "per_class")
     full.pop("confusion", None)
     apart = {name: full.pop(name) for name in ("baseline", "conformal")}
@@ -59,8 +58,8 @@ def scores_of(model: SavedModel, logits: np.ndarray, rows: Rows, train: Rows | N
     Parameters
     ----------
     model : SavedModel
-    logits : ndarray of shape (n, K), dtype float64
-        Of the images, before the temperature.
+    logits : ndarray of shape (n, K), or (n, V, K), dtype float64
+        Of the images, before the temperature; of V views of each, over which probabilities are averaged.
     rows : (X, y)
         The images.
     train : (X, y) or None
@@ -76,15 +75,15 @@ def scores_of(model: SavedModel, logits: np.ndarray, rows: Rows, train: Rows | N
     train = train if train is not None and len(train[1]) else None
     common = {"temperature": model.temperature, "baseline": _baseline(model, rows, train), "conformal": None}
     if model.multi_label:
-        full = score_multilabel(y, sigmoid(logits / model.temperature), np.array(model.thresholds), model.classes)
-        plain = sigmoid(logits)
+        full = score_multilabel(y, model.probabilities(logits), np.array(model.thresholds), model.classes)
+        plain = model.probabilities(logits, 1.0)
         ece = reliability_curve(plain.ravel(), y.ravel()).ece
         return full | {"accuracy": full["subset_accuracy"], "ece_uncalibrated": ece} | common
-    proba = softmax(logits / model.temperature)
-    common["conformal"] = _coverage(model, proba, y)
-    return (
-        score(y, proba, model.classes) | {"ece_uncalibrated": expected_calibration_error(y, softmax(logits))} | common
-    )
+    proba = model.probabilities(logits)
+    if logits.ndim == 2:  # sets were calibrated on probabilities of one view
+        common["conformal"] = _coverage(model, proba, y)
+    ece = expected_calibration_error(y, model.probabilities(logits, 1.0))
+    return score(y, proba, model.classes) | {"ece_uncalibrated": ece} | common
 
 
 def calibration_words(scores: dict[str, Any]) -> str:

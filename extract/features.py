@@ -389,7 +389,10 @@ def _no_views(
     run: Listing,
 ) -> str:
     wanted = Views.asked(2 if count is None else count, augment)
-    there = sorted({f"{views.count} of {views.augment}" for each in made for views in each if views.count > 1})
+    most: dict[str, int] = {}
+    for views in itertools.chain.from_iterable(made):
+        most[views.augment] = max(views.count, most.get(views.augment, 0))
+    there = [f"{most[preset]} of {preset}" for preset in sorted(most) if most[preset] > 1]
     named = " ".join(f"--backbone {name}" for name in dict.fromkeys(space.backbone for space in spaces))
     preset = f" of the preset {augment}" if augment else ""
     where = "these feature spaces" if len(spaces) > 1 else "this feature space"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import TrainingError
+from ...errors import CacheMissError, TrainingError
 from ...extract.features import dataset_folder
+from ...extract.views import PLAIN
 from ..dataset import LabelledSet
 from ..diagnostics import OUTLIER, Diagnostics, diagnose
 from ..evaluate import score_on
@@ -164,8 +165,7 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     scored = np.flatnonzero(labelled.split == evaluation.split)
     seed = int(model.training.get("seed", 0))
     own = labelled.features.listing.source == model.training["source"] and (labelled.split == "train").any()
-    train = training_rows(labelled) if own else None
-    head = _head_again(model, labelled, train) if train else None
+    train, head = _head_again(model, labelled) if own else (None, None)
     # Of the pictures that there are now: outliers are told among them.
     novelty = novelty_of(labelled, train, seed) if train else None
     proba = None if head is None else head.oof_proba_
@@ -185,13 +185,15 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     )
 
 
-def _head_again(model: SavedModel, labelled: LabelledSet, train: TrainingRows) -> Head | None:
-    """Fit the head once more; None where the dataset has become too small for that since."""
+def _head_again(model: SavedModel, labelled: LabelledSet) -> tuple[TrainingRows, Head | None]:
+    """Fit the head once more; None where the dataset is too small for that by now, or the cache lacks views of it."""
     try:
-        return refitted(model, labelled, train)
-    except TrainingError as error:
+        train = training_rows(labelled)
+        return train, refitted(model, labelled, train)
+    except (TrainingError, CacheMissError) as error:
         logger.warning("labels are not checked: %s", error)
-        return None
+        plain = replace(labelled, features=replace(labelled.features, views=PLAIN))
+        return training_rows(plain), None
 
 
 def _tell_of_changes(model: SavedModel, labelled: LabelledSet) -> None:

@@ -47,7 +47,8 @@ def standard_error(scores: np.ndarray) -> float:
     """Return the standard error of the mean of what repeats scored.
 
     Repeats share images, so they say less than as many independent ones: the variance over repeats is multiplied by
-    ``1 / repeats + test / train``, Nadeau and Bengio (2003), "Inference for the generalization error". A draw of a few images shares fewer of them than all that
-    are not set aside do, so with ten repeats its intervals are rather too wide than too narrow.
+    ``1 / repeats + test / train``, Nadeau and Bengio (2003), "Inference for the generalization error". Draws of a few
+    images share less than all that are not set aside do, so with ten repeats their intervals are rather too wide than
+    too narrow.
     """
     return float(scores.std(ddof=1) * np.sqrt(1 / len(scores) + 1 / (_FOLDS - 1)))

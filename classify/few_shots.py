@@ -145,10 +145,10 @@ def drawn(y: np.ndarray, groups: np.ndarray, seed: int) -> Draw:
     aside = set_aside(y, groups, seed)
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(~aside))
     rows = rows[np.sort(np.unique(groups[rows], return_index=True)[1])]
+    by_class = np.argsort(y[rows], kind="stable")
+    labels = y[rows][by_class]
     place = np.empty(len(rows), np.int64)
-    for label in np.unique(y[rows]):
-        mine = y[rows] == label
-        place[mine] = np.arange(mine.sum())
+    place[by_class] = np.arange(len(rows)) - np.searchsorted(labels, labels)
     return Draw(rows, place, aside)
 
 

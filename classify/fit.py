@@ -26,7 +26,7 @@ from .heads import make_head
 from .model import SavedModel, check_target, save_model
 from .novelty import Novelty, fit_novelty
 from .provenance import model_folder, training_facts
-from .repeats import REPEATS
+from .repeats import FEW_REPEATS, REPEATS
 from .scores import measured
 from .several import LabelsHead, labels_head
 from .views import plain_of
@@ -163,7 +163,7 @@ def fit_head(
 
 
 def _check_repeats(curve: bool, shots: int | None, repeats: int | None) -> None:
-    """Raise UsageError where the numbers of a curve mean nothing."""
+    """Raise UsageError where the numbers of a curve mean nothing, and warn where its intervals would mean little."""
     if shots is not None and shots < 1:
         raise UsageError(f"--shots must be 1 or more, and is {shots}")
     if repeats is None:
@@ -172,6 +172,10 @@ def _check_repeats(curve: bool, shots: int | None, repeats: int | None) -> None:
         raise UsageError("--repeats is of --curve and --shots, and neither was given: add one, or leave it out")
     if repeats < 2:
         raise UsageError(f"--repeats must be 2 or more, and is {repeats}")
+    if repeats < FEW_REPEATS:
+        logger.warning(
+            "the intervals of %d repeats are too narrow: take %d or more to rely on them", repeats, FEW_REPEATS
+        )
 
 
 TrainingRows = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -188,7 +188,7 @@ class Head:
         fresh = type(self)(**{**self.settings(), "cv": cv})
         if cv > 1 and fresh._searches():
             return fresh.fit(X, y, self.classes_, blocks=self._blocks).network_
-        fresh.classes_, fresh._blocks, fresh.notes_ = self.classes_, self._blocks, []
+        fresh.classes_, fresh._blocks = self.classes_, self._blocks
         fresh._settle()
         return fresh.again(X, y)
 

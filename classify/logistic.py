@@ -101,12 +101,6 @@ class LogisticHead(Head):
         fit = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device)
         return self._network(preparation, *coefficients(fit.W[0], back))
 
-    def _searches(self) -> bool:
-        return self.C == "auto"
-
-    def _settle(self) -> None:
-        self.C_ = 1.0 if self.C == "auto" else self._candidates()[0]
-
     def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_views: int) -> Task:
         balanced = self.class_weight == "balanced"
         return class_task(Z, y, folds, len(self.classes_), balanced=balanced, n_views=n_views)
@@ -122,6 +116,12 @@ class LogisticHead(Head):
     def _network(self, preparation: Preparation, coef: np.ndarray, intercept: np.ndarray) -> Network:
         weight, bias = (self._with_all_classes(values, 0).astype(np.float32) for values in (coef, intercept))
         return Network(preparation, (weight,), (bias,))
+
+    def _searches(self) -> bool:
+        return self.C == "auto"
+
+    def _settle(self) -> None:
+        self.C_ = 1.0 if self.C == "auto" else self._candidates()[0]
 
     def _candidates(self) -> list[float]:
         if self.C == "auto":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import sys
 from collections.abc import Callable, Iterator
 
+_shown = contextvars.ContextVar("shown", default=False)
+
 
 @contextlib.contextmanager
 def progress_bar(total: int, what: str, unit: str = "img") -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error while the block runs.
+    """Show progress on standard error while the block runs; nothing inside a block that shows it already.
 
     Parameters
     ----------
@@ -27,10 +30,14 @@ def progress_bar(total: int, what: str, unit: str = "img") -> Iterator[Callable[
         To be told the number of steps since the last call.
     """
     quiet = not logging.getLogger("headstart").isEnabledFor(logging.INFO)
-    if quiet or not total or sys.stderr is None or not sys.stderr.isatty():
+    if quiet or not total or _shown.get() or sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
-        yield lambda count: bar.update(count) and None
+        _shown.set(True)
+        try:
+            yield lambda count: bar.update(count) and None
+        finally:
+            _shown.set(False)

@@ -80,10 +80,10 @@ def hostile_dataset(samples: Path, folder: Path, label: str, per_class: tuple[in
 
 
 def reported(data: Path, folder: Path, **options: object) -> tuple[Report, str]:
-    """Extract, fit with a learning curve, and report; return the report and its text."""
+    """Extract, fit with a learning curve and few shots, and report; return the report and its text."""
     cache, out = folder / "cache", folder / "report.html"
     extract(data, backbone=BACKBONE, cache=cache)
-    fit = fit_head(data, cache=cache, out=folder / "model", curve=True)
+    fit = fit_head(data, cache=cache, out=folder / "model", curve=True, shots=4, repeats=5)
     made = report(fit.out, out=out, cache=cache, **options)
     return made, out.read_text("utf-8")
 

@@ -35,13 +35,14 @@ from .frame import (
 from .pareto import Contender, pareto
 from .scatter import scatter
 from .svg import COLOURS, Sheet, sheet
-from .training_charts import learning_curve, loss_curves, rate_curve
+from .training_charts import few_shots, learning_curve, loss_curves, rate_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
     "Contender",
+    "few_shots",
     "learning_curve",
     "loss_curves",
     "pareto",

@@ -17,6 +17,7 @@ from ...errors import UsageError, printable
 from ...extract.decode import DEFAULT_MAX_PIXELS
 from ...extract.options import RunOptions
 from ..curve import LearningCurve
+from ..few_shots import FewShots
 from ..model import load_model
 from ..predict import Classifier
 from ..provenance import versions
@@ -171,6 +172,7 @@ def _words(found: Findings, model: str, seen: Projection) -> dict[str, Any]:
         "map_words": sentences.on_map(found, seen),
         "training_words": sentences.training(found),
         "curve_words": "" if curve is None else f"{curve['verdict'].capitalize()}.",
+        "shots_words": sentences.few_shots(found),
         "notes": found.model.facts.get("notes", []),
     }
 
@@ -188,6 +190,7 @@ def _contents(found: Findings) -> list[tuple[str, str]]:
         ("map", "Map"),
         ("training", "Training"),
         ("curve", "Learning curve") if found.model.scores.get("curve") else ("", ""),
+        ("shots", "Few shots") if (found.model.scores.get("shots") or {}).get("points") else ("", ""),
         ("made", "How it was made"),
     ]
     return [item for item in contents if item[0]]
@@ -287,7 +290,7 @@ def _data(found: Findings, table: Confusion, album: Album, wanted: Sequence[int]
 
 
 def _charts(found: Findings, seen: Projection) -> dict[str, Any]:
-    data, curve = found.labelled, found.model.scores.get("curve")
+    data, curve, few = found.labelled, found.model.scores.get("curve"), found.model.scores.get("shots")
     drawn = LearningCurve(**curve) if curve and curve["points"] else None
     wrong = np.zeros(len(data.y), bool)
     wrong[found.scored[found.wrong()]] = True
@@ -307,6 +310,7 @@ def _charts(found: Findings, seen: Projection) -> dict[str, Any]:
         ),
         "training": _training_charts(found),
         "curve": None if drawn is None else charts.learning_curve(drawn),
+        "shots": charts.few_shots(FewShots(**few)) if few and few["points"] else None,
     }
 
 

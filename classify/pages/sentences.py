@@ -195,6 +195,23 @@ def training(found: Findings) -> str:
     )
 
 
+def few_shots(found: Findings) -> str:
+    """Return what the fewest and the most images a class of the few-shot curve are worth, if it was drawn."""
+    few = found.model.scores.get("shots")
+    if not few or not few["points"]:
+        return ""
+    ends = few["points"] if len(few["points"]) < 2 else [few["points"][0], few["points"][-1]]
+    told = [
+        f"{percent(point['mean'])} ({percent(point['low'])} to {percent(point['high'])}) with "
+        f"{counted(point['shots'], 'image')} a class"
+        for point in ends
+    ]
+    right = f"Of training images that were set aside, the head gets right {', and '.join(told)}"
+    more = [ends[-1]["verdict"]] if few["views"] > 1 else []
+    more += [few["ended"]] if few["ended"] else []
+    return f"{'; '.join([right, *more])}."
+
+
 def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " x ".join(map(str, value))

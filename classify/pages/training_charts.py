@@ -1,4 +1,4 @@
-"""Charts of training: loss and accuracy by epoch, the test of learning rates, the learning curve."""
+"""Charts of training: loss and accuracy by epoch, the test of learning rates, the learning curve, few shots."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..curve import LearningCurve
+from ..few_shots import FewShots
 from .frame import (
     BAND,
     MARK,
@@ -174,6 +175,54 @@ def learning_curve(curve: LearningCurve, *, prefix: str = "curve") -> Markup:
             for size, at, a, b in zip(n, mean, low, high, strict=True)
         ]
         return page.markup("Learning curve", f"{what.capitalize()} with {'; '.join(points)}; {curve.verdict}.")
+
+
+def few_shots(found: FewShots, *, prefix: str = "shots") -> Markup:
+    """Draw how good the head is with a few images a class, with the 95 % interval of the mean.
+
+    Parameters
+    ----------
+    found : FewShots
+        With one point or more; where images have views, fits to view 0 alone are drawn too.
+    prefix : str, default "shots"
+    """
+    shots = np.array([point["shots"] for point in found.points], float)
+    lines = {"all views" if found.views > 1 else "": found.points}
+    if found.views > 1:
+        lines["view 0 alone"] = [point["plain"] for point in found.points]
+    keys = [Key(words, style) for words, style in zip(lines, STYLES, strict=False) if words]
+    with sheet(prefix, WIDTH, 260 + legend_height(keys)) as page:
+        axes = framed(page, "images a class", "accuracy on images set aside", bottom=260)
+        axes.set_xscale("log")
+        shares = [np.array([[point[key] for key in _CURVE_KEYS[1:]] for point in rows]).T for rows in lines.values()]
+        for (mean, low, high), style in zip(shares, STYLES, strict=False):
+            axes.fill_between(shots, low, high, color=style["color"], **BAND)
+            axes.plot(shots, mean, **{**MARK, **style})
+        share_axis(axes, *shares)
+        axes.set_xlim(shots[0] / 1.1, shots[-1] * 1.1)
+        _doubling_ticks(axes.xaxis, shots)
+        legend(page, keys, 260)
+        words = [
+            f"{name}: {_shots_words(rows, shots)}" if name else _shots_words(rows, shots)
+            for name, rows in lines.items()
+        ]
+        return page.markup("Few shots", f"Accuracy by images a class, {'; '.join(words)}.")
+
+
+def _doubling_ticks(axis: Any, shots: np.ndarray) -> None:
+    """Give a logarithmic axis ticks at 1, 2, 4 and so on, as far as curves go."""
+    from matplotlib.ticker import FixedLocator
+
+    log_ticks(axis, shots[0], shots[-1])
+    axis.set_major_locator(FixedLocator([2.0**power for power in range(int(np.log2(shots[-1])) + 1)]))
+
+
+def _shots_words(rows: Sequence[Mapping[str, float]], shots: np.ndarray) -> str:
+    told = [
+        f"{int(size)} {percent(row['mean'])} ({percent(row['low'])} to {percent(row['high'])})"
+        for row, size in zip(rows, shots, strict=True)
+    ]
+    return ", ".join(told)
 
 
 _CURVE_KEYS = ("n", "mean", "low", "high")

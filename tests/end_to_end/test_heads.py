@@ -39,6 +39,9 @@ def test_several_values_of_an_option_are_a_grid(headstart_json, photos):
         (["--head", "linear", "--dropout", ".1"], "--dropout means nothing to --head linear; leave it out"),
         (["--optimizer", "sgd"], "--optimizer means nothing to --head logistic; leave it out"),
         (["--head", "ncm", "--class-weight", "balanced"], "--class-weight means nothing to --head ncm"),
+        (["--repeats", "5"], "--repeats is of --curve and --shots, and neither was given: add one, or leave it out"),
+        (["--shots", "4", "--repeats", "1"], "Invalid value for '--repeats': 1 is not in the range x>=2."),
+        (["--shots", "0"], "Invalid value for '--shots': 0 is not in the range x>=1."),
         (["--head", "knn", "--k", "100000"], "--k must be 'auto' or from 1 to"),
     ],
 )

@@ -39,18 +39,19 @@ FAST = {"linear": ["--epochs", "5"], "mlp": ["--epochs", "5", "--hidden", "8"]}
 @pytest.mark.parametrize("head", ["logistic", "linear", "mlp", "knn", "ncm"])
 def test_every_head_says_all_there_is_to_say(headstart, headstart_json, cached, head):
     words = ["fit-head", "--head", head, *FAST.get(head, []), "--cv", "2", *cached]
-    found = headstart_json(*words, "--details", "--curve")
-    assert {"details", "curve", "per_class"} <= set(found)
+    found = headstart_json(*words, "--details", "--curve", "--shots", "4", "--repeats", "2")
+    assert {"details", "curve", "per_class", "shots"} <= set(found)
+    assert [point["shots"] for point in found["shots"]["points"]] == [1, 2, 4] and found["shots"]["repeats"] == 2
     assert found["curve"]["points"][-1]["n"] > found["curve"]["points"][0]["n"]
     assert len(found["details"]["suspicious"]) == found["train"]["n"] == 90
     status, out, err = headstart(*words, "--details", "--curve", "--overwrite")
     assert (status, out) == (0, "")
     assert "the 10 most suspicious labels of the training images:" in err and "learning curve:" in err
-    assert not {"details", "curve"} & set(headstart_json(*words, "--overwrite"))
+    assert not {"details", "curve", "shots"} & set(headstart_json(*words, "--overwrite"))
 
 
 def test_a_logistic_head_needs_neither_torch_nor_sklearn_nor_scipy(cached, tmp_path):
-    done, loaded = in_own_process("fit-head", "--details", "--curve", "--json", *cached, cwd=tmp_path)
+    done, loaded = in_own_process("fit-head", "--details", "--curve", "--shots", "2", "--json", *cached, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not loaded & {"torch", "torchvision", "sklearn", "scipy"}
     done, loaded = in_own_process("evaluate", json.loads(done.stdout)["out"], *cached, cwd=tmp_path)

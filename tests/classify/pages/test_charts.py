@@ -11,6 +11,7 @@ import pytest
 
 import headstart
 from headstart.classify.curve import LearningCurve
+from headstart.classify.few_shots import FewShots
 from headstart.classify.metrics import expected_calibration_error, reliability_curve
 from headstart.classify.pages import charts
 from headstart.classify.pages.charts import Contender
@@ -80,6 +81,8 @@ GRID = [
 POINTS = [
     {"n": n, "mean": mean, "low": mean - 0.03, "high": mean + 0.03, "std": 0.05} for n, mean in ((20, 0.6), (200, 0.9))
 ]
+SHOTS = [{"shots": shots, **point} for shots, point in zip((1, 4), POINTS, strict=True)]
+VIEWS = [{**point, "plain": POINTS[0], "difference": POINTS[0], "verdict": "views help"} for point in SHOTS]
 MODELS = [
     Contender("slow", 0.9, 0.85, 0.93, 0.1),
     Contender("fast", 0.8, 0.75, 0.85, 0.01),
@@ -94,6 +97,8 @@ ALL = {
     "loss_curves": lambda p: charts.loss_curves(HISTORY, best_epoch=2, prefix=p),
     "rate_curve": lambda p: charts.rate_curve([{"lr": 10.0**-k, "loss": 1 + k} for k in (5, 4, 3)], 1e-4, prefix=p),
     "learning_curve": lambda p: charts.learning_curve(LearningCurve(POINTS, "accuracy", "more help"), prefix=p),
+    "few_shots": lambda p: charts.few_shots(FewShots(SHOTS, 10), prefix=p),
+    "few_shots, views": lambda p: charts.few_shots(FewShots(VIEWS, 10, 8), prefix=p),
     "pareto": lambda p: charts.pareto(MODELS, prefix=p),
     "scatter": lambda p: charts.scatter(MAP, np.arange(60) % 3, "abc", wrong=np.arange(60) == 7, prefix=p),
 }
@@ -350,6 +355,17 @@ def test_the_learning_curve_tells_points_and_verdict():
     assert described(ALL["learning_curve"]("p")) == (
         "Accuracy with 20 images 60.0 % (57.0 % to 63.0 %); 200 images 90.0 % (87.0 % to 93.0 %); more help."
     )
+
+
+def test_few_shots_are_told_with_all_views_and_with_one():
+    mine = "1 60.0 % (57.0 % to 63.0 %), 4 90.0 % (87.0 % to 93.0 %)"
+    assert described(ALL["few_shots"]("p")) == f"Accuracy by images a class, {mine}."
+    alone = "1 60.0 % (57.0 % to 63.0 %), 4 60.0 % (57.0 % to 63.0 %)"
+    markup = ALL["few_shots, views"]("p")
+    assert described(markup) == f"Accuracy by images a class, all views: {mine}; view 0 alone: {alone}."
+    assert {"all views", "view 0 alone", "1", "2", "4"} <= set(texts(parsed(markup)))
+    single = charts.few_shots(FewShots(SHOTS[:1], 10))
+    assert "1 60.0 %" in described(single)
 
 
 def test_the_front_is_told_in_words():

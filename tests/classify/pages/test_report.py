@@ -125,6 +125,11 @@ def test_what_is_odd_is_shown(made):
     assert "looks like" in labels
     model = load_model(folder / "model")
     assert model.scores["curve"]["verdict"][1:] in page and '<section id="curve"' in page
+    few = model.scores["shots"]["points"]
+    shown = page[page.index('<section id="shots"') : page.index('<section id="made"')].replace("\u00a0", " ")
+    for point in (few[0], few[-1]):
+        assert f"{100 * point['mean']:.1f} % ({100 * point['low']:.1f} % to {100 * point['high']:.1f} %) with" in shown
+    assert "<svg " in shown and 'href="#shots"' in page
     assert "headstart fit-head" in page and model.training["created"] in page
 
 

@@ -90,9 +90,9 @@ class Fit:
         held = " (held out: the dataset has no validation split)" if self.data.held_out else ""
         counts = {split: int((self.data.split == split).sum()) for split in ("train", "val")}
         what = "labels, any number an image" if self.model.multi_label else "classes"
-        views = f" x {features.views.count} views ({features.views.augment})" if features.views.count > 1 else ""
+        views = f" ({features.views.count} views each, {features.views.augment})" if features.views.count > 1 else ""
         lines = [
-            f"{counts['train']} training images{views}, {counts['val']} validation images{held}, "
+            f"{counts['train']} training{views}, {counts['val']} validation images{held}, "
             f"{len(self.model.classes)} {what}",
             f"{self.model.kind} head on {_joined_features(self.data)}, {sum(features.dims)} wide: {self.head.choice()}",
             f"cross-validation: {_cross_validated(scores['cv'])}",

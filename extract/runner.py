@@ -8,6 +8,7 @@ rows on disk does not depend on timing.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from .phash import KnownHashes
 from .reader import TOGETHER, Ahead, Item, Need, Reader
 from .suspects import Watch
 from .views import PLAIN, Views
+
+logger = logging.getLogger("headstart.extract")
 
 Steps = Generator[tuple[int, "Outcome"], None, "Outcome"]
 Result = TypeVar("Result")
@@ -218,6 +221,8 @@ def run_in_steps(
             gpu = gpu_decoder(embedder.asked[0].decoder, embedder.device, options.max_pixels)
         if gpu is not None:
             stack.enter_context(gpu)
+            if work.views.count > 1:
+                logger.info("a picture that gets augmented views is decoded by the processor, not by the GPU")
         # Threads that wait for the GPU take no core.
         pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
         needs = [Need(target.embedder.preprocess, target.held, work.views) for target in targets]

@@ -13,6 +13,7 @@ from .repeats import REPEATS, set_aside, spread
 from .views import plain_of
 
 _PLAIN = "view 0 alone"
+_WIDE = 27  # letters of a column: "100.0 %  (100.0 to 100.0)" and two spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ class FewShots:
         what = f"accuracy on images that were set aside, {self.repeats} times"
         lines = [f"  images a class  {what}"]
         if self.views > 1:
-            lines += [f"  {'':>14}  {f'with {self.views} views':<25}{_PLAIN:<25}difference within each repeat"]
+            lines += [
+                f"  {'':>14}  {f'with {self.views} views':<{_WIDE}}{_PLAIN:<{_WIDE}}difference within each repeat"
+            ]
         lines += [f"  {point['shots']:>14}  {_in_words(point)}" for point in self.points]
         return [*(lines if self.points else []), *([self.ended] if self.ended else [])]
 
@@ -201,8 +204,8 @@ def _ended(fewest: int, shots: int, name: str) -> str:
 
 def _in_words(point: dict[str, Any]) -> str:
     if "plain" in point:
-        return f"{_share(point):<25}{_share(point['plain']):<25}{point['verdict']}"
-    return f"{_share(point):<25}{'#' * round(40 * point['mean'])}"
+        return f"{_share(point):<{_WIDE}}{_share(point['plain']):<{_WIDE}}{point['verdict']}"
+    return f"{_share(point):<{_WIDE}}{'#' * round(40 * point['mean'])}"
 
 
 def _share(numbers: dict[str, Any]) -> str:

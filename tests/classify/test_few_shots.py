@@ -235,8 +235,8 @@ def test_a_table_says_what_a_person_needs():
     numbers = {"mean": 0.5, "low": 0.40625, "high": 0.6, "std": 0.1}
     assert FewShots([{"shots": 1, "n": 2, **numbers}, {"shots": 16, "n": 32, **numbers}], 7).lines() == [
         "  images a class  accuracy on images that were set aside, 7 times",
-        "               1   50.0 %  (40.6 to 60.0)  ####################",
-        "              16   50.0 %  (40.6 to 60.0)  ####################",
+        "               1   50.0 %  (40.6 to 60.0)    ####################",
+        "              16   50.0 %  (40.6 to 60.0)    ####################",
     ]
 
 

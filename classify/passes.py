@@ -40,9 +40,10 @@ def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextM
         raise UsageError(f"device must be auto, cpu or cuda, and is {device!r}")
     n, width = task.rows.shape
     numbers = float(n * width * task.n_outputs * task.n_fits)
-    # Eigenvectors of the second moment cost its width's third power at each C. Along principal axes they save no more
-    # than a fifth of the passes, and little of the way to a solution.
-    diagonal = width > WHOLE_CURVATURE_UP_TO or (task.along_axes and width**3 > numbers)
+    # Eigenvectors of the second moment cost its width's third power at each C; along principal axes they save a fifth
+    # of the passes at most. Views have no say in it, so that equal ones are fitted by the same steps as one.
+    dear = task.along_axes and width**3 * task.n_views > numbers
+    diagonal = width > WHOLE_CURVATURE_UP_TO or dear
     work = 4.0 * numbers
     if device == "cuda" or (device == "auto" and work > _GPU_FROM and _has_gpu()):
         from .torch_passes import TorchPasses

@@ -89,10 +89,9 @@ def test_equal_views_take_adams_steps_in_the_same_batches():
     assert three.epochs_ == one.epochs_
 
 
+@pytest.mark.parametrize("kind", ["logistic", "labels", "linear", "mlp"])
 @pytest.mark.parametrize("weight", ["none", "balanced"])
 def test_equal_views_leave_the_weights_of_classes_as_they_are(kind, weight):
-    if kind in ("knn", "ncm"):
-        pytest.skip("has none")
     X, y = images(60, 1)
     keep = (y > 0) | (np.arange(60) < 20)  # one class has a third of the others' images
     X, y = X[keep, 0], target_of(kind, y[keep])

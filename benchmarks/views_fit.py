@@ -1,12 +1,12 @@
-"""What several views of each image cost a head: seconds and memory of a fit for V = 1, 2, 4, 8, 16, beside those of one.
+"""What several views of each image cost a head: seconds and memory of a fit, beside those with one view.
 
     python benchmarks/views_fit.py [--images 2000 --dim 512 --classes 10] [--heads logistic linear] [--views 1 2 4 8 16]
 
 Each fit has a process of its own: the search over 11 values of C in 5 folds and the last fit (logistic), 3 learning
-rates in 5 folds (linear). Embeddings are made: classes with means of their own in a space whose variance falls off as in
-real embeddings, views that lie around their image, turned, and cut off below as by a ReLU. Memory is what the process
-takes at most while it fits, beyond libraries and the embeddings themselves. Where other programs use the cores, the
-seconds of the processor say more than those of the clock.
+rates in 5 folds (linear). Embeddings are made: classes with means of their own in a space whose variance falls off as
+in real embeddings, views that lie around their image, turned, and cut off below as by a ReLU. Memory is what the
+process takes at most while it fits, beyond libraries and the embeddings themselves. Where other programs use the cores,
+the seconds of the processor say more than those of the clock.
 """
 
 from __future__ import annotations

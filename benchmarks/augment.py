@@ -86,9 +86,7 @@ def main() -> None:
     pictures = [decode(path.read_bytes()).pixels for path in paths[:: max(1, len(paths) // PICTURES)][:PICTURES]]
     preprocess = Preprocess(resize=256, crop=224)
     size = statistics.mean(picture.size / 3e3 for picture in pictures)
-    print(
-        f"{len(pictures)} pictures of {size:.0f} thousand pixels; ms a picture, and how many times ours torchvision takes"
-    )
+    print(f"{len(pictures)} pictures of {size:.0f} thousand pixels; ms a picture, and torchvision's over ours")
     print(f"{'':12}  {'1 thread: ours':>14} {'torchvision':>11} {'ratio':>5}  {'2: ours':>7} {'torchvision':>11} ratio")
     for preset in PRESETS:
         sides = [Augment(preset, preprocess), torchvisions(preset, preprocess)]

@@ -1,9 +1,9 @@
-"""Random augmentation of one decoded picture, on torchvision.transforms.v2: the seed alone decides, in any thread.
+"""Random augmentation of one decoded picture: the seed alone decides, in any thread and on any machine.
 
-torchvision draws from torch's global generator, which all threads share, so that with it what one picture becomes would
-depend on what else is drawn at that moment. Here a mode, of which each thread has its own, hands every random
-operation below the transforms a generator of the call's own. The pixels are those that torchvision gives after
-`torch.manual_seed(seed)` in a program that does nothing else.
+The recipes are torchvision's, and their pixels nearly so. They are not computed by torchvision, whose transforms draw
+from a generator that all threads share, and round by what the processor has. Here nothing is drawn but from `Draws`,
+and pixels are computed in whole numbers, by numpy and, where they are resized, by torch. So a cached view may be named
+by what it was drawn from, and is the same wherever it is made.
 """
 
 from __future__ import annotations
@@ -12,51 +12,45 @@ import hashlib
 import math
 import operator
 import threading
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from .preprocess import Preprocess, as_batch, resized, to_inputs
-
-if TYPE_CHECKING:
-    import torch
-    from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode
+from . import pixel_ops
+from .affine import Box, rotation
+from .auto_augment import Bending, rand_augment, trivial_augment
+from .draws import Draws
+from .pixel_ops import Planes, as_pixels, as_planes
+from .portable import exponential
+from .preprocess import Preprocess, as_batch, resized, resized_to, to_input, trimmed
 
 # What a preset does has a number, which goes up whenever the same seed would give other pixels or other chances: a
-# cached view names the preset and this number. torchvision's own changes are not in it.
+# cached view names the preset and this number.
 RECIPE_VERSIONS = {
     "none": 1,  # the evaluation's preprocessing
-    "flip": 1,  # the same, mirrored half of the time
-    "tutorial": 1,  # RandomResizedCrop, flip
-    "crop": 1,  # the evaluation's resize, RandomCrop, flip
-    "strong": 1,  # rotation, RandomResizedCrop, flip, colour jitter
-    "randaugment": 1,  # RandomResizedCrop, flip, RandAugment
-    "trivial": 1,  # RandomResizedCrop, flip, TrivialAugmentWide
+    "flip": 2,  # the same, mirrored half of the time
+    "tutorial": 2,  # random resized crop, flip
+    "crop": 2,  # the evaluation's resize, random crop, flip
+    "strong": 2,  # rotation, random resized crop, flip, colour jitter
+    "randaugment": 2,  # random resized crop, flip, RandAugment
+    "trivial": 2,  # random resized crop, flip, TrivialAugment
 }
 PRESETS = tuple(RECIPE_VERSIONS)
 
+AREA = (0.08, 1.0)  # of the picture, of a random resized crop; torchvision's, as are the next two
+RATIO = (3 / 4, 4 / 3)  # of its width and height
+TRIES = 10
+LOG_RATIO = 0.28768207245178096  # of 4/3
 ROTATION = 15  # degrees either way
 # Brightness, contrast, saturation and hue, and how often: MoCo v2 (main_moco.py --aug-plus). The first three are also
 # fb.resnet.torch's and timm's for training with labels.
 JITTER = (0.4, 0.4, 0.4, 0.1)
 JITTER_CHANCE = 0.8
-# A rotation takes 45 bytes a pixel, and 1.7 s for a photograph of 12 million pixels, so a larger picture is first
-# shrunk to this many times the crop's area: one of 3:2 keeps a short side of twice the crop.
+# A larger picture is first shrunk to this many times the crop's area before it is rotated, as that takes time for each
+# pixel: one of 3:2 keeps a short side of twice the crop.
 MOST_ROTATED = 6
-
-_OF_C = (
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.MethodWrapperType,
-)
 
 _starting = threading.Lock()
 
@@ -86,20 +80,14 @@ class Augment:
     Notes
     -----
     The pixels depend on the picture, the preset, the preprocessing and the seed, and on nothing else: not on other
-    threads, not on torch's number of threads. torch's global generator is left as it is. Between releases of
-    torchvision or torch, or between kinds of processors, single values may differ.
+    threads, not on the processor, not on torch's number of threads. No other generator is drawn from.
     """
 
     def __init__(self, preset: str, preprocess: Preprocess) -> None:
         if preset not in RECIPE_VERSIONS:
             raise UsageError(f"augment must be one of {', '.join(PRESETS)}; got {preset!r}")
-        import torch
-
         self.preset = preset
         self.preprocess = preprocess
-        # This thread's number of threads is settled before others change, for a moment, what new threads get.
-        torch.get_num_threads()
-        self._draw = None if preset == "none" else _transforms(preset, preprocess)
 
     def __repr__(self) -> str:
         return f"Augment({self.preset!r}, {self.preprocess!r})"
@@ -112,30 +100,16 @@ class Augment:
         pixels : array, (H, W, 3) uint8
             Decoded image, red first; it stays as it is.
         seed : int
-            0 to 2**64 - 1, of which torch uses the lower 32 bits; `image_seed` makes good ones.
+            0 to 2**64 - 1; `image_seed` makes good ones.
 
         Returns
         -------
         array, (crop, crop, 3) uint8
             C-contiguous, writable, with memory of its own.
         """
-        import torch
-
-        with torch.inference_mode(), _here_alone():
-            image = self._prepare(as_batch(pixels))
-            if self._draw is not None:
-                with _seeded()(seed):
-                    image = self._draw(image)
-        return np.array(image.permute(1, 2, 0).numpy(), order="C")
-
-    def _prepare(self, batch: torch.Tensor) -> torch.Tensor:
-        """Do what is not random: (1, H, W, 3) uint8 to (3, h, w) uint8."""
-        if self.preset in ("none", "flip"):
-            batch, _ = to_inputs(batch, self.preprocess)
-        images = batch.permute(0, 3, 1, 2)
-        if self.preset == "crop":
-            images, _ = resized(images, self.preprocess)
-        return _shrunk(images[0], self.preprocess) if self.preset == "strong" else images[0]
+        image = _RECIPES[self.preset](trimmed(pixels), self.preprocess, Draws(seed))
+        own = image.flags.c_contiguous and image.flags.writeable and not np.may_share_memory(image, pixels)
+        return image if own else np.array(image, order="C")
 
 
 def image_seed(*parts: int | bytes | str) -> int:
@@ -177,170 +151,107 @@ def _written(part: int | bytes | str) -> tuple[bytes, bytes]:
     return b"i", str(operator.index(part)).encode()
 
 
-def _shrunk(image: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """Shrink an image, (3, H, W) uint8, that is too large to be rotated as it is."""
-    from torchvision.transforms import InterpolationMode, v2
+# Recipes: a picture, (H, W, 3) uint8, becomes (crop, crop, 3) uint8, of any strides. The order of the draws is part of
+# what a recipe is.
 
-    high, wide = image.shape[-2:]
+
+def _none(pixels: NDArray[np.uint8], preprocess: Preprocess, draws: Draws) -> NDArray[np.uint8]:
+    return to_input(pixels, preprocess)[0]
+
+
+def _flip(pixels: NDArray[np.uint8], preprocess: Preprocess, draws: Draws) -> NDArray[np.uint8]:
+    return _mirrored(to_input(pixels, preprocess)[0], draws)
+
+
+def _tutorial(pixels: NDArray[np.uint8], preprocess: Preprocess, draws: Draws) -> NDArray[np.uint8]:
+    box = _random_box(pixels.shape[0], pixels.shape[1], draws)
+    part = pixels[box.top : box.top + box.high, box.left : box.left + box.wide]
+    return _mirrored(_cropped_size(part, preprocess), draws)
+
+
+def _crop(pixels: NDArray[np.uint8], preprocess: Preprocess, draws: Draws) -> NDArray[np.uint8]:
+    images, _ = resized(as_batch(pixels).permute(0, 3, 1, 2), preprocess)
+    image, side = images.numpy()[0].transpose(1, 2, 0), preprocess.crop
+    top, left = (draws.below(length - side + 1) for length in image.shape[:2])
+    return _mirrored(image[top : top + side, left : left + side], draws)
+
+
+def _strong(pixels: NDArray[np.uint8], preprocess: Preprocess, draws: Draws) -> NDArray[np.uint8]:
+    pixels = _shrunk(pixels, preprocess)
+    high, wide = pixels.shape[:2]
+    turn = rotation(draws.uniform(-ROTATION, ROTATION), high, wide)
+    part = _bending(preprocess)(pixels.transpose(2, 0, 1), turn, _random_box(high, wide, draws))
+    image = _mirrored(_cropped_size(as_pixels(part), preprocess), draws)
+    return as_pixels(_jittered(as_planes(image), draws)) if draws.chance(JITTER_CHANCE) else image
+
+
+def _randaugment(pixels: NDArray[np.uint8], preprocess: Preprocess, draws: Draws) -> NDArray[np.uint8]:
+    image = as_planes(_tutorial(pixels, preprocess, draws))
+    return as_pixels(rand_augment(image, draws, _bending(preprocess)))
+
+
+def _trivial(pixels: NDArray[np.uint8], preprocess: Preprocess, draws: Draws) -> NDArray[np.uint8]:
+    image = as_planes(_tutorial(pixels, preprocess, draws))
+    return as_pixels(trivial_augment(image, draws, _bending(preprocess)))
+
+
+_RECIPES: dict[str, Callable[[NDArray[np.uint8], Preprocess, Draws], NDArray[np.uint8]]] = {
+    "none": _none,
+    "flip": _flip,
+    "tutorial": _tutorial,
+    "crop": _crop,
+    "strong": _strong,
+    "randaugment": _randaugment,
+    "trivial": _trivial,
+}
+
+
+def _mirrored(image: NDArray[np.uint8], draws: Draws) -> NDArray[np.uint8]:
+    return image[:, ::-1] if draws.chance(0.5) else image
+
+
+def _cropped_size(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    return resized_to(pixels, (preprocess.crop, preprocess.crop), preprocess)
+
+
+def _random_box(high: int, wide: int, draws: Draws) -> Box:
+    """Draw the part of an image of that size that a random resized crop takes."""
+    for _ in range(TRIES):
+        area = high * wide * draws.uniform(*AREA)
+        ratio = exponential(draws.uniform(-LOG_RATIO, LOG_RATIO))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= wide and 0 < down <= high:
+            return Box(draws.below(high - down + 1), draws.below(wide - across + 1), down, across)
+    return _central_box(high, wide)
+
+
+def _central_box(high: int, wide: int) -> Box:
+    """Return the largest part in the middle whose ratio is allowed."""
+    across = min(wide, round(high * RATIO[1]))
+    down = min(high, round(wide / RATIO[0]))
+    return Box((high - down) // 2, (wide - across) // 2, down, across)
+
+
+def _shrunk(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Shrink a picture that is too large to be rotated as it is."""
+    high, wide = pixels.shape[:2]
     scale = math.sqrt(MOST_ROTATED * preprocess.crop**2 / (high * wide))
     if scale >= 1:
-        return image
-    smaller: torch.Tensor = v2.functional.resize(
-        image,
-        [max(1, int(length * scale)) for length in (high, wide)],
-        InterpolationMode(preprocess.interpolation),
-        antialias=preprocess.antialias,
-    )
-    return smaller
+        return pixels
+    return resized_to(pixels, (max(1, int(high * scale)), max(1, int(wide * scale))), preprocess)
 
 
-def _transforms(preset: str, preprocess: Preprocess) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what is random: (3, h, w) uint8 to (3, crop, crop) uint8."""
-    from torchvision.transforms import InterpolationMode, v2
-
-    mode = InterpolationMode(preprocess.interpolation)
-    part = v2.RandomResizedCrop(preprocess.crop, interpolation=mode, antialias=preprocess.antialias)
-    flip = v2.RandomHorizontalFlip()
-    # For what rotates and shears.
-    bent: dict[str, Any] = {
-        "interpolation": InterpolationMode("nearest" if "nearest" in mode.value else "bilinear"),
-        "fill": [min(255, max(0, round(255 * mean))) for mean in preprocess.mean],
-    }
-    steps: dict[str, list[Any]] = {
-        "flip": [flip],
-        "tutorial": [part, flip],
-        "crop": [v2.RandomCrop(preprocess.crop), flip],
-        "strong": [
-            v2.RandomRotation(ROTATION, **bent),
-            part,
-            flip,
-            v2.RandomApply([v2.ColorJitter(*JITTER)], p=JITTER_CHANCE),
-        ],
-        "randaugment": [part, flip, v2.RandAugment(**bent)],
-        "trivial": [part, flip, v2.TrivialAugmentWide(**bent)],
-    }
-    pipeline: Callable[[torch.Tensor], torch.Tensor] = v2.Compose(steps[preset])
-    return pipeline
+def _bending(preprocess: Preprocess) -> Bending:
+    red, green, blue = (min(255, max(0, round(255 * mean))) for mean in preprocess.mean)
+    return Bending("nearest" not in preprocess.interpolation, (red, green, blue))
 
 
-@contextmanager
-def _here_alone() -> Iterator[None]:
-    """Let torch compute with one thread within.
-
-    Several round the mean of a picture, of which contrast is a change, differently from 512 pixels a side.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@cache
-def _seeded() -> Callable[[int], TorchFunctionMode]:
-    """Return the class of the mode; torch is imported when it is first asked for."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Seeded(TorchFunctionMode):
-        """Within, in this thread, random operations draw from a generator of its own.
-
-        torch marks operations that draw. A function of C is known by the operation of its name; what is written in
-        Python, or has no such operation, may hide several, so that `_drawing` looks into it. To look into everything
-        takes up to 0.6 ms a picture, while no other thread can run Python.
-        """
-
-        def __init__(self, seed: int) -> None:
-            super().__init__()
-            self._generator = torch.Generator().manual_seed(seed)
-            self._drawing = _drawing()(self._generator)
-
-        def __torch_function__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            draws = _draws(func.__name__) if isinstance(func, _OF_C) else None
-            if draws is None:
-                with self._drawing:
-                    return func(*args, **kwargs)
-            if draws and kwargs.get("generator") is None:
-                kwargs = {**kwargs, "generator": self._generator}
-            return func(*args, **kwargs)
-
-    return Seeded
-
-
-@cache
-def _drawing() -> Callable[[torch.Generator], TorchDispatchMode]:
-    """Return the class of the mode that looks into a function."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Within, the operations that torch's functions end in get the generator, where torch marks them as random."""
-
-        def __init__(self, generator: torch.Generator) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self._generator = generator
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if _is_random(func) and kwargs.get("generator") is None:
-                return _with_generator(func)(*args, **{**kwargs, "generator": self._generator})
-            return func(*args, **kwargs)
-
-    return Drawing
-
-
-@cache
-def _draws(name: str) -> bool | None:
-    """Tell from its name whether a function of C draws, from a generator that it takes; None where that is unknown."""
-    import torch
-
-    if name.startswith("__"):  # operators, and what reads an attribute
-        return False
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None:
-        return None
-    overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    if not any(_is_random(overload) for overload in overloads):
-        return False
-    return True if any(_arguments(overload)[1] for overload in overloads) else None
-
-
-def _is_random(func: Any) -> bool:
-    import torch
-
-    return torch.Tag.nondeterministic_seeded in func.tags
-
-
-@cache
-def _with_generator(func: Any) -> Any:
-    """Return `func`, an operation of torch, or its overload that differs by taking a generator.
-
-    Raises
-    ------
-    RuntimeError
-        There is none: what it drew would not follow from the seed.
-    """
-    packet = func.overloadpacket
-    wanted, _ = _arguments(func)
-    for overload in (func, *(getattr(packet, name) for name in packet.overloads())):
-        arguments, draws_from = _arguments(overload)
-        if draws_from and arguments == wanted:
-            return overload
-    raise RuntimeError(f"{func} draws random numbers and takes no generator, so no seed can fix an augmentation by it")
-
-
-def _arguments(func: Any) -> tuple[list[tuple[str, str]], bool]:
-    """Return the names and types of an operation's arguments but the generator, and whether it takes one."""
-    arguments = [(argument.name, str(argument.type)) for argument in func._schema.arguments]
-    others = [argument for argument in arguments if argument[0] != "generator"]
-    return others, len(others) < len(arguments)
+def _jittered(image: Planes, draws: Draws) -> Planes:
+    """Change brightness, contrast, saturation and hue, in any order."""
+    order = draws.permutation(4)
+    *around_one, turn = JITTER
+    amounts = [draws.uniform(1 - most, 1 + most) for most in around_one] + [draws.uniform(-turn, turn)]
+    changes = (pixel_ops.brightness, pixel_ops.contrast, pixel_ops.saturation, pixel_ops.hue)
+    for which in order:
+        image = changes[which](image, amounts[which])
+    return image

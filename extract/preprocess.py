@@ -151,6 +151,23 @@ def as_batch(pixels: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(_batch_of_one(pixels))
 
 
+def resized_to(pixels: NDArray[np.uint8], size: tuple[int, int], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Resize one image, (H, W, 3) uint8, to `size`, height and width, whatever `preprocess.resize` is.
+
+    It may share memory with `pixels`.
+    """
+    import torch
+
+    batch = torch.from_numpy(_batch_of_one(pixels).transpose(0, 3, 1, 2))
+    image: NDArray[np.uint8] = _resize(batch, size, preprocess).numpy()[0].transpose(1, 2, 0)
+    return image
+
+
+def trimmed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut an image, (H, W, 3), that is longer than `MAX_ASPECT` times its short side to its centre; a view."""
+    return _trim(pixels)
+
+
 def _batch_of_one(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     # Readers of Pillow images and of bytes hand out read-only arrays, which torch would warn about.
     writable = np.require(_trim(pixels), requirements=["C", "W"])

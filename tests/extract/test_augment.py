@@ -1,22 +1,26 @@
-"""Augmentation: torchvision's own pixels, from the seed alone, whatever else draws at the same time."""
+"""Augmentation: from the seed alone, on every machine, and with torchvision's recipes."""
 
 import json
+import os
 import pickle
 import random
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from headstart.errors import UsageError
-from headstart.extract import augment
+from headstart.extract import augment, auto_augment
 from headstart.extract.augment import PRESETS, RECIPE_VERSIONS, Augment, image_seed
+from headstart.extract.auto_augment import OPERATIONS
 from headstart.extract.decode import decode
+from headstart.extract.draws import Draws
 from headstart.extract.preprocess import Preprocess, to_input
 
 SMALL = Preprocess(resize=72, crop=64)
@@ -33,56 +37,11 @@ def waves(high: int, wide: int) -> np.ndarray:
 PICTURES = [waves(96, 128), waves(200, 90), waves(40, 50), waves(64, 64)]
 
 
-def torchvisions_own(preset: str, preprocess: Preprocess) -> v2.Compose:
-    """Write each recipe out as its documentation has it."""
-    crop, antialias = preprocess.crop, preprocess.antialias
-    mode = InterpolationMode(preprocess.interpolation)
-    bending = {
-        "interpolation": {"bicubic": InterpolationMode.BILINEAR, "nearest-exact": InterpolationMode.NEAREST}.get(
-            preprocess.interpolation, mode
-        ),
-        "fill": [124, 116, 104],
-    }
-    part = v2.RandomResizedCrop(crop, (0.08, 1.0), (3 / 4, 4 / 3), interpolation=mode, antialias=antialias)
-    flip = v2.RandomHorizontalFlip(0.5)
-    jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    return v2.Compose(
-        {
-            "tutorial": [part, flip],
-            "crop": [v2.Resize(preprocess.resize, mode, antialias=antialias), v2.RandomCrop(crop), flip],
-            "strong": [v2.RandomRotation((-15, 15), **bending), part, flip, v2.RandomApply([jitter], p=0.8)],
-            "randaugment": [part, flip, v2.RandAugment(2, 9, 31, **bending)],
-            "trivial": [part, flip, v2.TrivialAugmentWide(31, **bending)],
-        }[preset]
-    )
-
-
 @pytest.fixture(scope="module")
 def photographs(samples) -> list[np.ndarray]:
     paths = sorted((samples / "hymenoptera").rglob("*.jpg"))[:4]
     assert len(paths) == 4
     return [decode(path.read_bytes()).pixels for path in paths]
-
-
-@pytest.mark.parametrize("preset", ["tutorial", "crop", "strong", "randaugment", "trivial"])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest-exact"])
-def test_pixels_are_torchvisions_own_after_manual_seed(preset, interpolation):
-    preprocess = Preprocess(resize=72, crop=64, interpolation=interpolation)
-    ours, theirs = Augment(preset, preprocess), torchvisions_own(preset, preprocess)
-    for seed in range(25):
-        pixels = PICTURES[seed % 2]
-        torch.manual_seed(seed)
-        # A batch's channels lie last, which decides between kernels that round alike only nearly.
-        wanted = theirs(torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)[0]).permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(ours(pixels, seed), wanted)
-
-
-def test_a_large_picture_is_shrunk_before_it_is_rotated():
-    pixels = waves(400, 600)  # 240,000 pixels, of which 6 x 64 x 64 stay
-    small = v2.functional.resize(torch.from_numpy(pixels).permute(2, 0, 1), [128, 192], antialias=True)
-    torch.manual_seed(3)
-    wanted = torchvisions_own("strong", SMALL)(small).permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(Augment("strong", SMALL)(pixels, 3), wanted)
 
 
 def test_none_is_the_evaluations_preprocessing_and_flip_its_mirror_image_half_of_the_time():
@@ -143,6 +102,208 @@ def test_nothing_that_others_draw_from_is_touched(preset):
     assert np.random.get_state()[1].tobytes() == before[2]
 
 
+class Fixed(Draws):
+    """Draws as a seed has it, but for the chances, which are these."""
+
+    def __init__(self, *, chance: bool) -> None:
+        super().__init__(0)
+        self._chance = chance
+
+    def chance(self, probability: float) -> bool:
+        return self._chance
+
+
+THEIRS = dict(
+    zip(
+        OPERATIONS,
+        [
+            *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
+            *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+        ],
+        strict=True,
+    )
+)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("paper", ["rand", "trivial"])
+def test_each_operation_at_each_magnitude_is_torchvisions(name, paper, photographs):
+    pixels = np.ascontiguousarray(photographs[0][50:178, 60:260].transpose(2, 0, 1))
+    fill = (124, 116, 104)
+    bending = auto_augment.Bending(smooth=True, fill=fill)
+    kind, ranges = {
+        "rand": (v2.RandAugment, auto_augment._RAND),
+        "trivial": (v2.TrivialAugmentWide, auto_augment._TRIVIAL),
+    }[paper]
+    magnitudes, signed = kind._AUGMENTATION_SPACE[THEIRS[name]]
+    transform = kind(interpolation=v2.InterpolationMode.BILINEAR, fill=list(fill))
+    for step in (0, 1, 9, 14, 22, 30):  # at 15, float32 makes 15.99 of a shift of 16
+        several = magnitudes(31, *pixels.shape[1:])
+        much = 0.0 if several is None else float(several[step])
+        for sign in (1, -1) if signed else (1,):
+            theirs = transform._apply_image_or_video_transform(
+                torch.from_numpy(pixels), THEIRS[name], sign * much, transform.interpolation, transform._fill
+            ).numpy()
+            ours = auto_augment._changed(pixels, Fixed(chance=sign < 0), name, step, bending, ranges)
+            away = np.abs(ours.astype(int) - theirs)
+            # Where a place is between pixel and fill, torchvision weighs the pixel twice: tests of affine.
+            assert np.quantile(away, 0.98) <= 2
+            assert away.mean() < 1.2
+
+
+def test_operations_and_magnitudes_are_drawn_evenly(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(auto_augment, "_changed", lambda image, draws, name, step, *_: drawn.append((name, step)))
+    bending = auto_augment.Bending(smooth=True, fill=(0, 0, 0))
+    draws = Draws(5)
+    for _ in range(2800):
+        auto_augment.rand_augment(np.zeros((3, 2, 2), np.uint8), draws, bending)
+    names = Counter(name for name, _ in drawn)
+    assert sum((names[name] - 400) ** 2 / 400 for name in OPERATIONS) < 34.5  # 13 degrees of freedom, 0.001
+    assert {step for _, step in drawn} == {9}
+    drawn.clear()
+    for _ in range(6200):
+        auto_augment.trivial_augment(np.zeros((3, 2, 2), np.uint8), draws, bending)
+    steps = Counter(step for _, step in drawn)
+    assert set(steps) == set(range(31))
+    assert sum((count - 200) ** 2 / 200 for count in steps.values()) < 59.7  # 30 degrees of freedom, 0.001
+    assert {name for name, _ in drawn} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (224, 224), (100, 900)])
+def test_random_boxes_are_as_torchvision_draws_them(shape):
+    high, wide = shape
+    torch.manual_seed(0)
+    transform = v2.RandomResizedCrop(224)
+    blank = torch.zeros(3, high, wide, dtype=torch.uint8)
+    theirs = np.array(
+        [[p["top"], p["left"], p["height"], p["width"]] for p in (transform.make_params([blank]) for _ in range(3000))]
+    )
+    draws = Draws(1)
+    ours = np.array([augment._random_box(high, wide, draws) for _ in range(3000)])
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= high).all()
+    assert (ours[:, 1] + ours[:, 3] <= wide).all()
+    area, ratio = ours[:, 2] * ours[:, 3] / (high * wide), ours[:, 3] / ours[:, 2]
+    assert 0.078 < area.min() <= area.max() <= 1
+    assert 0.73 < ratio.min() < 0.77
+    assert 1.3 < ratio.max() < 1.37
+    for column in range(4):
+        # Kolmogorov's and Smirnov's distance, above this once in a thousand.
+        together = np.sort(np.concatenate([ours[:, column], theirs[:, column]]))
+        shares = [np.searchsorted(np.sort(side[:, column]), together, side="right") / 3000 for side in (ours, theirs)]
+        assert np.abs(shares[0] - shares[1]).max() < 1.95 * (2 / 3000) ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (10, 100), (90, 120), (1, 1), (7, 5)])
+def test_the_central_box_is_torchvisions(shape):
+    ours = augment._central_box(*shape)
+    assert 0 < ours.high <= shape[0]
+    assert 0 < ours.wide <= shape[1]
+    transform = v2.RandomResizedCrop(224, scale=(2.0, 3.0))  # no try fits
+    theirs = transform.make_params([torch.zeros(3, *shape, dtype=torch.uint8)])
+    assert ours == (theirs["top"], theirs["left"], theirs["height"], theirs["width"])
+
+
+def test_strong_rotates_crops_mirrors_and_jitters_as_torchvision_does(photographs):
+    preprocess = Preprocess(resize=256, crop=224)
+    augmented = Augment("strong", preprocess)
+    plain = 0
+    for seed in range(24):
+        pixels = photographs[seed % 4]
+        draws, image = Draws(seed), torch.from_numpy(pixels).permute(2, 0, 1)
+        scale = (augment.MOST_ROTATED * 224**2 / (pixels.shape[0] * pixels.shape[1])) ** 0.5
+        if scale < 1:
+            image = v2.functional.resize(image, [int(length * scale) for length in pixels.shape[:2]])
+        turn, box = draws.uniform(-15, 15), augment._random_box(*image.shape[1:], draws)
+        image = v2.functional.rotate(image, turn, v2.InterpolationMode.BILINEAR, fill=[124, 116, 104])
+        image = v2.functional.resized_crop(image, *box, [224, 224])
+        image = image.flip(-1) if draws.chance(0.5) else image
+        if draws.chance(0.8):
+            order = draws.permutation(4)
+            amounts = [draws.uniform(0.6, 1.4) for _ in range(3)] + [draws.uniform(-0.1, 0.1)]
+            names = ("brightness", "contrast", "saturation", "hue")
+            for which in order:
+                image = getattr(v2.functional, f"adjust_{names[which]}")(image, amounts[which])
+        else:
+            plain += 1
+        away = np.abs(augmented(pixels, seed).astype(int) - image.permute(1, 2, 0).numpy())
+        assert away.mean() < 2
+        assert np.quantile(away, 0.98) <= 6
+    assert 0 < plain < 12
+
+
+@pytest.mark.parametrize("preset", ["tutorial", "crop"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "nearest-exact"])
+def test_what_only_crops_and_resizes_is_torchvisions_to_the_bit(preset, interpolation):
+    preprocess = Preprocess(resize=72, crop=64, interpolation=interpolation)
+    mode = v2.InterpolationMode(interpolation)
+    for seed in range(20):
+        pixels, draws = PICTURES[seed % 2], Draws(seed)
+        image = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
+        if preset == "tutorial":
+            image = v2.functional.resized_crop(image, *augment._random_box(*pixels.shape[:2], draws), [64, 64], mode)
+        else:
+            image = v2.functional.resize(image, [72], mode)
+            top, left = draws.below(image.shape[-2] - 63), draws.below(image.shape[-1] - 63)
+            image = image[..., top : top + 64, left : left + 64]
+        image = image.flip(-1) if draws.chance(0.5) else image
+        np.testing.assert_array_equal(Augment(preset, preprocess)(pixels, seed), image[0].permute(1, 2, 0).numpy())
+
+
+# SHA-256 of what each preset makes of a picture, in all ways to resize. If one changes, cached views are not what they
+# were any more: the preset's number in RECIPE_VERSIONS must go up, and only then may the digest here be replaced.
+DIGESTS = {
+    "none": "923c930291578a47814de3e89018e12029deecd75e9cfef7a7672c9668510057",
+    "flip": "b1731bb933445b1da06a9d238d3fcc1e0d3e6a4d52c08668b8b74f4270a22ecb",
+    "tutorial": "d3f2259b1bc08f94da607094191d283910dd2d9d154ea681ecfb9e05d0f3141c",
+    "crop": "88fb3ee4c046bd4d9e3fa678d0eeb413cce8c165c33083d49b0d86c069fae5b3",
+    "strong": "aa64400c012fd691fd0f31211dba9ca99333ae3fb0b82f280ec9f512fc5a2a1e",
+    "randaugment": "7902607120a7004515f9fc6abe48d6824e314faa7768823afdfedf4d8c486194",
+    "trivial": "5ee87ccb1c075c48f486545248141a86a09e06eb8ad8b379338243601c899004",
+}
+
+DIGEST = """
+import hashlib, itertools, json, sys
+import numpy as np, torch
+from headstart.extract.augment import PRESETS, Augment
+from headstart.extract.preprocess import INTERPOLATIONS, Preprocess
+
+torch.set_num_threads(int(sys.argv[1]))
+y, x = np.mgrid[0:211, 0:307]
+picture = np.stack([(x * x + 3 * y) // 5, (x * y) // 7 + x, (x - 2 * y) ** 2 // 31 + (x & 32)], axis=-1) % 256
+picture = picture.astype(np.uint8)
+found = {}
+for preset in PRESETS:
+    digest = hashlib.sha256()
+    seeds = iter(range(96))
+    for interpolation, antialias in itertools.product(INTERPOLATIONS, (True, False)):
+        augment = Augment(preset, Preprocess(resize=99, crop=85, interpolation=interpolation, antialias=antialias))
+        for seed in itertools.islice(seeds, 12):
+            digest.update(augment(picture[: 211 - seed], seed))
+    found[preset] = digest.hexdigest()
+print(json.dumps([torch.backends.cpu.get_cpu_capability().lower(), torch.get_num_threads(), found]))
+"""
+
+
+def capabilities() -> list[str]:
+    """Return what torch can be told to do without on this machine, down to nothing."""
+    own, known = torch.backends.cpu.get_cpu_capability().lower(), ["default", "avx2", "avx512"]
+    return known[: known.index(own) + 1] if own in known else ["default", own]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("capability", capabilities())
+def test_pixels_are_these_for_ever_whatever_the_processor_can_do(capability, threads):
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    if capability == "default":  # numpy too does without what not every processor has
+        environment["NPY_DISABLE_CPU_FEATURES"] = " ".join(np.show_config("dicts")["SIMD Extensions"].get("found", []))
+    done = subprocess.run(
+        [sys.executable, "-c", DIGEST, str(threads)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [capability, threads, DIGESTS]
+
+
 @pytest.fixture
 def restored_threads():
     threads = torch.get_num_threads()
@@ -151,7 +312,7 @@ def restored_threads():
 
 
 @pytest.mark.parametrize("preset", ["strong", "randaugment", "trivial"])
-def test_the_number_of_torchs_threads_changes_no_pixel_and_is_given_back(preset, restored_threads):
+def test_the_number_of_torchs_threads_changes_no_pixel_and_stays(preset, restored_threads):
     augmented = Augment(preset, Preprocess(resize=None, crop=384))
     rows = []
     for count in (1, 2, 5):
@@ -160,17 +321,6 @@ def test_the_number_of_torchs_threads_changes_no_pixel_and_is_given_back(preset,
         assert torch.get_num_threads() == count
     np.testing.assert_array_equal(rows[0], rows[1])
     np.testing.assert_array_equal(rows[0], rows[2])
-
-
-def test_one_thread_computes_whatever_torch_was_told(restored_threads, monkeypatch):
-    augmented, seen = Augment("tutorial", SMALL), []
-    monkeypatch.setattr(augmented, "_draw", lambda image: seen.append(torch.get_num_threads()) or 1 / 0)
-    for count in (1, 3):
-        torch.set_num_threads(count)
-        with pytest.raises(ZeroDivisionError):
-            augmented(PICTURES[0], 0)
-        assert torch.get_num_threads() == count
-    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -242,50 +392,6 @@ def test_an_unknown_preset_names_all():
 def test_every_preset_has_a_version():
     assert tuple(RECIPE_VERSIONS) == PRESETS
     assert all(version >= 1 for version in RECIPE_VERSIONS.values())
-
-
-DRAWS = {
-    "rand": lambda: torch.rand(5),
-    "randn": lambda: torch.randn(5),
-    "randint": lambda: torch.randint(1000, (5,)),
-    "randint from": lambda: torch.randint(10, 1000, (5,)),
-    "randperm": lambda: torch.randperm(50),
-    "rand_like": lambda: torch.rand_like(torch.ones(5)),
-    "uniform_": lambda: torch.empty(5).uniform_(2, 3),
-    "random_": lambda: torch.empty(5).random_(),
-    "normal": lambda: torch.normal(torch.zeros(5), 1.0),
-    "normal_": lambda: torch.empty(5).normal_(),
-    "bernoulli": lambda: torch.bernoulli(torch.full((40,), 0.5)),
-    "multinomial": lambda: torch.multinomial(torch.ones(50), 5),
-    "none given": lambda: torch.rand(5, generator=None),
-    "dropout": lambda: torch.nn.functional.dropout(torch.ones(40)),
-    "init": lambda: torch.nn.init.xavier_normal_(torch.empty(3, 4)),
-    "an operation itself": lambda: torch.ops.aten.rand.default([5]),
-    "inside a function of Python": lambda: torch.nn.functional.gumbel_softmax(torch.ones(5)),
-}
-
-
-@pytest.mark.parametrize("name", DRAWS)
-def test_every_way_to_draw_follows_the_seed_and_nothing_else(name):
-    torch.manual_seed(5)
-    wanted = DRAWS[name]()
-    torch.manual_seed(6)
-    before = torch.get_rng_state()
-    with augment._seeded()(5):
-        found = DRAWS[name]()
-    assert torch.equal(found, wanted)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_draw_that_no_seed_can_fix_is_an_error():
-    with augment._seeded()(5), pytest.raises(RuntimeError, match="takes no generator"):
-        torch.native_dropout(torch.ones(5), 0.5, True)
-
-
-def test_a_transform_that_brings_its_own_generator_keeps_it():
-    with augment._seeded()(5):
-        found = torch.rand(5, generator=torch.Generator().manual_seed(8))
-    assert torch.equal(found, torch.rand(5, generator=torch.Generator().manual_seed(8)))
 
 
 def test_seeds_of_different_parts_differ_and_are_these_for_ever():

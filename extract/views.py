@@ -164,6 +164,12 @@ class Views:
 PLAIN = Views()
 
 
+def known_recipes() -> dict[int, Views]:
+    """Return views of each recipe that this version draws, by the recipe's id; those of 0 are the plain crops."""
+    drawn = (Views(2, preset) for preset in PRESETS if preset != _NONE)
+    return {PLAIN_RECIPE: PLAIN, **{views.recipe: views for views in drawn}}
+
+
 class Maker:
     """Makes views of decoded pictures; safe to call from many threads at once.
 

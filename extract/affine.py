@@ -152,7 +152,8 @@ class _Axis:
 
 def _fixed(places: NDArray[Any]) -> NDArray[np.int64]:
     # To multiply by a power of two is exact, and rint rounds as IEEE 754 says.
-    return np.rint(places * _ONE).astype(np.int64)
+    rounded: NDArray[np.int64] = np.rint(places * _ONE).astype(np.int64)
+    return rounded
 
 
 def _packed(image: Planes, fill: tuple[int, int, int]) -> NDArray[np.uint64]:

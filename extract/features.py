@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..cache.store import FeatureStore
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
 from .options import as_words
-from .views import PLAIN, Views
+from .views import ALL, PLAIN, Views
 
 logger = logging.getLogger("headstart.extract")
 
@@ -133,19 +134,24 @@ class Features:
                 said.append(
                     f"{int((missing > 0).sum())} of {len(digest)} images lack views of the preset {self.views.augment} "
                     f"in {space.backbone}, layer {space.layer}: the cache has {has}; run "
-                    f"`{self._command(space, request)} {as_words(self.views.words())}`"
+                    f"`{self._command(space, request, self.views)}`"
                 )
         return "; ".join(said)
 
     def _with_requests(self) -> list[tuple[FeatureSpace, dict[str, Any]]]:
         return list(zip(self.spaces, self.requests or ({},) * len(self.spaces), strict=True))
 
-    def _command(self, space: FeatureSpace, request: dict[str, Any]) -> str:
+    def extract_commands(self, views: Views) -> str:
+        """Return the commands that add views in each of the spaces, in words."""
+        return " and ".join(f"`{self._command(space, request, views)}`" for space, request in self._with_requests())
+
+    def _command(self, space: FeatureSpace, request: dict[str, Any], views: Views = PLAIN) -> str:
         """Return the command that embeds what is lacking in a space."""
         from .resolve import fewest_options
 
         options = fewest_options(space, request, self.store.root).words()
-        return f"headstart extract {printable(self.listing.root)} {options}"
+        root = shlex.quote(printable(self.listing.root))
+        return f"headstart extract {root} {options} {as_words(views.words())}".rstrip()
 
     @property
     def y(self) -> np.ndarray:
@@ -330,25 +336,18 @@ def load_features(
                 f"--features {named[spaces.index(spaces[place])]} and {name} are the same embeddings "
                 f"({describe_space(spaces[place])}); name each once"
             )
-    requests = tuple(request for _, request in found)
+    plain = Features(listing, spaces, store, tuple(request for _, request in found))
     runs = load_listings(cache, Path(listing.source))
-    return Features(listing, spaces, store, requests, chosen_views(spaces, requests, runs, views, augment))
+    return replace(plain, views=chosen_views(plain, runs, views, augment))
 
 
-def chosen_views(
-    spaces: Sequence[FeatureSpace],
-    requests: Sequence[dict[str, Any]],
-    runs: Iterable[Listing],
-    count: int | None,
-    augment: str | None,
-) -> Views:
+def chosen_views(features: Features, runs: Iterable[Listing], count: int | None, augment: str | None) -> Views:
     """Return the views of a dataset that a head is trained on.
 
     Parameters
     ----------
-    spaces : sequence of FeatureSpace
-    requests : sequence of dict
-        Those of the newest run that was asked for each of them.
+    features : Features
+        The dataset; its `requests` are those of the newest run that was asked for each of its spaces.
     runs : iterable of Listing
         What is kept of the runs over the dataset, the newest first; looked at where `requests` do not tell.
     count : int or None
@@ -367,39 +366,37 @@ def chosen_views(
     if count == 1 or (count is not None and augment is not None):
         return Views.asked(count, augment)
     if augment is None and count is None:
-        newest = [Views.of_request(request) for request in requests]
+        newest = [_of_training_images(request) for request in features.requests]
         if len({views.augment for views in newest}) > 1:
             logger.info("the feature spaces were made with different views: the plain crop alone is taken")
             return PLAIN
-        return Views(min(views.count for views in newest), newest[0].augment)
+        return min(newest, key=lambda views: views.count)
     runs = list(runs)
-    made = [[Views.of_request(run.request) for run in runs if space.id in run.spaces] for space in spaces]
+    made = [[_of_training_images(run.request) for run in runs if space.id in run.spaces] for space in features.spaces]
     for candidate in [views for views in made[0] if views.count > 1 and augment in (None, views.augment)]:
         same = [[views.count for views in others if views.augment == candidate.augment] for others in made]
         if all(same):
             return Views(min(map(max, same)) if count is None else count, candidate.augment)
-    raise CacheMissError(_no_views(made, spaces, count, augment, runs[0]))
+    raise CacheMissError(_no_views(features, made, count, augment))
 
 
-def _no_views(
-    made: Sequence[Sequence[Views]],
-    spaces: Sequence[FeatureSpace],
-    count: int | None,
-    augment: str | None,
-    run: Listing,
-) -> str:
+def _of_training_images(request: dict[str, Any]) -> Views:
+    """Return the views that a run made of training images: the plain crop where it made those of another split."""
+    views = Views.of_request(request)
+    return views if views.split in (ALL, "train") else PLAIN
+
+
+def _no_views(features: Features, made: Sequence[Sequence[Views]], count: int | None, augment: str | None) -> str:
     wanted = Views.asked(2 if count is None else count, augment)
     most: dict[str, int] = {}
     for views in itertools.chain.from_iterable(made):
         most[views.augment] = max(views.count, most.get(views.augment, 0))
     there = [f"{most[preset]} of {preset}" for preset in sorted(most) if most[preset] > 1]
-    named = " ".join(f"--backbone {name}" for name in dict.fromkeys(space.backbone for space in spaces))
     preset = f" of the preset {augment}" if augment else ""
-    where = "these feature spaces" if len(spaces) > 1 else "this feature space"
+    where = "these feature spaces" if len(features.spaces) > 1 else "this feature space"
     return (
-        f"no run over {printable(run.root)} made views{preset} in {where} "
-        f"(there are {', '.join(there) or 'plain crops alone'}); run "
-        f"`headstart extract {printable(run.root)} {named} {as_words(wanted.words())}`"
+        f"no run over {printable(features.listing.root)} made views{preset} of training images in {where} "
+        f"(there are {', '.join(there) or 'plain crops alone'}); run {features.extract_commands(wanted)}"
     )
 
 

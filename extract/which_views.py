@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def extract_command(
     from .resolve import fewest_options
 
     words = f"{fewest_options(space, request, store.root).words()} {as_words(views.words())}"
-    return f"headstart extract {printable(root)} {words}".rstrip()
+    return f"headstart extract {shlex.quote(printable(root))} {words}".rstrip()
 
 
 def chosen_views(
@@ -86,7 +87,10 @@ def _none_made(
     root: str,
 ) -> str:
     """Say which views there are, and how to make those that were asked for."""
-    there = sorted({(views.augment, views.count) for views in itertools.chain(*made) if views.count > 1})
+    most: dict[str, int] = {}
+    for views in itertools.chain(*made):
+        most[views.augment] = max(views.count, most.get(views.augment, 0))
+    there = [(preset, most[preset]) for preset in sorted(most) if most[preset] > 1]
     wanted = Views.asked(2 if count is None else count, augment or (there[0][0] if there else None))
     commands = [f"`{extract_command(store, root, space, request, wanted)}`" for space, request in spaces]
     preset = f" of the preset {augment}" if augment else ""

@@ -54,7 +54,8 @@ class LinearHead(Head):
         A setting is given up after so many epochs without a lower held-out loss: 10, or with another schedule than
         "constant" none, as its best epochs are the last ones.
     batch_size : int, optional
-        At most so many images a step, each with all its views; 64 where it is None, or so many that an epoch has 64 steps.
+        At most so many images a step, each with all its views; 64 where it is None, or so many that an epoch has 64
+        steps.
     label_smoothing : float, default 0.0
         From 0 to below 1.
     class_weight : {"none", "balanced"}, default "none"

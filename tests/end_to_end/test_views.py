@@ -255,7 +255,7 @@ def test_several_feature_spaces_with_different_views(headstart, headstart_json, 
     status, _, err = headstart("fit-head", few, *both, "--out", "plain")
     assert status == 0 and "the feature spaces were made with different views: the plain crop alone is taken" in err
     told = fails_until_told(headstart, *FIT, few, *both, "--views", 2)
-    assert told[0][-6:-4] == ["--layer", "_blocks.4"] and len(told) == 1, "the other has them"
+    assert len(told) == 1 and "_blocks.4" in told[0], "the other has them"
     assert headstart_json(*FIT, few, *both)["views"] == 2, "the fewer of the two"
 
 

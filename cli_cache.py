@@ -21,7 +21,7 @@ def cache() -> None:
 @cache_option
 @common
 def info(cache: Path | None) -> Any:
-    """Show what the cache holds: spaces, rows, bytes, when last used, what is left over. Nothing is changed."""
+    """Show what the cache holds: spaces, rows, views, bytes, when last used, what is left over. Nothing is changed."""
     from .cache.info import info as run
     from .cache.store import cache_dir
 

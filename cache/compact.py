@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import CacheError, CacheMissError, DamagedFileError, HeadstartError
 from .datasets import all_digests_in_use, superfluous_listings
 from .index import KeyIndex
-from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, write_part, written_at
+from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, recipes_of, write_part, written_at
 from .publish import sync_folder, temporary_path, write_error
 from .reading import PartGoneError, read_error, repeated
 from .running import oldest_start
@@ -235,10 +235,10 @@ class _Space:
             places = np.arange(start, start + len(chosen))
             self._read(head.path, partial(copy_rows, head.path, chosen, embedding, places))
         keys = Keys.concatenate([head.keys[chosen] for head, chosen in zip(heads, rows, strict=True)])
-        recipes = {name: text for head in heads for name, text in head.recipes.items()}
         there = {path.name for path in self.store.parts(self.space_id)}
         names = _names_replaced(heads, there)
-        self._read_back(write_part(self.store.space_folder(self.space_id), space, keys, embedding, recipes, names))
+        folder = self.store.space_folder(self.space_id)
+        self._read_back(write_part(folder, space, keys, embedding, recipes_of(heads), names))
         done.copies += len(index) - len(keys)
         pruned = [head.keys[~mask] for head, mask in zip(heads, wanted, strict=True)]
         done.pruned += int(KeyIndex(pruned).first().sum())

@@ -15,11 +15,41 @@ from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from .datasets import digests_in_use, listing_paths
 from .index import KeyIndex
 from .listing import Listing, read_listing
-from .part import Keys
+from .part import PLAIN_RECIPE, Keys, recipe_name, recipe_words, recipes_of
 from .reading import files, read_error
 from .running import announced
 from .store import FeatureStore
 from .temporary import temporary_files
+
+
+@dataclass(frozen=True, slots=True)
+class ViewsInfo:
+    """The views of one recipe in a feature space, beside the plain crops, which belong to every recipe.
+
+    Attributes
+    ----------
+    augment : str
+        The preset; of a recipe that is described in another way, its description.
+    version : int or None
+        The preset's number; None where the description has none.
+    images : int
+        Images that have such a view.
+    views : int
+        How many the image with most of them has, by the highest number of a view; the plain crop is among them.
+    rows : int
+        Different keys of this recipe; fewer than ``images * (views - 1)`` where some images have fewer views.
+    """
+
+    augment: str
+    version: int | None
+    images: int
+    views: int
+    rows: int
+
+    def words(self) -> str:
+        """Return the same for people."""
+        most = "" if self.rows == self.images * (self.views - 1) else "up to "
+        return f"{most}{self.views} of {recipe_words(self.augment, self.version)} for {self.images} images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +68,8 @@ class SpaceInfo:
         Parts that a compaction replaced and that wait to be deleted.
     newest, used : float
         When a part was last added, and when rows were last read or added; seconds since 1970, 0 for never.
+    views : tuple of ViewsInfo
+        One a recipe.
     """
 
     id: str
@@ -52,6 +84,7 @@ class SpaceInfo:
     superseded: int
     newest: float
     used: float
+    views: tuple[ViewsInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +159,8 @@ def _space_lines(space: SpaceInfo) -> list[str]:
     what = printable(f"{space.backbone}, layer {space.layer}, {space.dim} wide")
     used = f"last used {_when(space.used)}" if space.parts else "empty"
     lines = [f"  space {space.id}: {what}: {space.rows} rows, {space.bytes / 1e6:.1f} MB, {used}"]
+    if space.views:
+        lines.append(f"    views: {', '.join(views.words() for views in space.views)}")
     leftovers = []
     if space.orphans:
         leftovers.append(f"{space.orphans} rows of images that no dataset has now (`headstart cache compact --prune`)")
@@ -215,7 +250,19 @@ def _space_info(store: FeatureStore, space_id: str, listed: KeyIndex, problems: 
         superseded=sum(path not in live and path not in damaged for path in parts),
         newest=max((files[path.name].st_mtime for path in parts), default=0.0),
         used=files["space.json"].st_mtime if "space.json" in files else 0.0,
+        views=_views_info(index.keys[first], recipes_of(heads)),
     )
+
+
+def _views_info(keys: Keys, recipes: dict[str, Any]) -> tuple[ViewsInfo, ...]:
+    """Count the views of each recipe among different keys."""
+    found = []
+    for recipe in np.unique(keys.recipe[keys.recipe != PLAIN_RECIPE]).tolist():
+        mine = keys[keys.recipe == recipe]
+        images = int(KeyIndex([Keys.plain(mine.digest)]).first().sum())
+        augment, version = recipe_name(recipes.get(str(recipe)))
+        found.append(ViewsInfo(augment, version, images, int(mine.view.max()) + 1, len(mine)))
+    return tuple(sorted(found, key=lambda views: (views.augment, views.version or 0)))
 
 
 def _files(folder: Path) -> dict[str, os.stat_result]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import CacheFormatError, DamagedFileError
+from ..errors import CacheFormatError, DamagedFileError, printable
 from . import block
 from .publish import publish, sortable_id
 from .space import FeatureSpace, canonical_json
@@ -166,6 +166,25 @@ def read_head(path: Path) -> PartHead:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged: it does not hold what a part holds ({error})") from error
     return PartHead(path, keys, space, names, recipes)
+
+
+def recipes_of(heads: Iterable[PartHead]) -> dict[str, Any]:
+    """Return the descriptions of all recipes in some parts, by their ids in decimal."""
+    return {name: description for head in heads for name, description in head.recipes.items()}
+
+
+def recipe_name(description: Any) -> tuple[str, int | None]:
+    """Return the preset of a recipe and its version, or its whole description and None where it has other fields."""
+    if isinstance(description, dict) and sorted(description) == ["augment", "version"]:
+        augment, version = description["augment"], description["version"]
+        if isinstance(augment, str) and isinstance(version, int):
+            return augment, version
+    return canonical_json(description), None
+
+
+def recipe_words(name: str, version: int | None) -> str:
+    """Return what `recipe_name` gave for people."""
+    return printable(name) if version is None else f"{printable(name)} (version {version})"
 
 
 def read_keys(path: Path) -> Keys:

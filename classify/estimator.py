@@ -15,10 +15,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import TrainingError
-from .logistic import coefficients
 from .metrics import log_loss
 from .network import softmax
-from .search import both_rows, class_task, default_Cs, rotated, search
+from .search import both_rows, class_task, coefficients, default_Cs, rotated, search
 from .task import InBlocks, Task
 
 _LEAST_C = 1e-30  # below it, and above its inverse, a penalty is lost in the digits of the loss, or the other way round

@@ -208,7 +208,7 @@ class LinearHead(Head):
         if axes is None or self.optimizer == "sgd":
             return None if projected else axes
         normal = np.random.default_rng(self.random_state).standard_normal((axes.shape[1],) * 2)
-        length = np.sqrt(np.square(Z, dtype=np.float64).sum() / len(as_rows(Z)) / axes.shape[1])
+        length = np.sqrt(_power(plain_of(Z)) / len(Z) / axes.shape[1])
         return np.asarray(axes @ (np.linalg.qr(normal)[0] * length), np.float32)
 
     def _best(self, trials: list[Trial]) -> Trial:
@@ -321,7 +321,7 @@ def _spanned(Z: np.ndarray) -> np.ndarray | None:
 
 def _power(rows: np.ndarray) -> float:
     """Return the sum of all squares."""
-    return float(np.square(rows).sum(dtype=np.float64))
+    return float(np.square(rows, dtype=np.float64).sum())
 
 
 def _network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +12,9 @@ from .head import Head
 from .metrics import log_loss
 from .network import Network, softmax
 from .preparation import Preparation
-from .search import Search, both_rows, class_task, default_Cs, fit_rows, rotated, search
+from .search import Search, both_rows, class_task, default_Cs, fit_rows, search
 from .task import Task
+from .turning import Turned, turned
 from .views import as_rows
 
 
@@ -78,32 +80,33 @@ class LogisticHead(Head):
 
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         candidates = self._candidates()
-        turned, back = rotated(as_rows(Z))
+        features = turned(as_rows(Z), len(y))
         mine = [folds == fold for fold in range(self.cv)]
 
         def score(logits: np.ndarray, _: np.ndarray) -> np.ndarray:
             return np.array([-self._loss(y[rows], logits[rows]) for rows in mine])
 
-        task = self._task(turned, y, folds, Z.shape[1])
+        task = self._task(features, y, folds)
         found = search(task, candidates, score, tol=self.tol, max_iter=self.max_iter, device=self.device)
         self.C_ = found.C
         self._score_folds(y, folds, self._with_all_classes(found.logits, 1))
         losses, spread = -found.scores.mean(axis=1), found.scores.std(axis=1)
         self.cv_ |= {"Cs": candidates, "log_losses": losses.tolist(), "log_loss_std": spread.tolist()}
-        coef, intercept = coefficients(found.fit.W[0], back)
+        coef, intercept = features.straight(found.fit.W[0])
         self.coef_, self.intercept_ = coef.astype(np.float32), intercept.astype(np.float32)
         self.network_ = self._network(self.preparation_, coef, intercept)
         self._note(found, candidates)
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
-        turned, back = rotated(as_rows(Z))
-        task = self._task(turned, y, np.full(len(y), -1), Z.shape[1])
+        features = turned(as_rows(Z), len(y))
+        task = self._task(features, y, np.full(len(y), -1))
         fit = fit_rows(task, self.C_, tol=self.tol, max_iter=self.max_iter, device=self.device)
-        return self._network(preparation, *coefficients(fit.W[0], back))
+        return self._network(preparation, *features.straight(fit.W[0]))
 
-    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_views: int) -> Task:
-        balanced = self.class_weight == "balanced"
-        return class_task(Z, y, folds, len(self.classes_), balanced=balanced, n_views=n_views)
+    def _task(self, features: Turned, y: np.ndarray, folds: np.ndarray) -> Task:
+        balanced, n_views = self.class_weight == "balanced", len(features.Z) // len(y)
+        task = class_task(features.Z, y, folds, len(self.classes_), balanced=balanced, n_views=n_views)
+        return replace(task, along_axes=features.along_axes)
 
     def _loss(self, y: np.ndarray, logits: np.ndarray) -> float:
         """Return the log loss by which C is chosen, of logits as the solver has them."""
@@ -148,9 +151,3 @@ class LogisticHead(Head):
     def facts(self) -> dict[str, Any]:
         """Return what is known of the fit."""
         return {**super().facts(), "C": self.C_}
-
-
-def coefficients(W: np.ndarray, back: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return coefficients (K, D) and intercepts (K,) of a solution on features that `rotated` turned."""
-    coef = W[:, :-1]
-    return coef if back is None else coef @ back.T, W[:, -1]

@@ -38,9 +38,13 @@ def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextM
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device must be auto, cpu or cuda, and is {device!r}")
-    diagonal = task.rows.shape[1] > WHOLE_CURVATURE_UP_TO
     n, width = task.rows.shape
-    work = 4.0 * n * width * task.n_outputs * task.n_fits
+    numbers = float(n * width * task.n_outputs * task.n_fits)
+    # Eigenvectors of the second moment cost its width's third power at each C; along principal axes they save a fifth
+    # of the passes at most. Views have no say in it, so that equal ones are fitted by the same steps as one.
+    dear = task.along_axes and width**3 * task.n_views > numbers
+    diagonal = width > WHOLE_CURVATURE_UP_TO or dear
+    work = 4.0 * numbers
     if device == "cuda" or (device == "auto" and work > _GPU_FROM and _has_gpu()):
         from .torch_passes import TorchPasses
 

@@ -121,12 +121,22 @@ def rotated(Z: np.ndarray, dtype: Float | None = None) -> tuple[np.ndarray, np.n
     back : ndarray of shape (D, n) or None
         Takes coefficients back to the features; None where nothing was turned.
     """
-    if dtype is None:
-        dtype = np.dtype(np.float64 if min(Z.shape) * len(Z) <= _DOUBLE_UP_TO else np.float32)
+    dtype = solver_dtype(Z) if dtype is None else dtype
     if len(Z) >= Z.shape[1]:
         return Z.astype(dtype, copy=False), None
     left, singular, right = np.linalg.svd(Z.astype(np.float64), full_matrices=False)
     return (left * singular).astype(dtype), right.T
+
+
+def solver_dtype(Z: np.ndarray) -> Float:
+    """Return in what features (n, D) are taken: float64 where they are few, else float32."""
+    return np.dtype(np.float64 if min(Z.shape) * len(Z) <= _DOUBLE_UP_TO else np.float32)
+
+
+def coefficients(W: np.ndarray, back: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients (K, D) and intercepts (K,) of a solution on features that `rotated` turned."""
+    coef = W[:, :-1]
+    return coef if back is None else coef @ back.T, W[:, -1]
 
 
 def class_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from .multilabel import best_thresholds, binary_log_loss, mean_average_precision
 from .network import sigmoid
 from .search import label_task
 from .task import Task
+from .turning import Turned
 
 
 class LabelsHead(LogisticHead):
@@ -70,8 +72,10 @@ class LabelsHead(LogisticHead):
                 "what is said of them means little"
             )
 
-    def _task(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray, n_views: int) -> Task:
-        return label_task(Z, y, folds, balanced=self.class_weight == "balanced", n_views=n_views)
+    def _task(self, features: Turned, y: np.ndarray, folds: np.ndarray) -> Task:
+        balanced, n_views = self.class_weight == "balanced", len(features.Z) // len(y)
+        task = label_task(features.Z, y, folds, balanced=balanced, n_views=n_views)
+        return replace(task, along_axes=features.along_axes)
 
     def _loss(self, y: np.ndarray, logits: np.ndarray) -> float:
         return binary_log_loss(y, sigmoid(logits))

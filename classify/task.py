@@ -109,6 +109,8 @@ class Task:
     n_views : int, default 1
         Rows ``i * n_views`` and so many after it are of image i and share its fold. The first of them alone is decided
         when it is held out.
+    along_axes : bool, default False
+        Features lie along the principal axes of the rows, where the second moment is nearly its diagonal.
     """
 
     rows: Rows
@@ -119,6 +121,7 @@ class Task:
     class_weight: np.ndarray
     all_weight: np.ndarray | None = None
     n_views: int = 1
+    along_axes: bool = False
 
     @property
     def n_fits(self) -> int:

@@ -121,6 +121,10 @@ class Rows:
         """Return view 0 (F, m, r) of images with these numbers (F, m)."""
         return self._by_image()[:, 0][images]
 
+    def power(self) -> float:
+        """Return the mean squared length of view 0."""
+        return float(self._by_image()[:, 0].square().sum(1).mean())
+
     def _by_image(self) -> torch.Tensor:
         return self.Z.view(len(self.y), self.n_views, -1)
 
@@ -210,7 +214,7 @@ class Stack:
 
         widths = (rows.Z.shape[1], *settings[0].hidden, rows.n_classes)
         shape = (len(settings), n_folds)
-        first = initial_parameters(widths, float(rows.Z.square().sum(1).mean()), recipe.random_state)
+        first = initial_parameters(widths, rows.power(), recipe.random_state)
         self.parameters = [one.to(rows.Z.device).expand(*shape, *one.shape).clone().requires_grad_() for one in first]
         column = {name: [getattr(setting, name) for setting in settings] for name in ("lr", "weight_decay", "dropout")}
         self._settings = {

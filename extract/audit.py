@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..cache.datasets import load_listings
+from ..cache.index import KeyIndex
 from ..cache.listing import Listing
-from ..cache.part import Keys
+from ..cache.part import Keys, recipe_name, recipe_words, recipes_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.verify import Verification
@@ -22,13 +23,12 @@ from ..cache.verify import verify as verify_bytes
 from ..errors import DataError, DecodeError, HeadstartError, printable
 from .csv_file import unique_lines
 from .decode import decode
-from .embedder import Embedder
 from .features import dataset_folder
 from .files import read_regular
 from .options import RunOptions
-from .preprocess import to_input
 from .progress import progress_bar
 from .resolve import embedder_of
+from .views import known_recipes
 
 logger = logging.getLogger("headstart.extract")
 
@@ -57,7 +57,7 @@ def verify(root: Path, sample: int = 0, seed: int = 0, run: RunOptions | None = 
         The cache's folder.
     sample : int, default 0
         How many cached images to embed anew. They are drawn at random over all spaces and datasets among those whose
-        files are still there with the same bytes.
+        files are still there with the same bytes; of each, one of its views that this version knows how to draw.
     seed : int, default 0
         For the draw.
     run : RunOptions, optional
@@ -92,13 +92,16 @@ def _sample(store: FeatureStore, count: int, rng: np.random.Generator, run: RunO
             chosen += 1
     if chosen < count:
         logger.warning("only %d images are still there with the bytes that were embedded", chosen)
+    passed_over: set[str] = set()
     with progress_bar(chosen, "embedding anew") as progress:
         for number, images in wanted.items():
             try:
-                _compare(store, candidates[number], images, run, found)
+                passed_over |= _compare(store, candidates[number], images, run, rng, found)
             except HeadstartError as error:
                 logger.warning("space %s is not sampled: %s", candidates[number].space.id, error)
             progress(len(images))
+    if passed_over:
+        logger.warning("views of %s are not sampled: this version does not draw them", ", ".join(sorted(passed_over)))
 
 
 def _candidates(store: FeatureStore) -> Iterator[_Candidates]:
@@ -149,34 +152,61 @@ def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:
 
 
 def _compare(
-    store: FeatureStore, group: _Candidates, images: list[tuple[str, bytes]], run: RunOptions, found: Verification
-) -> None:
-    embedder = embedder_of(group.space, group.request, run)
-    decoded = [(path, data, _pixels(path, data, embedder)) for path, data in images]
-    readable = [(path, data, pixels) for path, data, pixels in decoded if pixels is not None]
-    if not readable:
-        return
-    digests = [np.frombuffer(hashlib.sha256(data).digest(), np.uint8) for _, data, _ in readable]
-    cached = store.gather(group.space.id, Keys.plain(np.stack(digests)))
-    pixels = np.stack([pixels for _, _, pixels in readable])
-    size = embedder.batch_size
+    store: FeatureStore,
+    group: _Candidates,
+    images: list[tuple[str, bytes]],
+    run: RunOptions,
+    rng: np.random.Generator,
+    found: Verification,
+) -> set[str]:
+    """Compare one view of each image; return names of the recipes of views that could not be drawn."""
+    embedder, known = embedder_of(group.space, group.request, run), known_recipes()
+    keys, unknown = _one_view_of_each(store, group.space.id, [data for _, data in images], known, rng)
+    recipes, views = keys.recipe.tolist(), keys.view.tolist()
+    crops: dict[int, np.ndarray] = {}
+    for place, (path, data) in enumerate(images):
+        try:
+            decoded = decode(data, max_pixels=embedder.run.max_pixels)
+        except DecodeError as error:  # read with another limit, say
+            logger.warning("%s is not sampled: %s", printable(path), error)
+            continue
+        maker = known[recipes[place]].maker(embedder.preprocess)
+        crops[place] = maker(decoded.pixels, keys.digest[place].tobytes(), views[place])[0]
+    if not crops:
+        return unknown
+    cached = store.gather(group.space.id, keys[np.array(list(crops))])
+    pixels, size = np.stack(list(crops.values())), embedder.batch_size
     rows = np.concatenate([embedder.embed(pixels[i : i + size]) for i in range(0, len(pixels), size)])
     scale = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float32).tiny)
     difference = np.abs(cached - rows.astype(np.float32)).max(axis=1) / scale
     exact = group.space.precision == "float32" and group.space.dtype == "float32"
-    for (path, _, _), value in zip(readable, difference.tolist(), strict=True):
+    for place, value in zip(crops, difference.tolist(), strict=True):
         if not value <= (TOLERANCE if exact else HALF_TOLERANCE):
-            found.bad.append(
-                (f"spaces/{group.space.id}", f"the row of {printable(path)} differs by {value:.1e} from its image")
-            )
-    found.sampled += len(readable)
+            which = f"view {views[place]} ({known[recipes[place]].augment}) of " if views[place] else ""
+            what = f"the row of {which}{printable(images[place][0])} differs by {value:.1e} from its image"
+            found.bad.append((f"spaces/{group.space.id}", what))
+    found.sampled += len(crops)
     found.max_difference = max(found.max_difference or 0.0, float(difference.max()))
+    return unknown
 
 
-def _pixels(path: str, data: bytes, embedder: Embedder) -> np.ndarray | None:
-    try:
-        decoded = decode(data, max_pixels=embedder.run.max_pixels)
-    except DecodeError as error:  # read with another limit, say
-        logger.warning("%s is not sampled: %s", printable(path), error)
-        return None
-    return to_input(decoded.pixels, embedder.preprocess)[0]
+def _one_view_of_each(
+    store: FeatureStore, space_id: str, images: list[bytes], known: Collection[int], rng: np.random.Generator
+) -> tuple[Keys, set[str]]:
+    """Draw one view of each image among those that the cache has and that are of known recipes; name the others."""
+    digest = np.stack([np.frombuffer(hashlib.sha256(data).digest(), np.uint8) for data in images])
+    heads = store.heads(space_id)
+    keys = Keys.concatenate([head.keys for head in heads])
+    theirs = np.flatnonzero(KeyIndex([Keys.plain(digest)]).find(Keys.plain(keys.digest)) >= 0)
+    keys = keys[rng.permutation(theirs)]
+    drawn = np.isin(keys.recipe, np.array(list(known), np.uint64))
+    recipes = recipes_of(heads)
+    unknown = {
+        recipe_words(*recipe_name(recipes.get(str(recipe)))) for recipe in np.unique(keys.recipe[~drawn]).tolist()
+    }
+    keys = keys[drawn]
+    # Of several keys of an image the index finds the first, which is any of them.
+    found = KeyIndex([Keys.plain(keys.digest)]).find(Keys.plain(digest))
+    if (found < 0).any():  # a part has gone since these images were chosen, which whoever reads it will say
+        return Keys.plain(digest), unknown
+    return keys[found], unknown

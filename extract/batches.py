@@ -55,7 +55,7 @@ class Batches:
     pace : Pace
         Told how long each batch took; it sets the embedder up for speed.
     reject : callable
-        Told the item and the reason where a row cannot be kept.
+        Told the item, the view and the reason where a row cannot be kept.
     on_rows : callable
         Told the id of a space, keys and their rows (n, D) in the space's dtype, as they are computed.
 
@@ -72,7 +72,7 @@ class Batches:
         target: Target,
         views: Views,
         pace: Pace,
-        reject: Callable[[Item, str], None],
+        reject: Callable[[Item, int, str], None],
         on_rows: OnRows = lambda _space, _keys, _rows: None,
     ) -> None:
         self._target = target
@@ -148,7 +148,7 @@ class Batches:
         hint = "; pass --store-dtype float32" if columns[0].dtype == np.float16 else ""
         for place in np.flatnonzero(~good):
             item, view = items[place]
-            self._reject(item, f"{NOT_FINITE}{f', that of view {view}' if view else ''}{hint}")
+            self._reject(item, view, f"{NOT_FINITE}{f', that of view {view}' if view else ''}{hint}")
         digests = np.frombuffer(b"".join(item.digest for item, _ in items), np.uint8).reshape(-1, 32)
         keys = self._views.keys_of(digests, np.array([view for _, view in items]))
         spaces = self._embedder.spaces

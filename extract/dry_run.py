@@ -45,7 +45,7 @@ class DryRun:
         inode than there; that the latest run did not come to read; and that are read again because that was asked for,
         or because they were written so shortly before they were listed that they may have changed since.
     missing : int
-        Rows of images whose bytes are known that would be computed.
+        Rows of images whose bytes are known that would be computed, those of copies once.
     misses : list of Miss
         Those of `missing` that other spaces hold.
     """
@@ -147,7 +147,7 @@ def dry_run(
     todo, counts = to_look_at(listing, held, views), views.counts(listing.split)
     known = todo[listing.known[todo]]
     digest = listing.digest[known]
-    missing = sum(int(views.lacking(index, digest, counts[known]).sum()) for index in held)
+    missing = sum(views.lacking_rows(index, digest, counts[known]) for index in held)
     lacking = [digest[views.lacking(index, digest, np.ones(len(known), np.int64)) > 0] for index in held]
     counts[list(listing.failures)] = counts[todo[~listing.known[todo]]] = 0
     return DryRun(

@@ -140,7 +140,7 @@ def embed_stepwise(
             yield len(listing)
     embedded = todo[listing.usable[todo]]
     for space, before in zip(spaces, explained, strict=True):
-        outcome.embedded[space.id] = _computed(listing, embedded, held[space.id], views, counts)
+        outcome.embedded[space.id] = views.lacking_rows(held[space.id], listing.digest[embedded], counts[embedded])
         if outcome.embedded[space.id]:
             warn_of_versions(store, space)
         outcome.misses += joined(before, explain_misses(store, space, _lacking(listing, unknown, held[space.id]), held))
@@ -173,16 +173,6 @@ def _take_in(listing: Listing, outcome: Outcome, first: int, last: int) -> None:
     listing.digest[read] = outcome.digest[read]
     listing.phash[read] = outcome.phash[read]
     listing.failures.update({row: outcome.failures[row] for row in range(first, last) if row in outcome.failures})
-
-
-def _computed(listing: Listing, rows: np.ndarray, index: KeyIndex, views: Views, counts: np.ndarray) -> int:
-    """Count the rows that images which were read lacked: those of copies once, at the most views that any has."""
-    rows = rows[listing.known[rows]]
-    digest = np.ascontiguousarray(listing.digest[rows])
-    _, first, place = np.unique(digest.view("V32"), return_index=True, return_inverse=True)
-    most = np.zeros(len(first), np.int64)
-    np.maximum.at(most, place.reshape(-1), counts[rows])
-    return int(views.lacking(index, digest[first], most).sum())
 
 
 def _lacking(listing: Listing, rows: np.ndarray, index: KeyIndex) -> np.ndarray:

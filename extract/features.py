@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
 from .options import as_words
 from .views import ALL, PLAIN, Views
+from .which_views import chosen_views, extract_command
 
 logger = logging.getLogger("headstart.extract")
 
@@ -103,28 +103,30 @@ class Features:
         """
         if self.views.count == 1:
             return np.asarray(self.X[rows])
-        digest = self.digest[rows]
         try:
-            return gather_joined(self.store, self.spaces, digest, self.views)
+            return gather_joined(self.store, self.spaces, self.digest[rows], self.views)
         except CacheMissError as error:
-            lacking = self._lacking() or self._lacking_views(digest)
+            lacking = self._lacking(rows) or self._lacking_views(rows)
             raise CacheMissError(lacking or str(error)) from error
 
-    def _lacking(self) -> str:
-        """Say of each space how many images have no row in it, and how to embed them; nothing where all have one."""
+    def _lacking(self, rows: np.ndarray | slice = slice(0)) -> str:
+        """Say of each space how many images have no row in it, and how to embed them, and all views of some of them.
+
+        Nothing where all have one.
+        """
         said, root = [], printable(self.listing.root)
         for space, request in self._with_requests():
             missing = int((self.store.index(space.id)[0].find(Keys.plain(self.digest)) < 0).sum())
             if missing:
                 said.append(
                     f"{missing} of {len(self.rows)} images of {root} have no embedding of {space.backbone}, layer "
-                    f"{space.layer}; run `{self._command(space, request)}`"
+                    f"{space.layer}; run `{self._command(space, request, rows)}`"
                 )
         return "; ".join(said)
 
-    def _lacking_views(self, digest: np.ndarray) -> str:
+    def _lacking_views(self, rows: np.ndarray) -> str:
         """Say of each space which views of these images it lacks, and how to add them; nothing where it has all."""
-        said = []
+        said, digest = [], self.digest[rows]
         for space, request in self._with_requests():
             index, _ = self.store.index(space.id)
             missing = self.views.lacking(index, digest, np.full(len(digest), self.views.count))
@@ -134,24 +136,24 @@ class Features:
                 said.append(
                     f"{int((missing > 0).sum())} of {len(digest)} images lack views of the preset {self.views.augment} "
                     f"in {space.backbone}, layer {space.layer}: the cache has {has}; run "
-                    f"`{self._command(space, request, self.views)}`"
+                    f"`{self._command(space, request, rows)}`"
                 )
         return "; ".join(said)
 
     def _with_requests(self) -> list[tuple[FeatureSpace, dict[str, Any]]]:
         return list(zip(self.spaces, self.requests or ({},) * len(self.spaces), strict=True))
 
-    def extract_commands(self, views: Views) -> str:
-        """Return the commands that add views in each of the spaces, in words."""
-        return " and ".join(f"`{self._command(space, request, views)}`" for space, request in self._with_requests())
+    def _command(self, space: FeatureSpace, request: dict[str, Any], rows: np.ndarray | slice) -> str:
+        """Return the command that embeds what is lacking in a space, all views of `rows` among it.
 
-    def _command(self, space: FeatureSpace, request: dict[str, Any], views: Views = PLAIN) -> str:
-        """Return the command that embeds what is lacking in a space."""
-        from .resolve import fewest_options
-
-        options = fewest_options(space, request, self.store.root).words()
-        root = shlex.quote(printable(self.listing.root))
-        return f"headstart extract {root} {options} {as_words(views.words())}".rstrip()
+        It asks for views of one split alone where the run before it did and these are of that split.
+        """
+        views = self.views
+        if views.count > 1:
+            views = replace(views, split=Views.of_request(request).split)
+            if (views.counts(self.listing.split[self.rows[rows]]) < views.count).any():
+                views = replace(views, split=ALL)
+        return extract_command(self.store, self.listing.root, space, request, views)
 
     @property
     def y(self) -> np.ndarray:
@@ -336,68 +338,9 @@ def load_features(
                 f"--features {named[spaces.index(spaces[place])]} and {name} are the same embeddings "
                 f"({describe_space(spaces[place])}); name each once"
             )
-    plain = Features(listing, spaces, store, tuple(request for _, request in found))
+    requests = tuple(request for _, request in found)
     runs = load_listings(cache, Path(listing.source))
-    return replace(plain, views=chosen_views(plain, runs, views, augment))
-
-
-def chosen_views(features: Features, runs: Iterable[Listing], count: int | None, augment: str | None) -> Views:
-    """Return the views of a dataset that a head is trained on.
-
-    Parameters
-    ----------
-    features : Features
-        The dataset; its `requests` are those of the newest run that was asked for each of its spaces.
-    runs : iterable of Listing
-        What is kept of the runs over the dataset, the newest first; looked at where `requests` do not tell.
-    count : int or None
-        As asked for; None for as many as there are.
-    augment : str or None
-        As asked for; None for the preset of the newest run with views in the spaces, or, where `count` is None too, of
-        the newest run.
-
-    Raises
-    ------
-    CacheMissError
-        No run made views of that preset, or any, in all of the spaces.
-    UsageError
-        As `Views`.
-    """
-    if count == 1 or (count is not None and augment is not None):
-        return Views.asked(count, augment)
-    if augment is None and count is None:
-        newest = [_of_training_images(request) for request in features.requests]
-        if len({views.augment for views in newest}) > 1:
-            logger.info("the feature spaces were made with different views: the plain crop alone is taken")
-            return PLAIN
-        return min(newest, key=lambda views: views.count)
-    runs = list(runs)
-    made = [[_of_training_images(run.request) for run in runs if space.id in run.spaces] for space in features.spaces]
-    for candidate in [views for views in made[0] if views.count > 1 and augment in (None, views.augment)]:
-        same = [[views.count for views in others if views.augment == candidate.augment] for others in made]
-        if all(same):
-            return Views(min(map(max, same)) if count is None else count, candidate.augment)
-    raise CacheMissError(_no_views(features, made, count, augment))
-
-
-def _of_training_images(request: dict[str, Any]) -> Views:
-    """Return the views that a run made of training images: the plain crop where it made those of another split."""
-    views = Views.of_request(request)
-    return views if views.split in (ALL, "train") else PLAIN
-
-
-def _no_views(features: Features, made: Sequence[Sequence[Views]], count: int | None, augment: str | None) -> str:
-    wanted = Views.asked(2 if count is None else count, augment)
-    most: dict[str, int] = {}
-    for views in itertools.chain.from_iterable(made):
-        most[views.augment] = max(views.count, most.get(views.augment, 0))
-    there = [f"{most[preset]} of {preset}" for preset in sorted(most) if most[preset] > 1]
-    preset = f" of the preset {augment}" if augment else ""
-    where = "these feature spaces" if len(features.spaces) > 1 else "this feature space"
-    return (
-        f"no run over {printable(features.listing.root)} made views{preset} of training images in {where} "
-        f"(there are {', '.join(there) or 'plain crops alone'}); run {features.extract_commands(wanted)}"
-    )
+    return Features(listing, spaces, store, requests, chosen_views(store, spaces, requests, runs, views, augment))
 
 
 def _named_space(name: str) -> dict[str, str]:

@@ -137,7 +137,8 @@ class Extraction(Features):
         what += f" of {views.split}" if views.split != ALL else ""
         what += f" in {len(self.each)} feature spaces" if several else ""
         rows = " rows" if several or views.count > 1 else ""
-        done = f"{self.embedded} embedded, {self.reused} reused, {len(self.failures)} failed"
+        failed = f"{len(self.failures)} images failed" if rows else f"{len(self.failures)} failed"
+        done = f"{self.embedded} embedded, {self.reused} reused, {failed}"
         rate = f", {self.passed / self.seconds:.0f} images/s" if self.passed else ""
         lines = [f"{len(self.listing)} images{what}:{rows} {done} in {self.seconds:.1f} s{rate}"]
         if self.bottleneck:
@@ -308,17 +309,22 @@ def _unique(words: str | Sequence[str] | None) -> list[str]:
 
 
 def check_views(images: ImageList, views: Views) -> None:
-    """Refuse views of images that no head can be trained on.
+    """Refuse views that would be of no use.
 
     Raises
     ------
     DataError
-        They have no labels.
+        The images have no labels, so that no head can be trained on them, or none is of the split that views are of.
     """
     if views.count > 1 and not images.classes:
         raise DataError(
             f"{printable(str(images.root))} has no labels, and views serve to train a head: make one folder a class, "
             "or leave --views out"
+        )
+    if views.count > 1 and (views.counts(images.split) == 1).all():
+        raise DataError(
+            f"{printable(str(images.root))} has no image of the split {views.split}, so all would have the plain crop "
+            "alone: name another split with --views-split, or leave it out"
         )
 
 

@@ -25,7 +25,7 @@ def exponential(x: float) -> float:
 
 
 def _series(first: float, factor: float, k: int) -> float:
-    """Sum up 18 terms behind `first`, which has the power `k`: each is the one before times `factor` over two numbers."""
+    """Sum up `first`, of power `k`, and 18 terms more: each is the one before times `factor` over two more powers."""
     total = term = first
     for power in range(k + 1, k + 36, 2):
         term = term * factor / (power * (power + 1))

@@ -276,7 +276,7 @@ class Ahead:
     together : int, default `TOGETHER`
         How many images a task has at most; fewer where there are few for each thread.
     views : int, default 1
-        How many views an image has: of more, fewer images are read ahead.
+        How many views an image has: the more, the fewer images are read ahead, down to 2 for each thread.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class Ahead:
         self._numbers = todo.tolist()
         self._asked = 0  # of these, how many images are read or being read
         self._taken = 0
-        # So many that there are 4 a worker and 64 network inputs, of 150 kB each at 224 pixels; and 2 images a worker.
+        # 4 network inputs a worker and 64 more, of 150 kB each at 224 pixels; but 2 images a worker, to keep all busy.
         self._ahead = max(2 * workers, (4 * workers + 64) // views)
         self._together = max(1, min(together // views, len(self._numbers) // (4 * workers)))
         self._quiet = -(-quiet // views)

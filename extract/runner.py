@@ -227,8 +227,8 @@ def run_in_steps(
         pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
         needs = [Need(target.embedder.preprocess, target.held, work.views) for target in targets]
         reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers, work.hashes, work.counts)
-        # Beside a GPU that decodes, threads wait for it picture by picture.
-        threads, together = (workers + BATCH, 1) if gpu else (workers, TOGETHER)
+        # Beside a GPU that decodes, threads wait for it picture by picture. Augmented views are made on a CPU.
+        threads, together = (workers + BATCH, 1) if gpu and work.views.count == 1 else (workers, TOGETHER)
         items = Ahead(pool, reader, work.names, work.todo, threads, QUIET_IMAGES, together, work.views.count)
         flow = _Flow(outcome, reader, targets, work, cache, hooks, items.wait)
         try:
@@ -286,8 +286,8 @@ class _Flow:
         self._loaded_first = 0.0
         self._timed_from = (0.0, 0)
         self._seen: dict[bytes, int] = {}  # of how many views images were taken, by their digests
-        self._copies: dict[bytes, list[int]] = {}  # further images of the same bytes
-        self._rejected: dict[bytes, str] = {}
+        self._copies: dict[bytes, list[tuple[int, int]]] = {}  # further images of the same bytes, and of how many views
+        self._rejected: dict[bytes, tuple[int, str]] = {}  # a view that cannot be kept, and why
 
     def take(self, item: Item) -> None:
         """Account for one image, and give it to the networks."""
@@ -302,14 +302,15 @@ class _Flow:
             outcome.replaced.append(item.index)
         outcome.animated += item.animated
         outcome.enlarged += item.enlarged
-        if item.digest in self._rejected:
-            outcome.failures[item.index] = self._rejected[item.digest]
-        else:
-            seen = self._seen.get(item.digest, 0)
-            if seen:
-                self._copies.setdefault(item.digest, []).append(item.index)
-            if item.inputs and item.views > seen:
-                self._embed(item, seen)
+        rejected, reason = self._rejected.get(item.digest, (item.views, ""))
+        if rejected < item.views:
+            outcome.failures[item.index] = reason
+            return
+        seen = self._seen.get(item.digest, 0)
+        if seen:
+            self._copies.setdefault(item.digest, []).append((item.index, item.views))
+        if item.inputs and item.views > seen:
+            self._embed(item, seen)
 
     @property
     def settled(self) -> int:
@@ -368,7 +369,10 @@ class _Flow:
         seconds, images = self._reader.work()
         return seconds / len(self._batches), images
 
-    def _reject(self, item: Item, reason: str) -> None:
-        self._rejected[item.digest] = reason
-        for index in (item.index, *self._copies.get(item.digest, ())):
-            self._outcome.failures[index] = reason
+    def _reject(self, item: Item, view: int, reason: str) -> None:
+        """Count an image as a failure, and its copies as far as they have that view too."""
+        if view < self._rejected.get(item.digest, (item.views, ""))[0]:
+            self._rejected[item.digest] = view, reason
+        for index, views in ((item.index, item.views), *self._copies.get(item.digest, ())):
+            if views > view:
+                self._outcome.failures.setdefault(index, reason)

@@ -27,7 +27,7 @@ from .preprocess import Preprocess, to_input
 DEFAULT_AUGMENT = "tutorial"
 ALL = "all"
 _NONE = "none"
-MOST_VIEWS = 10_000  # of one picture: more is a slip of the hand
+MOST_VIEWS = 1000  # of one picture: more is a slip of the hand, and all that are lacking are in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,9 @@ class Views:
 
     @classmethod
     def of_request(cls, request: Mapping[str, Any]) -> Views:
-        """Return the views that a listing's run was asked for."""
+        """Return the views that a listing's run was asked for; one where this version does not know their preset."""
+        if request.get("augment", _NONE) not in PRESETS:
+            return PLAIN
         return cls(request.get("views", 1), request.get("augment", _NONE), request.get("views_split", ALL))
 
     def words(self) -> dict[str, Any]:
@@ -151,6 +153,14 @@ class Views:
             missing[rows] += index.find(self.keys_of(digest[rows], np.full(len(rows), view))) < 0
         return missing
 
+    def lacking_rows(self, index: KeyIndex, digest: np.ndarray, counts: np.ndarray) -> int:
+        """Count the rows that images lack, as `lacking`; those of copies once, and as many as any of them has."""
+        digest = np.ascontiguousarray(digest)
+        _, first, place = np.unique(digest.view("V32"), return_index=True, return_inverse=True)
+        most = np.zeros(len(first), np.int64)
+        np.maximum.at(most, place.reshape(-1), counts)
+        return int(self.lacking(index, digest[first], most).sum())
+
     def lacking_of_one(self, index: KeyIndex, digest: bytes, count: int) -> list[int]:
         """Return the numbers of the views of one image, of the first `count`, that have no row."""
         recipe = self.recipe
@@ -162,6 +172,12 @@ class Views:
 
 
 PLAIN = Views()
+
+
+def known_recipes() -> dict[int, Views]:
+    """Return views of each recipe that this version draws, by the recipe's id; those of 0 are the plain crops."""
+    drawn = (Views(2, preset) for preset in PRESETS if preset != _NONE)
+    return {PLAIN_RECIPE: PLAIN, **{views.recipe: views for views in drawn}}
 
 
 class Maker:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
-from sklearn.preprocessing import StandardScaler
 
 from headstart.classify import voters
 from headstart.classify.heads import make_head
@@ -29,12 +28,12 @@ def data(n=120, dim=10, classes=3, seed=0):
 def test_neighbours_are_those_of_scikit_learn(metric, k):
     X, y = data()
     new, _ = data(seed=1)
-    scaler = StandardScaler().fit(X.astype(np.float64))
-    reference = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(scaler.transform(X), y)
     head = make_head("knn", k=k, metric=metric).fit(X, y)
-    votes = reference.predict_proba(scaler.transform(new)) * k
+    prepared = head.preparation_.apply
+    reference = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(prepared(X), y)
+    votes = reference.predict_proba(prepared(new)) * k
     np.testing.assert_allclose(softmax(head.decision_function(new)), (votes + 1 / 3) / (k + 1), atol=1e-9)
-    np.testing.assert_array_equal(head.predict(new), reference.predict(scaler.transform(new)))
+    np.testing.assert_array_equal(head.predict(new), reference.predict(prepared(new)))
 
 
 def test_small_blocks_change_nothing(monkeypatch):
@@ -89,10 +88,10 @@ def test_a_number_of_neighbours_that_is_none_is_refused(k):
 def test_nearest_means_are_those_of_scikit_learn_and_of_the_baseline():
     X, y = data()
     new, new_y = data(seed=1)
-    scaler = StandardScaler().fit(X.astype(np.float64))
     head = make_head("ncm").fit(X, y)
-    reference = NearestCentroid().fit(scaler.transform(X), y)
-    np.testing.assert_array_equal(head.predict(new), reference.predict(scaler.transform(new)))
+    prepared = head.preparation_.apply
+    reference = NearestCentroid().fit(prepared(X), y)
+    np.testing.assert_array_equal(head.predict(new), reference.predict(prepared(new)))
     assert (head.predict(new) == new_y).mean() == nearest_mean_baseline(X, y, new, new_y)
 
 

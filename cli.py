@@ -227,6 +227,7 @@ def predict(model: Path, paths: tuple[Path, ...], as_csv: bool, as_jsonl: bool, 
     headstart predict models/photos-resnet18-logistic new/ --jsonl --min-probability .9
     headstart predict models/photos-resnet18-logistic new/ --sort-into sorted --min-probability .9
     headstart predict models/photos-resnet18-logistic new/ --coverage .95
+    headstart predict models/photos-resnet18-logistic new/ --views 4
     headstart predict models/photos-resnet18-logistic photos/val --grid predictions.png
     """
     from .classify.prediction_job import predict as run

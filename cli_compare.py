@@ -38,7 +38,9 @@ _OF_SPACE = ("layer", "pool", "resize", "crop", "interpolation", "mean", "std", 
 @layer_option
 @space_options
 @click.option("--views", type=positive, metavar="V", help="Train on V views of each image [default: 1].")
-@click.option("--augment", type=presets, help="How they are drawn [default: tutorial].")
+@click.option(
+    "--augment", type=presets, help="How they are drawn [default: as those of DATA that are cached, else tutorial]."
+)
 @device_options
 @result_options
 @seed_option
@@ -54,6 +56,7 @@ def compare(data: Path | None, **given: Any) -> Any:
     headstart compare
     headstart compare photos --backbone resnet18 --backbone efficientnet_lite0 --head logistic --head knn
     headstart compare photos --head logistic --head mlp --out comparisons/heads
+    headstart compare photos --views 8
     """
     from .classify.compare import compare as run
     from .classify.pages.comparison import comparison_page

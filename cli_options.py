@@ -52,13 +52,13 @@ made_views_options = options(
 )  # fmt: skip
 views_options = options(
     click.option("--views", type=positive, metavar="V",
-                 help="Train on V views of each image [default: those of the extract that is taken]."),
-    click.option("--augment", type=presets, help="Their preset, where DATA was extracted with several."),
+                 help="Train on V views of each image [default: as many as DATA was extracted with]."),
+    click.option("--augment", type=presets, help="Their preset [default: that of the latest extract with views]."),
 )  # fmt: skip
 test_views_options = options(
     click.option("--views", type=positive, metavar="V",
                  help="Average the probabilities of V views of each picture [default: 1]."),
-    click.option("--augment", type=presets, help="How they are drawn [default: as the model was trained]."),
+    click.option("--augment", type=presets, help="How they are drawn [default: as in training, else tutorial]."),
 )  # fmt: skip
 layout_option = click.option(
     "--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="How to read DATA."

@@ -201,7 +201,8 @@ def _chosen(
         for candidate in fitting:
             if lacking[candidate.space.id]:
                 count, what = lacking[candidate.space.id], describe_space(candidate.space)
-                logger.info("left out, as %d images lack embeddings: %s", count, what)
+                lost = "have no embedding" if views.count == 1 else "lack views"
+                logger.info("left out, as %d images %s: %s", count, lost, what)
         return [candidate for candidate in fitting if not lacking[candidate.space.id]]
     newest = [next((c for c in fitting if c.space.backbone == name), None) for name in backbones]
     found = [candidate for candidate in newest if candidate is not None]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cache.datasets import latest_listing, load_listings
 from ..cache.listing import Listing
 from ..cache.store import cache_dir
 from ..errors import UsageError, printable
@@ -93,7 +94,7 @@ def compare(
     views : int, optional
         Train every head on so many views of each image; on the plain crop alone where it is None.
     augment : str, optional
-        Their preset; "tutorial" where it is None.
+        Their preset; that of the latest extract with views where it is None, or "tutorial" where there is none.
     seed : int, default 0
         For the folds, and for heads that are trained by mini-batches.
     page : callable, optional
@@ -121,17 +122,16 @@ def compare(
     begin = time.perf_counter()
     kinds, names = _heads(heads), [backbones] if isinstance(backbones, str) else list(backbones)
     share, run = held_out_share(val_fraction), run or RunOptions()
-    many = None if views in (None, 1) else "train"
-    wanted_views = Views.asked(views, augment, many)
+    folder = None if data is None else Path(data)
+    wanted_views = _wanted_views(cache_dir(cache), folder, views, augment)
     target = Path(out) if out is not None else None if data is None else _default_folder(Path(data).resolve())
     if target is not None:
         check_folder(target, overwrite=overwrite)  # before the work, where the name is known by then
-    found = find_candidates(
-        cache_dir(cache), None if data is None else Path(data), names, wanted or {}, weights, run, stopped, wanted_views
-    )
+    found = find_candidates(cache_dir(cache), folder, names, wanted or {}, weights, run, stopped, wanted_views)
     target = target or _default_folder(Path(found.listing.source))
     check_folder(target, overwrite=overwrite)
-    options = _fit_head_options(cache, val_fraction, cv, seed, found)
+    options = _fit_head_options(cache, val_fraction, cv, seed)
+    _tell_of_views(found)
     bench = _Bench(found, _divided(found, share, kinds), kinds, run, cv, seed, options, stopped)
     fitted = _ranked([pair for candidate in found.each for pair in bench.measured(candidate)])
     advice = bench.advice(fitted)
@@ -146,9 +146,20 @@ def compare(
         out=target,
         chosen=advice[0]["cheapest"],
         seconds=time.perf_counter() - begin,
+        views=found.views,
     )
     save(comparison, None if page is None else page(comparison), overwrite=overwrite)
     return comparison
+
+
+def _wanted_views(cache: Path, data: Path | None, count: int | None, augment: str | None) -> Views:
+    """Return the views of training images on which heads are trained, those that are cached if there is a choice."""
+    views = Views.asked(count, augment, None if count in (None, 1) else "train")
+    listing = latest_listing(cache, data) if views.count > 1 and augment is None else None
+    if listing is None:
+        return views
+    runs = (Views.of_request(run.request) for run in load_listings(cache, Path(listing.source)))
+    return replace(views, augment=next((made.augment for made in runs if made.count > 1), views.augment))
 
 
 def _heads(heads: str | Sequence[str]) -> list[str]:
@@ -167,15 +178,28 @@ def _default_folder(source: Path) -> Path:
 
 
 def _fit_head_options(
-    cache: str | os.PathLike[str] | None, val_fraction: float | None, cv: int, seed: int, found: Candidates
+    cache: str | os.PathLike[str] | None, val_fraction: float | None, cv: int, seed: int
 ) -> dict[str, Any]:
-    """Return what ``fit-head`` needs to be told to divide the images, and to train on their views, as it was here."""
+    """Return what ``fit-head`` needs to be told to divide the images as they were divided here."""
     given = {"cv": None if cv == 5 else cv, "val_fraction": val_fraction, "seed": seed or None, "cache": cache}
-    if found.views.count > 1:
-        given |= {"views": found.views.count, "augment": found.views.augment}
-    elif Views.of_request(found.listing.request).count > 1:
-        given["views"] = 1
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _tell_of_views(found: Candidates) -> None:
+    """Say so where views are cached that heads are not trained on: ``fit-head`` would take them."""
+    most = max((Views.of_request(candidate.request) for candidate in found.each), key=lambda views: views.count)
+    if found.views.count == 1 and most.count > 1:
+        logger.info(
+            "heads are trained on the plain crop of each image; %s trains them on the views that were extracted",
+            as_words({"views": most.count, "augment": most.augment}),
+        )
+
+
+def _views_options(found: Candidates, candidate: Candidate) -> dict[str, Any]:
+    """Return what ``fit-head`` needs to be told to train on the views of this comparison."""
+    if found.views.count > 1:
+        return {"views": found.views.count, "augment": found.views.augment}
+    return {"views": 1} if Views.of_request(candidate.request).count > 1 else {}
 
 
 def _divided(found: Candidates, share: float, kinds: Sequence[str]) -> LabelledSet:
@@ -372,4 +396,5 @@ def _command(found: Candidates, candidate: Candidate, kind: str, options: dict[s
         again = fewest_options(candidate.space, candidate.request, found.store.root).words()
         where = f" {as_words({'cache': options['cache']})}" if "cache" in options else ""
         before = f"headstart extract {root} {again}{where} && "
-    return f"{before}headstart fit-head {root} {as_words({**wanted, 'head': kind, **options})}"
+    words = {**wanted, "head": kind, **_views_options(found, candidate), **options}
+    return f"{before}headstart fit-head {root} {as_words(words)}"

@@ -16,6 +16,7 @@ import numpy as np
 from ..cache.publish import make_folder, publish
 from ..cache.temporary import is_temporary
 from ..errors import CacheError, OutputError, printable
+from ..extract.views import PLAIN, Views
 
 FORMAT = 1
 JSON_FILE, CSV_FILE, PAGE_FILE = "compare.json", "compare.csv", "compare.html"
@@ -121,6 +122,8 @@ class Comparison:
     chosen : int
         The row that the next command takes: the cheapest of those that cannot be told from the best.
     seconds : float
+    views : Views, default `PLAIN`
+        Of each training image, on which heads were trained; they were measured on plain crops.
     """
 
     on_stdout: ClassVar[bool] = True
@@ -135,6 +138,7 @@ class Comparison:
     out: Path
     chosen: int
     seconds: float
+    views: Views = PLAIN
 
     @property
     def multi_label(self) -> bool:
@@ -151,6 +155,8 @@ class Comparison:
             "train": self.train,
             "val": self.val,
             "folds": self.folds,
+            "views": self.views.count,
+            "augment": self.views.augment,
             "measure": "map" if self.multi_label else "accuracy",
             "next": self.rows[self.chosen].command,
             "seconds": round(self.seconds, 3),
@@ -161,9 +167,10 @@ class Comparison:
         """Return the table, what it means, the advice and the next command."""
         untouched = f"the {self.val} validation images were not looked at" if self.val else "no validation images"
         score = "score the one that you choose on the validation images, once" if self.val else "fit the one you choose"
+        views = f" ({self.views.count} views each, {self.views.augment})" if self.views.count > 1 else ""
         return [
-            f"{printable(self.root)}: {self.train} training images, {len(self.classes)} classes, {self.folds} folds; "
-            f"{untouched}",
+            f"{printable(self.root)}: {self.train} training images{views}, {len(self.classes)} classes, "
+            f"{self.folds} folds; {untouched}",
             *table(self.rows),
             "* no other row is at least as accurate and as fast, and better in one of the two",
             *(f"- {entry['text']}" for entry in self.advice),

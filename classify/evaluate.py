@@ -13,12 +13,12 @@ import numpy as np
 
 from ..cache.datasets import latest_listing
 from ..cache.listing import Listing
-from ..errors import CacheMissError, DataError, ModelError, printable
+from ..errors import CacheMissError, DataError, DataNotFoundError, ModelError, printable
 from ..extract.features import Features, dataset_folder, gather_joined
 from ..extract.images import ImageList, list_images, list_paths
 from ..extract.options import RunOptions
 from ..extract.plan import base_folder, failure_rules, recall_listing, unread_listing
-from ..extract.views import Views
+from ..extract.views import PLAIN, Views
 from .dataset import LabelledSet, labelled_set
 from .evaluation import Evaluation
 from .metrics import mcnemar_exact
@@ -60,7 +60,7 @@ def evaluate(
     cache : path, optional
     run : RunOptions, optional
     views, augment : int and str, optional
-        Average the probabilities of each image over so many views, as in `views_for`; of both models.
+        Average the probabilities of each image over so many views, as in `views_for`; the same ones for both models.
 
     Raises
     ------
@@ -69,24 +69,14 @@ def evaluate(
     DataError
         The split has no labelled image.
     """
-    first = _classifier(model, cache, run, views, augment)
+    saved = load_model(Path(model))
+    first = Classifier(saved, cache, run, views_for(saved, views, augment))
     result, _ = score_on(first, data, split)
     if against is None:
         return result
-    other = _classifier(against, cache, run, views, augment)
+    other = Classifier(load_model(Path(against)), cache, run, first.views)
     second, _ = score_on(other, data, result.split, like=first.model)
     return replace(result, against=_compare(result, second, str(against)))
-
-
-def _classifier(
-    model: str | os.PathLike[str],
-    cache: str | os.PathLike[str] | None,
-    run: RunOptions | None,
-    views: int | None,
-    augment: str | None,
-) -> Classifier:
-    saved = load_model(Path(model))
-    return Classifier(saved, cache, run, views_for(saved, views, augment))
 
 
 def score_on(
@@ -145,16 +135,46 @@ def _views_of(classifier: Classifier, labelled: LabelledSet, split: str) -> np.n
     if views.count == 1:
         return labelled.part(split)[0]
     rows = labelled.rows[labelled.split == split]
-    digest = features.digest[rows]
-    try:
-        return gather_joined(features.store, features.spaces, digest, views)
-    except CacheMissError:
-        folder, listing = dataset_folder(features.listing, features.listing.source), features.listing
-        paths = [Path(folder, os.fsdecode(listing.paths[row])) for row in features.rows[rows]]
-        images = list_paths(paths)
-        unread = unread_listing(images, failure_rules(classifier.run.max_pixels))
-        classifier.embed(unread, base_folder(images))
-        return gather_joined(features.store, features.spaces, digest, views)
+    lacking = rows[_lacking(features, views, rows) > 0]
+    if lacking.size:
+        _embed_views(classifier, features, lacking)
+    return gather_joined(features.store, features.spaces, features.digest[rows], views)
+
+
+def _lacking(features: Features, views: Views, rows: np.ndarray) -> np.ndarray:
+    """Count the views of each image that have no row in one of the spaces, at most over the spaces, (n,) int64."""
+    digest, counts = features.digest[rows], np.full(len(rows), views.count)
+    indices = [features.store.index(space.id)[0] for space in features.spaces]
+    return np.asarray(np.max([views.lacking(index, digest, counts) for index in indices], axis=0))
+
+
+def _embed_views(classifier: Classifier, features: Features, rows: np.ndarray) -> None:
+    """Embed the views of images that the cache lacks, from where their pictures lay when they were listed.
+
+    Raises
+    ------
+    DataNotFoundError, DataError
+        A picture is not there any more, or it is another one.
+    """
+    listing, views = features.listing, classifier.views
+    folder = dataset_folder(listing, listing.source)
+    paths = [Path(folder, os.fsdecode(listing.paths[row])) for row in features.rows[rows]]
+    gone = [path for path in paths if not os.path.exists(path)]  # noqa: PTH110  (False where it may not be looked at)
+    if gone:
+        there = views.count - int(_lacking(features, views, rows).max())
+        raise DataNotFoundError(
+            f"of {len(rows)} images the cache has {there} of {views.count} views ({views.augment}), and "
+            f"{printable(gone[0])} is not there to make the others of; name the folder where the pictures are now as "
+            f"DATA, or pass --views {there}"
+        )
+    images = list_paths(paths)
+    classifier.embed(unread_listing(images, failure_rules(classifier.run.max_pixels)), base_folder(images))
+    left = np.flatnonzero(_lacking(features, views, rows))
+    if left.size:
+        raise DataError(
+            f"{left.size} pictures cannot be read any more, or changed since the dataset was listed "
+            f"({printable(paths[left[0]])} first); name DATA to score it as it is now"
+        )
 
 
 def _trained_on(classifier: Classifier, features: Features) -> bool:
@@ -226,15 +246,13 @@ def _from_disk(classifier: Classifier, data: Path) -> Features:
     images = _listed(classifier, data)
     rules = failure_rules(classifier.run.max_pixels)
     listing = recall_listing(classifier.store.root, images, rules, scanned_ns=0)
-    plain = Classifier(classifier.model, classifier.store.root, classifier.run)
-    return _features(classifier, plain.embed(listing, base_folder(images)))
+    return _features(classifier, classifier.embed(listing, base_folder(images), PLAIN))
 
 
 def _features(classifier: Classifier, listing: Listing) -> Features:
     """Return a dataset in the model's spaces; a head that is fitted to it again gets the views that the model got."""
     requests = tuple(classifier.model.training.get("requests", ()))
-    views = Views.of_request(classifier.model.training)
-    return Features(listing, classifier.spaces, classifier.store, requests, views)
+    return Features(listing, classifier.spaces, classifier.store, requests, classifier.model.views)
 
 
 def _listed(classifier: Classifier, data: Path) -> ImageList:

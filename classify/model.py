@@ -18,6 +18,8 @@ import numpy as np
 from ..cache.publish import make_folder
 from ..cache.space import FeatureSpace
 from ..errors import CacheError, HeadstartError, ModelError
+from ..extract.augment import PRESETS
+from ..extract.views import PLAIN, Views
 from .folder import (
     checked_name,
     is_numbers,
@@ -72,7 +74,7 @@ class SavedModel:
         What training pictures look like.
     training : dict
         Where the data lay, how it was divided, ``requests``, what was kept with each feature space, and where it was
-        trained on several views, ``views`` and ``augment``.
+        trained on several views, ``views``, ``augment``, ``views_split`` and ``recipes``, as parts describe them.
     scores : dict
         Measured when it was fitted.
     body : dict of str to ndarray
@@ -93,6 +95,11 @@ class SavedModel:
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     body: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def views(self) -> Views:
+        """Of each image, on which it was trained."""
+        return Views.of_request(self.training)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return probabilities (n, K) float64 of embeddings (n, D) float32; those of several labels do not sum to 1.
@@ -202,6 +209,7 @@ def load_model(path: Path) -> SavedModel:
         model = SavedModel(classes=classes, network=network, true_probabilities=true, novelty=novelty, **given)
         _check_fields(model)
         _check_thresholds(model)
+        _check_views(path, model)
         if novelty is not None and novelty.reference.shape[1] != network.n_features:
             raise ModelError("its training pictures are not of its width")
         width = sum(FeatureSpace.from_dict(space).dim for space in model.spaces)
@@ -238,6 +246,21 @@ def _check_thresholds(model: SavedModel) -> None:
     numbers = all(isinstance(value, float) and math.isfinite(value) for value in model.thresholds)
     if len(model.thresholds) != wanted or not numbers:
         raise ModelError("it has not one threshold for each label")
+
+
+def _check_views(path: Path, model: SavedModel) -> None:
+    """Raise where it was trained on views that are none, or of a preset that a newer version may have."""
+    preset = model.training.get("augment", PLAIN.augment)
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise ModelError(
+            f"{path} was trained on views of the preset {preset!r:.40}, which this headstart does not have; upgrade "
+            "it, or fit the head again"
+        )
+    try:
+        model.views  # noqa: B018  (checks what it is made of)
+    except (HeadstartError, TypeError) as error:
+        named = {name: model.training[name] for name in ("views", "augment", "views_split") if name in model.training}
+        raise ModelError(f"{path / MODEL_FILE} is damaged: there are no views {named!s:.90}; {_ADVICE}") from error
 
 
 def _with_spaces(content: dict[str, Any]) -> dict[str, Any]:

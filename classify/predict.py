@@ -17,6 +17,7 @@ from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import BackboneError, UsageError
+from ..extract.augment import PRESETS
 from ..extract.embed import embed_listing, embed_stepwise
 from ..extract.embedder import Embedder
 from ..extract.images import list_paths
@@ -93,7 +94,7 @@ class Classifier:
             self._embedders = embedders_of(self.spaces, requests, self.run)
         return self._embedders
 
-    def embed(self, listing: Listing, base: bytes) -> Listing:
+    def embed(self, listing: Listing, base: bytes, views: Views | None = None) -> Listing:
         """Embed the views of the images of a listing that the cache lacks in any of the model's feature spaces.
 
         Each network runs once for all of its layers and each picture is decoded once for all networks, whose weights
@@ -104,6 +105,8 @@ class Classifier:
         listing : Listing
         base : bytes
             The folder that its paths are relative to.
+        views : Views, optional
+            Other ones than those over which probabilities are averaged.
 
         Returns
         -------
@@ -111,7 +114,7 @@ class Classifier:
             With digests and failures filled in.
         """
         with self._own_bodies():
-            return embed_listing(self.store, self.embedders, listing, base, views=self.views)[0]
+            return embed_listing(self.store, self.embedders, listing, base, views=views or self.views)[0]
 
     def predict(
         self,
@@ -320,18 +323,40 @@ def views_for(model: SavedModel, count: int | None, augment: str | None = None) 
     count : int or None
         How many of each picture, the plain crop among them; the plain crop alone where it is None.
     augment : str, optional
-        The preset of the others; that which the model was trained on where it is None, or "tutorial" where it was
-        trained on plain crops.
+        The preset of the others; that by which the model's training pictures were augmented where it is None, or
+        "tutorial" where they were plain crops.
 
     Raises
     ------
     UsageError
         As `Views`.
     """
-    trained = Views.of_request(model.training)
     if augment is None and count is not None and count > 1:
-        augment = trained.augment if trained.count > 1 else DEFAULT_AUGMENT
-    return Views.asked(count, augment)
+        augment = _preset_of(model)
+    views = Views.asked(count, augment)
+    if views.augment == model.views.augment:
+        warn_of_recipe(model)
+    return views
+
+
+def _preset_of(model: SavedModel) -> str:
+    """Return the preset by which a model's training pictures were augmented; the default where none was."""
+    augment = model.views.augment
+    if "mode" in model.facts:
+        augment = model.facts.get("settings", {}).get("augment", augment)
+    return augment if augment in PRESETS and augment != PLAIN.augment else DEFAULT_AUGMENT
+
+
+def warn_of_recipe(model: SavedModel) -> None:
+    """Say so where the views that a model was trained on are drawn in another way by now."""
+    views = model.views
+    recipes = views.recipes()
+    if model.training.get("recipes", recipes) != recipes:
+        logger.warning(
+            "the preset %s is another one than it was when the model was trained: its views are other pictures now; "
+            "fit the head again to train on those",
+            views.augment,
+        )
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from .predict import Classifier, views_for
 from .prediction_grid import plan_grid
 from .prediction_table import Predictions
 from .sorting import Sorter
+
+logger = logging.getLogger("headstart.classify")
 
 STDIN = Path("-")
 
@@ -72,6 +75,8 @@ def predict(
     drawing = plan_grid(grid, grid_limit, overwrite, options.max_pixels)
     saved = load_model(model)
     classifier = Classifier(saved, cache, options, views_for(saved, views, augment))
+    if classifier.views.count > 1:
+        logger.info("probabilities are averages over %d views (%s)", classifier.views.count, classifier.views.augment)
     rows = classifier.stream(paths, coverage=coverage, min_probability=min_probability, stopped=stopped)
     sorter = None if sort_into is None else Sorter(sort_into, classifier.classes, paths)
     return Predictions(rows, classifier.classes, form=form, top=top, grid=drawing, sorter=sorter)

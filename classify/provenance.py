@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import printable
+from ..extract.views import Views
 from .dataset import LabelledSet
 
 _DEPENDS_ON = ("numpy", "torch", "torchvision", "timm", "pillow", "simplejpeg", "h5py")
@@ -88,7 +89,7 @@ def training_facts(
         "source": listing.source,
         "layout": listing.layout,
         "requests": list(requests),
-        **data.features.views.request(),
+        **_facts_of(data.features.views),
         "held_out": val_fraction if data.held_out else None,
         "dedupe": None if data.dedupe is None else asdict(data.dedupe),
         "near_copies": near_copies,
@@ -97,3 +98,8 @@ def training_facts(
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _facts_of(views: Views) -> dict[str, Any]:
+    """Return what is kept of the views that a head was trained on; nothing of plain crops."""
+    return {**views.request(), "recipes": views.recipes()} if views.count > 1 else {}

@@ -12,7 +12,6 @@ from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..errors import CacheMissError, printable
-from .options import as_words
 from .views import ALL, PLAIN, Views
 
 logger = logging.getLogger("headstart.extract")
@@ -22,6 +21,7 @@ def extract_command(
     store: FeatureStore, root: str, space: FeatureSpace, request: dict[str, Any], views: Views = PLAIN
 ) -> str:
     """Return the command that embeds views of a dataset in a space."""
+    from .options import as_words  # with the decoder, which a head has no use for
     from .resolve import fewest_options
 
     words = f"{fewest_options(space, request, store.root).words()} {as_words(views.words())}"

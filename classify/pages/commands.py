@@ -14,7 +14,6 @@ from ...errors import printable
 from ...extract.options import as_words
 from ...extract.registry import find
 from ...extract.resolve import fewest_options
-from ...extract.views import Views
 from ..dataset import VAL_FRACTION
 from ..finetune.options import TrainOptions
 from ..heads import HEADS
@@ -43,7 +42,7 @@ def commands_of(model: SavedModel, cache: Path) -> list[str]:
     if "mode" in model.facts:
         return [_finetune(model, root)]
     requests = model.training.get("requests") or [{}] * len(model.spaces)
-    views = Views.of_request(model.training).words()
+    views = model.views.words()
     with_views = f" {as_words(views)}" if views else ""
     extracts = [
         f"headstart extract {root} {fewest_options(FeatureSpace.from_dict(space), request, cache).words()}{with_views}"

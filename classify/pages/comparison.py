@@ -22,6 +22,8 @@ def comparison_page(found: Comparison) -> str:
     """
     differences, _, more = found.advice
     pictures, classes = counted(found.train, "training picture"), counted(len(found.classes), "class", "classes")
+    views = found.views
+    drawn = f" Heads were trained on {views.count} views of each ({views.augment})." if views.count > 1 else ""
     untouched = f" The {counted(found.val, 'validation picture')} were not looked at." if found.val else ""
     return render(
         "comparison.html",
@@ -29,7 +31,7 @@ def comparison_page(found: Comparison) -> str:
         verdict=f"{printable(differences['text'])}.",
         measured=(
             f"Measured on {pictures} of {classes}, each when it was held out, in {found.folds} folds that are the same "
-            f"for all rows.{untouched}"
+            f"for all rows.{drawn}{untouched}"
         ),
         multi_label=found.multi_label,
         rows=[{**row.as_dict(), "label": row.name.removesuffix(f"+{row.head}")} for row in found.rows],

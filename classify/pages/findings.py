@@ -21,6 +21,7 @@ from ..metrics import Reliability, reliability_curve
 from ..model import SavedModel
 from ..neighbours import nearest
 from ..network import sigmoid, softmax
+from ..predict import warn_of_recipe
 from ..preparation import of_length_one
 from ..refit import refitted
 
@@ -187,6 +188,7 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
 
 def _head_again(model: SavedModel, labelled: LabelledSet) -> tuple[TrainingRows, Head | None]:
     """Fit the head once more; None where the dataset is too small for that by now, or the cache lacks views of it."""
+    warn_of_recipe(model)
     try:
         train = training_rows(labelled)
         return train, refitted(model, labelled, train)

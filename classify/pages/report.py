@@ -349,6 +349,9 @@ def _made(found: Findings) -> list[tuple[str, str]]:
     facts = [("Dataset", training["root"]), ("Trained", training["created"])]
     if "seconds" in training:
         facts.append(("Seconds", f"{training['seconds']:.1f}"))
+    views = found.model.views
+    if views.count > 1:
+        facts.append(("Views", f"{views.count} of each training picture ({views.augment}), the first its plain crop"))
     for space in found.model.spaces:
         size = space["preprocess"]
         facts.append(

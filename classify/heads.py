@@ -22,6 +22,7 @@ from .views import as_rows, plain_of
 
 PATIENCE = 10
 _TURN_UP_TO = 2000  # rows; the axes cost the third power of their number
+_NARROWER = 6  # times; where all views' rows are so many fewer than features, their axes are worth more than that
 _OUTSIDE = 1e-6  # share of the rows' square that is rounding
 _CLASS_WEIGHTS = ("none", "balanced")
 _DEVICES = ("auto", "cpu", "cuda")
@@ -53,7 +54,8 @@ class LinearHead(Head):
         A setting is given up after so many epochs without a lower held-out loss: 10, or with another schedule than
         "constant" none, as its best epochs are the last ones.
     batch_size : int, optional
-        At most so many rows a step; 64 where it is None, or so many that an epoch has 64 steps.
+        At most so many images a step, each with all its views; 64 where it is None, or so many that an epoch has 64
+        steps.
     label_smoothing : float, default 0.0
         From 0 to below 1.
     class_weight : {"none", "balanced"}, default "none"
@@ -316,12 +318,14 @@ def _spanned(Z: np.ndarray) -> np.ndarray | None:
     axes = principal_axes(plain, len(plain))
     if len(rows) == len(plain) or _power(rows @ axes) >= (1 - _OUTSIDE) * _power(rows):
         return axes
-    return principal_axes(rows, len(rows)) if len(rows) < min(rows.shape[1], _TURN_UP_TO) else None
+    # With very wide embeddings more rows are worth it: without axes an epoch takes as much longer as they are narrower.
+    most = min(rows.shape[1], max(_TURN_UP_TO, rows.shape[1] // _NARROWER))
+    return principal_axes(rows, len(rows)) if len(rows) < most else None
 
 
 def _power(rows: np.ndarray) -> float:
     """Return the sum of all squares."""
-    return float(np.square(rows, dtype=np.float64).sum())
+    return float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
 
 
 def _network(

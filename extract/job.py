@@ -137,7 +137,7 @@ class Extraction(Features):
         what += f" of {views.split}" if views.split != ALL else ""
         what += f" in {len(self.each)} feature spaces" if several else ""
         rows = " rows" if several or views.count > 1 else ""
-        failed = f"{len(self.failures)} images failed" if rows else f"{len(self.failures)} failed"
+        failed = f"{len(self.failures)}{' images' if views.count > 1 else ''} failed"
         done = f"{self.embedded} embedded, {self.reused} reused, {failed}"
         rate = f", {self.passed / self.seconds:.0f} images/s" if self.passed else ""
         lines = [f"{len(self.listing)} images{what}:{rows} {done} in {self.seconds:.1f} s{rate}"]

@@ -296,7 +296,7 @@ class Ahead:
         self._numbers = todo.tolist()
         self._asked = 0  # of these, how many images are read or being read
         self._taken = 0
-        # 4 network inputs a worker and 64 more, of 150 kB each at 224 pixels; but 2 images a worker, to keep all busy.
+        # 4 inputs of networks a worker and 64 more, of 150 kB each at 224 pixels; but 2 images a worker, so all work
         self._ahead = max(2 * workers, (4 * workers + 64) // views)
         self._together = max(1, min(together // views, len(self._numbers) // (4 * workers)))
         self._quiet = -(-quiet // views)

@@ -87,18 +87,22 @@ def _none_made(
     root: str,
 ) -> str:
     """Say which views there are, and how to make those that were asked for."""
+    several = [views for views in itertools.chain(*made) if views.count > 1]
+    wanted = Views.asked(2 if count is None else count, augment or (several[0].augment if several else None))
+    commands = [
+        f"`{extract_command(store, root, space, request, wanted)}`"
+        for (space, request), there in zip(spaces, made, strict=True)
+        if not any(views.augment == wanted.augment and views.count >= wanted.count for views in there)
+    ]
     most: dict[str, int] = {}
-    for views in itertools.chain(*made):
+    for views in several:
         most[views.augment] = max(views.count, most.get(views.augment, 0))
-    there = [(preset, most[preset]) for preset in sorted(most) if most[preset] > 1]
-    wanted = Views.asked(2 if count is None else count, augment or (there[0][0] if there else None))
-    commands = [f"`{extract_command(store, root, space, request, wanted)}`" for space, request in spaces]
+    named = [f"{most[preset]} of {preset}" for preset in sorted(most)]
     preset = f" of the preset {augment}" if augment else ""
     where = "all of these feature spaces" if len(spaces) > 1 else "this feature space"
-    has = ", ".join(f"{number} of {name}" for name, number in there) or "plain crops alone"
     return (
-        f"no run over {printable(root)} made views{preset} to train on in {where} (there are {has}); run "
-        f"{' and '.join(commands)}"
+        f"no run over {printable(root)} made views{preset} to train on in {where} (there are "
+        f"{', '.join(named) or 'plain crops alone'}); run {' and '.join(commands)}"
     )
 
 

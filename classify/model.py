@@ -250,17 +250,18 @@ def _check_thresholds(model: SavedModel) -> None:
 
 def _check_views(path: Path, model: SavedModel) -> None:
     """Raise where it was trained on views that are none, or of a preset that a newer version may have."""
-    preset = model.training.get("augment", PLAIN.augment)
+    kept = {"views": PLAIN.count, "augment": PLAIN.augment, "views_split": PLAIN.split}
+    count, preset, split = (model.training.get(name, default) for name, default in kept.items())
     if isinstance(preset, str) and preset not in PRESETS:
         raise ModelError(
             f"{path} was trained on views of the preset {preset!r:.40}, which this headstart does not have; upgrade "
             "it, or fit the head again"
         )
     try:
-        model.views  # noqa: B018  (checks what it is made of)
-    except (HeadstartError, TypeError) as error:
-        named = {name: model.training[name] for name in ("views", "augment", "views_split") if name in model.training}
-        raise ModelError(f"{path / MODEL_FILE} is damaged: there are no views {named!s:.90}; {_ADVICE}") from error
+        Views(count, preset, split)
+    except HeadstartError as error:
+        found = f"{count!r:.20} of {preset!r:.20}, split {split!r:.20}"
+        raise ModelError(f"{path / MODEL_FILE} is damaged: there are no views {found}; {_ADVICE}") from error
 
 
 def _with_spaces(content: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
-from .options import as_words
 from .views import ALL, PLAIN, Views
 from .which_views import chosen_views, extract_command
 
@@ -389,6 +388,8 @@ def fits(space: FeatureSpace, wanted: dict[str, Any]) -> bool:
 
 
 def _no_space(listing: Listing, store: FeatureStore, wanted: dict[str, Any]) -> str:
+    from .options import as_words  # which loads a decoder of pictures
+
     asked = ", ".join(f"{name} {value}" for name, value in wanted.items()) or "any feature space"
     there = "; ".join(describe_space(space) for space in store.spaces().values()) or "nothing"
     command = f"headstart extract {listing.root} {as_words(wanted)}".rstrip()

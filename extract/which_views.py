@@ -11,7 +11,6 @@ from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..errors import CacheMissError, printable
-from .options import as_words
 from .views import ALL, PLAIN, Views
 
 logger = logging.getLogger("headstart.extract")
@@ -21,6 +20,7 @@ def extract_command(
     store: FeatureStore, root: str, space: FeatureSpace, request: dict[str, Any], views: Views = PLAIN
 ) -> str:
     """Return the command that embeds views of a dataset in a space."""
+    from .options import as_words  # which loads a decoder of pictures
     from .resolve import fewest_options
 
     words = f"{fewest_options(space, request, store.root).words()} {as_words(views.words())}"

@@ -281,8 +281,12 @@ def test_without_a_validation_split_images_are_held_out_with_all_their_views(own
     found = package.evaluate(fit["out"], views=3)
     assert len(found.y) == fit["val"]["n"]
     X, _ = by_hand(Path(".headstart"), tmp_path / "list.csv", "")
-    held = np.isin(load_features(Path(".headstart")).paths, found.paths)
+    listed = load_features(Path(".headstart"))
+    held = np.isin(listed.paths, found.paths)
     np.testing.assert_allclose(found.proba, averaged(Path(fit["out"]), X[held]), rtol=1e-9)
+    before = safe_rows(tmp_path)
+    package.evaluate(fit["out"], views=4)
+    assert safe_rows(tmp_path) == before + len(np.unique(listed.digest[held], axis=0))
 
 
 def test_views_of_other_splits_are_not_trained_on(few, headstart, headstart_json):
@@ -622,11 +626,13 @@ def test_a_report_goes_on_where_views_are_not_cached(own, model, headstart):
     assert "Labels to check" not in page and "Right on" in page
 
 
-def test_a_model_trained_on_views_is_exported_and_served_as_any_other(some, model, headstart_json, tmp_path):
-    cache = ["--cache", some.parent / "cache"]
-    done = headstart_json("export", model, some, "--pictures", 3, *cache)
+@pytest.mark.slow
+def test_a_model_trained_on_views_is_exported_as_any_other(some, model, headstart_json):
+    done = headstart_json("export", model, some, "--pictures", 3, "--cache", some.parent / "cache")
     assert done["max_difference"] < 1e-4
 
+
+def test_a_model_trained_on_views_is_served_as_any_other(some, model, tmp_path):
     from headstart.classify.predict import Classifier
     from headstart.classify.serve.model_runner import ModelRunner
 

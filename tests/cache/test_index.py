@@ -35,11 +35,13 @@ def test_one_key_is_found_where_many_are(parts, strangers):
 
 
 def test_keys_whose_hashes_are_equal_are_told_apart():
-    recipe, view = 77, 3
-    mixed = (recipe * int(_SPREAD_RECIPE)) ^ (view * int(_SPREAD_VIEW))
-    plain = (mixed % WORD).to_bytes(8, "little") + bytes(24)  # its view 0 has the hash that the other's view 3 has
-    rows = [(bytes(32), recipe, view), (plain, 0, 0)]
-    index = KeyIndex([keys_of(rows)])
-    assert [index.find_one(*row) for row in rows] == index.find(keys_of(rows)).tolist() == [0, 1]
+    recipe, view, spread = 77, 3, int(_SPREAD_RECIPE)
+    mixed = ((recipe * spread) ^ (view * int(_SPREAD_VIEW))) % WORD
+    plain = mixed.to_bytes(8, "little") + bytes(24)  # its view 0 has the hash that the first one's view 3 has
+    twin = mixed * pow(spread, -1, WORD) % WORD  # and its view 0 of this recipe
+    rows = [(bytes(32), recipe, view), (plain, 0, 0), (bytes(32), twin, 0)]
+    for count in (1, 2, 3):
+        index, there = KeyIndex([keys_of(rows[:count])]), [*range(count), *[-1] * (3 - count)]
+        assert [index.find_one(*row) for row in rows] == index.find(keys_of(rows)).tolist() == there
     strangers = [(bytes(32), 0, 0), (plain, recipe, view), (bytes(32), recipe, 0), (plain, 0, 3)]
     assert [index.find_one(*row) for row in strangers] == index.find(keys_of(strangers)).tolist() == [-1] * 4

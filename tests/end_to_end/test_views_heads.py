@@ -327,6 +327,20 @@ def test_views_that_are_not_there_are_named_with_the_command_that_makes_them(own
         assert (status, out) == (2, "") and said in err and err.count("\n") == 2
 
 
+def test_views_that_are_not_there_are_named_where_there_is_no_room_for_them(own, headstart, monkeypatch):
+    class Full:
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def empty(self, *_):
+            raise MemoryError("no room for so many rows")
+
+    monkeypatch.setattr("headstart.extract.features.np", Full())
+    for views, said in ((1000, "the cache has 3 of 1000; run `headstart extract"), (3, "no room for so many rows")):
+        status, _, err = headstart("fit-head", "--views", views, "--near-copies", "none")
+        assert status == 1 and said in err.splitlines()[-1]
+
+
 # What must not be seen
 
 

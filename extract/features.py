@@ -104,8 +104,10 @@ class Features:
             return np.asarray(self.X[rows])
         try:
             return gather_joined(self.store, self.spaces, self.digest[rows], self.views)
-        except CacheMissError as error:
+        except (CacheMissError, MemoryError) as error:  # there may be no room for views that are not there
             lacking = self._lacking(rows) or self._lacking_views(rows)
+            if isinstance(error, MemoryError) and not lacking:
+                raise
             raise CacheMissError(lacking or str(error)) from error
 
     def _lacking(self, rows: np.ndarray | slice = slice(0)) -> str:

@@ -281,8 +281,12 @@ def test_without_a_validation_split_images_are_held_out_with_all_their_views(own
     found = package.evaluate(fit["out"], views=3)
     assert len(found.y) == fit["val"]["n"]
     X, _ = by_hand(Path(".headstart"), tmp_path / "list.csv", "")
-    held = np.isin(load_features(Path(".headstart")).paths, found.paths)
+    listed = load_features(Path(".headstart"))
+    held = np.isin(listed.paths, found.paths)
     np.testing.assert_allclose(found.proba, averaged(Path(fit["out"]), X[held]), rtol=1e-9)
+    before = safe_rows(tmp_path)
+    package.evaluate(fit["out"], views=4)
+    assert safe_rows(tmp_path) == before + len(np.unique(listed.digest[held], axis=0))
 
 
 def test_views_of_other_splits_are_not_trained_on(few, headstart, headstart_json):
@@ -321,6 +325,20 @@ def test_views_that_are_not_there_are_named_with_the_command_that_makes_them(own
     for words, said in ((["--views", 1, "--augment", "flip"], "has no effect"), (["--views", 100_000], "from 1 to")):
         status, out, err = headstart("fit-head", *words)
         assert (status, out) == (2, "") and said in err and err.count("\n") == 2
+
+
+def test_views_that_are_not_there_are_named_where_there_is_no_room_for_them(own, headstart, monkeypatch):
+    class Full:
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def empty(self, *_):
+            raise MemoryError("no room for so many rows")
+
+    monkeypatch.setattr("headstart.extract.features.np", Full())
+    for views, said in ((1000, "the cache has 3 of 1000; run `headstart extract"), (3, "no room for so many rows")):
+        status, _, err = headstart("fit-head", "--views", views, "--near-copies", "none")
+        assert status == 1 and said in err.splitlines()[-1]
 
 
 # What must not be seen
@@ -622,11 +640,13 @@ def test_a_report_goes_on_where_views_are_not_cached(own, model, headstart):
     assert "Labels to check" not in page and "Right on" in page
 
 
-def test_a_model_trained_on_views_is_exported_and_served_as_any_other(some, model, headstart_json, tmp_path):
-    cache = ["--cache", some.parent / "cache"]
-    done = headstart_json("export", model, some, "--pictures", 3, *cache)
+@pytest.mark.slow
+def test_a_model_trained_on_views_is_exported_as_any_other(some, model, headstart_json):
+    done = headstart_json("export", model, some, "--pictures", 3, "--cache", some.parent / "cache")
     assert done["max_difference"] < 1e-4
 
+
+def test_a_model_trained_on_views_is_served_as_any_other(some, model, tmp_path):
     from headstart.classify.predict import Classifier
     from headstart.classify.serve.model_runner import ModelRunner
 

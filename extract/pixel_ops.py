@@ -2,8 +2,7 @@
 
 They mean what torchvision's functions of the same names mean, which compute in float32 and cut fractions off: these
 round, and a value differs from torchvision's by at most 2 levels of 255. An image is three planes, (3, H, W) uint8, red
-first, as numpy is quick where the longest axis is the last one. Each function returns new planes, and lets go of the
-interpreter's lock for all but a hundredth of its time.
+first, as numpy is quick where the last axis is a long one. No function changes what it is given.
 
 Factors are as torchvision has them: 0 to 2, where 1 leaves the image as it is. They are rounded to 16 bits behind the
 point.

@@ -50,8 +50,8 @@ from .console import NumberOr, common, run_command
 from .errors import UsageError
 
 GC_THRESHOLD = 100_000  # new objects between two looks of the collector; Python's own is 700
-# The options by which a reader of the cache chooses among feature spaces.
 RUN_FIELDS = ("device", "batch_size", "workers", "max_pixels")  # those of `device_options`
+# The options by which a reader of the cache chooses among feature spaces.
 SPACE_FIELDS = ("backbone", "layer", "pool", "resize", "crop", "interpolation", "mean", "std", "store_dtype")
 
 

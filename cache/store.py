@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError, HeadstartError
+from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError, HeadstartError, printable
 from .index import KeyIndex
 from .part import Keys, PartHead, copy_rows, is_part, read_head
 from .publish import make_folder, publish, temporary_path, write_error
@@ -31,6 +32,11 @@ READ_THREADS = 4
 def cache_dir(given: str | os.PathLike[str] | None = None) -> Path:
     """Return the cache's folder: the one given, else ``HEADSTART_CACHE``, else ``.headstart`` where we are."""
     return Path(given or os.environ.get("HEADSTART_CACHE") or DEFAULT_CACHE)
+
+
+def cache_option(root: Path) -> str:
+    """Return the option that leads a command to a cache, with a space before it; nothing where it is there anyway."""
+    return "" if root.absolute() == cache_dir().absolute() else f" --cache {shlex.quote(printable(str(root)))}"
 
 
 class FeatureStore:

@@ -175,9 +175,11 @@ def find_candidates(
     if not backbones:
         assert listing is not None
         what = "all images" if views.count == 1 else f"{views.count} views ({views.augment}) of all training images"
+        known = dict.fromkeys(candidate.space.backbone for candidate in fitting)
+        example = f": {' '.join(f'--backbone {name}' for name in known)}" if known else ""
         raise CacheMissError(
             f"no backbone has embedded {what} of {listing.root}{' as asked' if wanted or weights else ''}; name "
-            "those to compare with --backbone, which may repeat"
+            f"those to compare with --backbone, which may repeat{example}"
         )
     return _embedded(store, data, listing, backbones, wanted, weights, run, stopped, views)
 

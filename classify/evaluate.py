@@ -29,6 +29,7 @@ from .scores import scores_of
 logger = logging.getLogger("headstart.classify")
 
 _NAMED = 8  # classes that an error lists
+_BLOCK_BYTES = 64 << 20  # of embeddings of several views that are in memory at once
 CONVINCING = 0.05  # the p-value below which a difference is called more than chance
 
 
@@ -71,10 +72,10 @@ def evaluate(
     """
     saved = load_model(Path(model))
     first = Classifier(saved, cache, run, views_for(saved, views, augment))
+    other = None if against is None else Classifier(load_model(Path(against)), cache, run, first.views)
     result, _ = score_on(first, data, split)
-    if against is None:
+    if other is None:
         return result
-    other = Classifier(load_model(Path(against)), cache, run, first.views)
     second, _ = score_on(other, data, result.split, like=first.model)
     return replace(result, against=_compare(result, second, str(against)))
 
@@ -121,7 +122,7 @@ def score_on(
             f"{there}"
         )
     model = classifier.model
-    logits = model.logits(_views_of(classifier, labelled, split))
+    logits = _logits(classifier, labelled, split)
     proba = model.probabilities(logits)
     scores = scores_of(model, logits, labelled.part(split), labelled.part("train"))
     predicted = proba >= np.array(model.thresholds) if model.multi_label else proba.argmax(axis=1)
@@ -129,16 +130,23 @@ def score_on(
     return Evaluation(split, scores, y, predicted, proba, paths, classifier.classes, views=classifier.views), labelled
 
 
-def _views_of(classifier: Classifier, labelled: LabelledSet, split: str) -> np.ndarray:
-    """Return the embeddings of the views that are averaged, (n, V, D), or (n, D) of one; embed what the cache lacks."""
-    features, views = labelled.features, classifier.views
+def _logits(classifier: Classifier, labelled: LabelledSet, split: str) -> np.ndarray:
+    """Return logits (n, V, K) of the views that are averaged, or (n, K) of one; embed what the cache lacks."""
+    features, views, model = labelled.features, classifier.views, classifier.model
     if views.count == 1:
-        return labelled.part(split)[0]
+        return model.logits(labelled.part(split)[0])
     rows = labelled.rows[labelled.split == split]
     lacking = rows[_lacking(features, views, rows) > 0]
     if lacking.size:
         _embed_views(classifier, features, lacking)
-    return gather_joined(features.store, features.spaces, features.digest[rows], views)
+    block = max(1, _BLOCK_BYTES // (4 * views.count * sum(features.dims)))
+    parts = [
+        model.logits(
+            gather_joined(features.store, features.spaces, features.digest[rows[start : start + block]], views)
+        )
+        for start in range(0, len(rows), block)
+    ]
+    return np.concatenate(parts)
 
 
 def _lacking(features: Features, views: Views, rows: np.ndarray) -> np.ndarray:
@@ -168,11 +176,18 @@ def _embed_views(classifier: Classifier, features: Features, rows: np.ndarray) -
             f"DATA, or pass --views {there}"
         )
     images = list_paths(paths)
-    classifier.embed(unread_listing(images, failure_rules(classifier.run.max_pixels)), base_folder(images))
+    unread = unread_listing(images, failure_rules(classifier.run.max_pixels))
+    embedded = classifier.embed(unread, base_folder(images))
+    if embedded.failures:
+        first = min(embedded.failures)
+        raise DataError(
+            f"{len(embedded.failures)} pictures have no such views; the first, {printable(embedded.paths[first])}: "
+            f"{embedded.failures[first]}"
+        )
     left = np.flatnonzero(_lacking(features, views, rows))
     if left.size:
         raise DataError(
-            f"{left.size} pictures cannot be read any more, or changed since the dataset was listed "
+            f"{left.size} pictures changed since the dataset was listed "
             f"({printable(paths[left[0]])} first); name DATA to score it as it is now"
         )
 

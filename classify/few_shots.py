@@ -12,7 +12,7 @@ from .head import Head
 from .repeats import REPEATS, set_aside, spread
 from .views import plain_of
 
-_PLAIN = "view 0 alone"
+_PLAIN = "plain crops alone"
 _WIDE = 27  # letters of a column: "100.0 %  (100.0 to 100.0)" and two spaces
 
 

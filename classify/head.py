@@ -178,7 +178,7 @@ class Head:
 
         Parameters
         ----------
-        X : ndarray of shape (m, D), dtype float32
+        X : ndarray of shape (m, D), or (m, V, D), dtype float32
         y : ndarray of shape (m,), dtype int
             Labels of `classes_`; each class has `cv` rows or more.
         cv : int

@@ -331,7 +331,7 @@ def views_for(model: SavedModel, count: int | None, augment: str | None = None) 
     UsageError
         As `Views`.
     """
-    if augment is None and count is not None and count > 1:
+    if augment is None and count not in (None, 1):
         augment = _preset_of(model)
     views = Views.asked(count, augment)
     if views.augment == model.views.augment:

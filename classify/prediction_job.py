@@ -79,7 +79,9 @@ def predict(
         logger.info("probabilities are averages over %d views (%s)", classifier.views.count, classifier.views.augment)
     rows = classifier.stream(paths, coverage=coverage, min_probability=min_probability, stopped=stopped)
     sorter = None if sort_into is None else Sorter(sort_into, classifier.classes, paths)
-    return Predictions(rows, classifier.classes, form=form, top=top, grid=drawing, sorter=sorter)
+    return Predictions(
+        rows, classifier.classes, form=form, top=top, grid=drawing, sorter=sorter, views=classifier.views
+    )
 
 
 def read_paths(paths: Iterable[Path], listed: IO[bytes]) -> list[Path]:

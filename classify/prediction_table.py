@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import printable
+from ..extract.views import PLAIN, Views
 from .prediction import Prediction
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Predictions:
         Draws them when all are known, for which they are kept in memory.
     sorter : Sorter, optional
         Copies each picture.
+    views : Views, default `PLAIN`
+        Over which probabilities were averaged.
     """
 
     rows: Generator[Prediction, None, None]
@@ -49,12 +52,14 @@ class Predictions:
     grid: PredictionGrid | None = None
     sorter: Sorter | None = None
     on_stdout: ClassVar[bool] = True
+    views: Views = PLAIN
     _more: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``predict --json``."""
         rows = [row.as_dict(self.top) for row in self._passing()]
-        return {"predictions": rows, **self._more}
+        views = {"views": self.views.count, "augment": self.views.augment}
+        return {"predictions": rows, **views, **self._more}
 
     def lines(self) -> Iterator[str]:
         """Yield the lines, each when its picture has been classified and copied."""

@@ -1,7 +1,7 @@
 """Embeddings of several views of each image: numbered deterministic augmentations, view 0 the plain evaluation crop.
 
-A head trains on all views of an image. Whatever is learnt without labels, chosen, measured or shown goes by view 0
-alone, which is what prediction will see.
+A head trains on all views of an image. How features are shifted and divided, and whatever is chosen, measured or shown,
+goes by view 0 alone, which is what prediction will see.
 """
 
 from __future__ import annotations

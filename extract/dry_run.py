@@ -40,6 +40,9 @@ class DryRun:
         Rows that an image has at most, in all spaces.
     images, reused, failed : int
         Images listed, rows served from the cache, and images left out because they failed before and have not changed.
+    failed_rows : int
+        The rows that those would have, in one space.
+    views : Views
     new, changed, unread, again : int
         Images whose bytes would have to be read: that the latest listing does not have; that have another size, time or
         inode than there; that the latest run did not come to read; and that are read again because that was asked for,
@@ -65,6 +68,8 @@ class DryRun:
     again: int
     missing: int
     misses: list[Miss]
+    failed_rows: int
+    views: Views
 
     @property
     def to_read(self) -> int:
@@ -78,7 +83,7 @@ class DryRun:
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``extract --dry-run --json``."""
-        counts = ("images", "reused", "failed", "missing", "new", "changed", "unread", "again")
+        counts = ("images", "reused", "missing", "new", "changed", "unread", "again")
         return {
             "dry_run": True,
             "backbone": self.backbone,
@@ -86,14 +91,19 @@ class DryRun:
             "space": self.spaces[0].id if self.spaces else None,
             "spaces": spaces_as_json(self.spaces),
             **{name: getattr(self, name) for name in counts},
+            "failed": self.failed_rows,
+            "views": self.views.count,
+            "augment": self.views.augment,
+            "views_split": self.views.split,
             "to_read": self.to_read,
             "misses": [asdict(miss) for miss in self.misses],
         }
 
     def lines(self) -> list[str]:
         """Return the same for people."""
+        views = f" x {self.views.count} views ({self.views.augment})" if self.views.count > 1 else ""
         lines = [
-            f"dry run, nothing was written: {self.images} images, {self.reused}{self._rows} in the cache, "
+            f"dry run, nothing was written: {self.images} images{views}, {self.reused}{self._rows} in the cache, "
             f"{self.failed} failed before"
         ]
         if self.missing:
@@ -108,7 +118,8 @@ class DryRun:
                 (self.again, "to be read again (asked for, or written just before they were listed)"),
             ]
             text = ", ".join(f"{count} {reason}" for count, reason in reasons if count)
-            lines.append(f"{self.to_read} would be read, and embedded where their bytes are new: {text}")
+            each = f" in up to {self.an_image} rows each" if self.an_image > 1 else ""
+            lines.append(f"{self.to_read} would be read, and embedded{each} where their bytes are new: {text}")
         lines += [f"the weights of {name} are not on this machine: they would be downloaded" for name in self.absent]
         if not self.missing and not self.to_read:
             lines.append("nothing would be done")
@@ -149,6 +160,7 @@ def dry_run(
     digest = listing.digest[known]
     missing = sum(views.lacking_rows(index, digest, counts[known]) for index in held)
     lacking = [digest[views.lacking(index, digest, np.ones(len(known), np.int64)) > 0] for index in held]
+    failed_rows = int(counts[list(listing.failures)].sum())
     counts[list(listing.failures)] = counts[todo[~listing.known[todo]]] = 0
     return DryRun(
         root=listing.root,
@@ -161,6 +173,8 @@ def dry_run(
         reused=len(held) * int(counts.sum()) - missing,
         failed=len(listing.failures),
         missing=missing,
+        failed_rows=failed_rows,
+        views=views,
         misses=[
             miss
             for space, digest in zip(spaces, lacking, strict=False)  # the rest is of absent weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from ..cache.export import Export, export
 from ..cache.listing import SPLITS, Listing
 from ..cache.part import Keys
 from ..cache.space import FeatureSpace
-from ..cache.store import FeatureStore
+from ..cache.store import FeatureStore, cache_option
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
 from .views import ALL, PLAIN, Views
@@ -136,7 +137,7 @@ class Features:
                 has = f"{there} of {self.views.count}" if there > 1 else "none but the plain crop"
                 said.append(
                     f"{int((missing > 0).sum())} of {len(digest)} images lack views of the preset {self.views.augment} "
-                    f"in {space.backbone}, layer {space.layer}: the cache has {has}; run "
+                    f"in {space.backbone}, layer {space.layer}: of these the cache has {has}; run "
                     f"`{self._command(space, request, rows)}`"
                 )
         return "; ".join(said)
@@ -394,14 +395,16 @@ def _no_space(listing: Listing, store: FeatureStore, wanted: dict[str, Any]) -> 
 
     asked = ", ".join(f"{name} {value}" for name, value in wanted.items()) or "any feature space"
     there = "; ".join(describe_space(space) for space in store.spaces().values()) or "nothing"
-    command = f"headstart extract {listing.root} {as_words(wanted)}".rstrip()
+    command = f"headstart extract {shlex.quote(printable(listing.root))} {as_words(wanted)}".rstrip()
+    command += cache_option(store.root)
     return f"{listing.root} was not extracted with {asked} (the cache holds {there}); run `{command}`"
 
 
 def describe_space(space: FeatureSpace) -> str:
     """Return a few words that tell a space from its neighbours."""
     crop, resize = space.preprocess.get("crop"), space.preprocess.get("resize")
-    return f"{space.backbone}, layer {space.layer}, {space.dim} wide, resize {resize}, crop {crop}, {space.precision}"
+    stored = "" if space.dtype == "float32" else f", stored as {space.dtype}"
+    return f"{space.backbone}, layer {space.layer}, {space.dim} wide, resize {resize}, crop {crop}, {space.precision}{stored}"
 
 
 def spaces_as_json(spaces: Iterable[FeatureSpace]) -> list[dict[str, Any]]:

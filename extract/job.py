@@ -13,7 +13,7 @@ from typing import Any
 
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
-from ..cache.store import FeatureStore, cache_dir
+from ..cache.store import FeatureStore, cache_dir, cache_option
 from ..errors import DataError, UsageError, printable
 from .bottleneck import Bottleneck
 from .device import available_cores
@@ -145,7 +145,7 @@ class Extraction(Features):
             lines.append(self.bottleneck.line())
         lines += [f"features: {describe_space(features.space)}, in {self.store.root}" for features in self.each]
         if len(self.classes) > 1:
-            lines.append("next: headstart fit-head" + self._choice())
+            lines.append(f"next: headstart fit-head{self._choice()}{cache_option(self.store.root)}")
         return lines
 
     def _choice(self) -> str:

@@ -114,11 +114,6 @@ def equalize(image: Planes) -> Planes:
     return _looked_up(image, [_equalized(np.bincount(plane.ravel(), minlength=256)) for plane in image])
 
 
-def mirrored(image: Planes) -> Planes:
-    """Swap left and right; a view."""
-    return image[:, :, ::-1]
-
-
 def as_planes(pixels: NDArray[np.uint8]) -> Planes:
     """Return (H, W, 3) as (3, H, W), C-contiguous."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

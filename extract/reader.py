@@ -134,7 +134,7 @@ class Reader:
         self._decoded = 0
 
     def work(self) -> tuple[float, int]:
-        """Return the seconds of one core that decoding has taken so far, and how many inputs of networks came of it."""
+        """Return the seconds of one core that decoding has taken so far, and how many views came of it."""
         return self._work, self._decoded
 
     def read(self, number: int, name: bytes) -> Item:
@@ -217,7 +217,7 @@ class Reader:
         )
         enlarged = any(larger for _, larger in made.values())
         found_hash = int(phash(decoded.pixels)) if self._lacks_hash(item) else item.phash
-        self._count("decode", begin, time.thread_time() - work, len(made))
+        self._count("decode", begin, time.thread_time() - work, len({view for _, view in made}))
         return replace(item, inputs=inputs, animated=decoded.animated, enlarged=enlarged, phash=found_hash)
 
     def _made(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cache.listing import Listing
 from ..cache.space import FeatureSpace
-from ..cache.store import FeatureStore
+from ..cache.store import FeatureStore, cache_option
 from ..errors import CacheMissError, printable
 from .views import ALL, PLAIN, Views
 
@@ -24,8 +24,8 @@ def extract_command(
     from .options import as_words  # with the decoder, which a head has no use for
     from .resolve import fewest_options
 
-    words = f"{fewest_options(space, request, store.root).words()} {as_words(views.words())}"
-    return f"headstart extract {shlex.quote(printable(root))} {words}".rstrip()
+    words = f"{fewest_options(space, request, store.root).words()} {as_words(views.words())}".rstrip()
+    return f"headstart extract {shlex.quote(printable(root))} {words}{cache_option(store.root)}"
 
 
 def chosen_views(
@@ -66,6 +66,7 @@ def chosen_views(
         if len({views.augment for views in newest}) > 1:
             logger.info("the feature spaces were made with different views: the plain crop alone is taken")
             return PLAIN
+        _say_what_is_passed_by(newest, spaces, runs)
         return Views(min(views.count for views in newest), newest[0].augment)
     runs = list(runs)
     made = [[_to_train_on(run.request) for run in runs if space.id in run.spaces] for space in spaces]
@@ -76,6 +77,19 @@ def chosen_views(
     raise CacheMissError(
         _none_made(store, list(zip(spaces, requests, strict=True)), made, count, augment, runs[0].root)
     )
+
+
+def _say_what_is_passed_by(newest: Sequence[Views], spaces: Sequence[FeatureSpace], runs: Iterable[Listing]) -> None:
+    """Say where a plain run came after one with views, which whoever made them may want."""
+    if any(views.count > 1 for views in newest):
+        return
+    for run in itertools.islice(runs, 2):  # the newest and the one before: a dataset may have many, and large ones
+        views = _to_train_on(run.request)
+        if views.count > 1 and all(space.id in run.spaces for space in spaces):
+            logger.info(
+                "the latest extract made plain crops alone, the one before %d views (%s): --views %d trains on those",
+                views.count, views.augment, views.count,
+            )  # fmt: skip
 
 
 def _none_made(

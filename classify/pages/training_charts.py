@@ -183,13 +183,13 @@ def few_shots(found: FewShots, *, prefix: str = "shots") -> Markup:
     Parameters
     ----------
     found : FewShots
-        With one point or more; where images have views, fits to view 0 alone are drawn too.
+        With one point or more; where images have views, fits to plain crops alone are drawn too.
     prefix : str, default "shots"
     """
     shots = np.array([point["shots"] for point in found.points], float)
     lines = {"all views" if found.views > 1 else "": found.points}
     if found.views > 1:
-        lines["view 0 alone"] = [point["plain"] for point in found.points]
+        lines["plain crops alone"] = [point["plain"] for point in found.points]
     keys = [Key(words, style) for words, style in zip(lines, STYLES, strict=False) if words]
     with sheet(prefix, WIDTH, 260 + legend_height(keys)) as page:
         axes = framed(page, "images a class", "accuracy on images set aside", bottom=260)

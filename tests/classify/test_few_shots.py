@@ -219,7 +219,7 @@ def test_views_are_compared_within_each_repeat(first, others, words):
         assert point["plain"] == {name: plain[name] for name in ("mean", "low", "high", "std")}
         assert point["difference"]["mean"] == pytest.approx(point["mean"] - plain["mean"])
         assert point["verdict"].startswith(words)
-    assert "with 3 views" in both.lines()[1] and "view 0 alone" in both.lines()[1]
+    assert "with 3 views" in both.lines()[1] and "plain crops alone" in both.lines()[1]
     assert all(point["verdict"] in line for point, line in zip(both.points, both.lines()[2:], strict=True))
     assert FewShots(**json.loads(json.dumps(both.as_dict()))) == both
 

@@ -18,6 +18,8 @@ import headstart as package
 from headstart.cache.info import info
 from headstart.cache.part import Keys
 from headstart.cache.store import FeatureStore
+from headstart.cli import commands
+from headstart.extract.augment import PRESETS
 from headstart.extract.features import load_features
 from headstart.extract.views import Views
 
@@ -239,6 +241,22 @@ def test_views_where_there_are_plain_crops_alone(headstart, few):
     status, _, err = headstart("fit-head", few, "--views", 3)
     assert status == 1 and "(there are plain crops alone); run `" in err
     fails_until_told(headstart, *FIT, few, "--views", 3)
+
+
+def test_a_plain_run_after_one_with_views_is_told(headstart, headstart_json, few):
+    headstart("extract", few, *SMALL, "--views", 3)
+    headstart("extract", few, *SMALL)
+    status, _, err = headstart("fit-head", few)
+    assert status == 0 and "views each" not in err
+    assert "made plain crops alone, the one before 3 views (tutorial): --views 3 trains on those" in err
+    assert headstart_json("fit-head", few, "--views", 3, "--overwrite")["views"] == 3
+
+
+@pytest.mark.parametrize("command", ["extract", "fit-head", "evaluate", "predict", "compare", "finetune"])
+def test_every_preset_can_be_named(command):
+    choices = {choice for option in commands.commands[command].params if option.name == "augment"
+               for choice in option.type.choices}  # fmt: skip
+    assert choices == set(PRESETS) - (set() if command == "finetune" else {"none"})
 
 
 def test_views_of_another_split_are_not_trained_on(headstart, headstart_json, few):

@@ -467,7 +467,7 @@ def test_pictures_that_changed_are_told(own, headstart, headstart_json, tmp_path
         change()
         status, out, err = headstart("evaluate", fit["out"], "--views", 4)
         assert (status, out) == (1, "")
-        assert f"1 pictures cannot be read any more, or changed since the dataset was listed ({first} first)" in err
+        assert f"1 pictures changed since the dataset was listed ({first} first)" in err
         assert "name DATA to score it as it is now" in err.splitlines()[-1]
     assert headstart_json("evaluate", fit["out"], here, "--views", 4)["n"] == 12
 

@@ -104,7 +104,6 @@ SAME = {
     "posterize": lambda image: pixel_ops.posterize(image, 8),
     "solarize": lambda image: pixel_ops.solarize(image, 256),
     "planes": lambda image: pixel_ops.as_planes(pixel_ops.as_pixels(image)),
-    "mirrored": lambda image: pixel_ops.mirrored(pixel_ops.mirrored(image)),
 }
 
 

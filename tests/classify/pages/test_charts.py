@@ -362,8 +362,8 @@ def test_few_shots_are_told_with_all_views_and_with_one():
     assert described(ALL["few_shots"]("p")) == f"Accuracy by images a class, {mine}."
     alone = "1 60.0 % (57.0 % to 63.0 %), 4 60.0 % (57.0 % to 63.0 %)"
     markup = ALL["few_shots, views"]("p")
-    assert described(markup) == f"Accuracy by images a class, all views: {mine}; view 0 alone: {alone}."
-    assert {"all views", "view 0 alone", "1", "2", "4"} <= set(texts(parsed(markup)))
+    assert described(markup) == f"Accuracy by images a class, all views: {mine}; plain crops alone: {alone}."
+    assert {"all views", "plain crops alone", "1", "2", "4"} <= set(texts(parsed(markup)))
     single = charts.few_shots(FewShots(SHOTS[:1], 10))
     assert "1 60.0 %" in described(single)
 

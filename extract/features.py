@@ -404,7 +404,8 @@ def describe_space(space: FeatureSpace) -> str:
     """Return a few words that tell a space from its neighbours."""
     crop, resize = space.preprocess.get("crop"), space.preprocess.get("resize")
     stored = "" if space.dtype == "float32" else f", stored as {space.dtype}"
-    return f"{space.backbone}, layer {space.layer}, {space.dim} wide, resize {resize}, crop {crop}, {space.precision}{stored}"
+    how = f"resize {resize}, crop {crop}, {space.precision}{stored}"
+    return f"{space.backbone}, layer {space.layer}, {space.dim} wide, {how}"
 
 
 def spaces_as_json(spaces: Iterable[FeatureSpace]) -> list[dict[str, Any]]:

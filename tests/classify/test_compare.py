@@ -141,7 +141,7 @@ def test_a_space_that_lacks_images_is_left_out(two, tmp_path, caplog):
     with caplog.at_level("INFO"):
         found = compare(cache=cache, out=tmp_path / "out")
     assert [row.backbone for row in found.rows] == ["resnet18"]
-    assert "left out, as 4 images lack embeddings: second" in caplog.text
+    assert "left out, as 4 images have no embedding: second" in caplog.text
     with pytest.raises(DataNotFoundError, match=r"second have embedded all images of /somewhere/photos, which is not"):
         compare(cache=cache, backbones=["resnet18", "second"], out=tmp_path / "other")
 

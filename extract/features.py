@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_option
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
-from .views import ALL, PLAIN, Views
-from .which_views import chosen_views, extract_command
+from .lacking import lacking_words
+from .views import PLAIN, Views
+from .which_views import chosen_views
 
 logger = logging.getLogger("headstart.extract")
 
@@ -80,8 +81,7 @@ class Features:
         try:
             return gather_joined(self.store, self.spaces, self.digest)
         except CacheMissError as error:
-            lacking = self._lacking()
-            raise CacheMissError(lacking or str(error)) from error
+            raise CacheMissError(lacking_words(self) or str(error)) from error
 
     def of_views(self, rows: np.ndarray) -> np.ndarray:
         """Read the embeddings of all `views` of some images, anew each time.
@@ -106,56 +106,10 @@ class Features:
         try:
             return gather_joined(self.store, self.spaces, self.digest[rows], self.views)
         except (CacheMissError, MemoryError) as error:  # there may be no room for views that are not there
-            lacking = self._lacking(rows) or self._lacking_views(rows)
+            lacking = lacking_words(self, rows)
             if isinstance(error, MemoryError) and not lacking:
                 raise
             raise CacheMissError(lacking or str(error)) from error
-
-    def _lacking(self, rows: np.ndarray | slice = slice(0)) -> str:
-        """Say of each space how many images have no row in it, and how to embed them, and all views of some of them.
-
-        Nothing where all have one.
-        """
-        said, root = [], printable(self.listing.root)
-        for space, request in self._with_requests():
-            missing = int((self.store.index(space.id)[0].find(Keys.plain(self.digest)) < 0).sum())
-            if missing:
-                said.append(
-                    f"{missing} of {len(self.rows)} images of {root} have no embedding of {space.backbone}, layer "
-                    f"{space.layer}; run `{self._command(space, request, rows)}`"
-                )
-        return "; ".join(said)
-
-    def _lacking_views(self, rows: np.ndarray) -> str:
-        """Say of each space which views of these images it lacks, and how to add them; nothing where it has all."""
-        said, digest = [], self.digest[rows]
-        for space, request in self._with_requests():
-            index, _ = self.store.index(space.id)
-            missing = self.views.lacking(index, digest, np.full(len(digest), self.views.count))
-            if missing.any():
-                there = self.views.count - int(missing.max())
-                has = f"{there} of {self.views.count}" if there > 1 else "none but the plain crop"
-                said.append(
-                    f"{int((missing > 0).sum())} of {len(digest)} images lack views of the preset {self.views.augment} "
-                    f"in {space.backbone}, layer {space.layer}: of these the cache has {has}; run "
-                    f"`{self._command(space, request, rows)}`"
-                )
-        return "; ".join(said)
-
-    def _with_requests(self) -> list[tuple[FeatureSpace, dict[str, Any]]]:
-        return list(zip(self.spaces, self.requests or ({},) * len(self.spaces), strict=True))
-
-    def _command(self, space: FeatureSpace, request: dict[str, Any], rows: np.ndarray | slice) -> str:
-        """Return the command that embeds what is lacking in a space, all views of `rows` among it.
-
-        It asks for views of one split alone where the run before it did and these are of that split.
-        """
-        views = self.views
-        if views.count > 1:
-            views = replace(views, split=Views.of_request(request).split)
-            if (views.counts(self.listing.split[self.rows[rows]]) < views.count).any():
-                views = replace(views, split=ALL)
-        return extract_command(self.store, self.listing.root, space, request, views)
 
     @property
     def y(self) -> np.ndarray:

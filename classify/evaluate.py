@@ -182,7 +182,7 @@ def _embed_views(classifier: Classifier, features: Features, rows: np.ndarray) -
         first = min(embedded.failures)
         raise DataError(
             f"{len(embedded.failures)} pictures have no such views; the first, {printable(embedded.paths[first])}: "
-            f"{embedded.failures[first]}"
+            f"{embedded.failures[first]}; name DATA to score it as it is now"
         )
     left = np.flatnonzero(_lacking(features, views, rows))
     if left.size:

@@ -16,6 +16,7 @@ from .cli_options import (
     max_pixels_option,
     positive,
     preprocess_options,
+    presets,
     result_options,
     seed_option,
 )
@@ -43,7 +44,7 @@ at_least_zero = click.FloatRange(0)
     click.option("--batch-size", type=positive, metavar="N", help="Images a step, of each process [default: 32]."),
     click.option(
         "--augment",
-        type=click.Choice(["none", "flip", "tutorial", "crop", "strong", "randaugment", "trivial"]),
+        type=click.Choice(["none", *presets.choices]),
         help="[default: tutorial, a random resized crop and flip]",
     ),
     click.option(

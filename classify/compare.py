@@ -36,6 +36,7 @@ from .fit import head_for, training_rows
 from .head import Head
 from .metrics import wilson_interval
 from .several import LabelsHead
+from .views import plain_of
 
 logger = logging.getLogger("headstart.classify")
 
@@ -191,14 +192,14 @@ def _tell_of_views(found: Candidates) -> None:
     if found.views.count == 1 and most.count > 1:
         logger.info(
             "heads are trained on the plain crop of each image; %s trains them on the views that were extracted",
-            as_words({"views": most.count, "augment": most.augment}),
+            as_words(most.summary()),
         )
 
 
 def _views_options(found: Candidates, candidate: Candidate) -> dict[str, Any]:
     """Return what ``fit-head`` needs to be told to train on the views of this comparison."""
     if found.views.count > 1:
-        return {"views": found.views.count, "augment": found.views.augment}
+        return found.views.summary()
     return {"views": 1} if Views.of_request(candidate.request).count > 1 else {}
 
 
@@ -270,7 +271,7 @@ class _Bench:
                 raise KeyboardInterrupt("interrupted: nothing was saved, but what was embedded is in the cache")
             head = head_for(mine, train, kind, {"cv": self.cv, "random_state": self.seed})
             command = _command(self.found, candidate, kind, self.options)
-            row = _row(name, candidate, head, mine.part("train"), speed, command)
+            row = _row(name, candidate, head, (plain_of(train[0]), train[1]), speed, command)
             logger.info("%s: %.1f %% in cross-validation; %s", row.name, 100 * row.cv_accuracy, row.choice)
             yield row, head
 

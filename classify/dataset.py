@@ -97,8 +97,11 @@ class LabelledSet:
 
     def part(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return ``X`` (m, D) float32 and ``y`` (m,) of one split, or, with several labels an image, ``Y`` (m, K)."""
-        mine = self.split == split
-        return self.features.X[self.rows[mine]], (self.y if self.Y is None else self.Y)[mine]
+        return self.features.X[self.rows[self.split == split]], self.labels(split)
+
+    def labels(self, split: str) -> np.ndarray:
+        """Return ``y`` (m,) of one split, or, with several labels an image, ``Y`` (m, K)."""
+        return np.asarray((self.y if self.Y is None else self.Y)[self.split == split])
 
     def paths(self, split: str) -> np.ndarray:
         """Return the paths of one split, (m,) of str."""

@@ -114,7 +114,7 @@ def score_on(
     split = _split_there(labelled, split, own=_trained_on(classifier, labelled.features))
     if split == "all":
         labelled = replace(labelled, split=np.full(len(labelled.y), "all"))
-    y = labelled.part(split)[1]
+    X, y = labelled.part(split)
     if not len(y):
         there = ", ".join(sorted(set(labelled.split.tolist())))
         raise DataError(
@@ -122,19 +122,17 @@ def score_on(
             f"{there}"
         )
     model = classifier.model
-    logits = _logits(classifier, labelled, split)
+    logits = model.logits(X) if classifier.views.count == 1 else _logits_of_views(classifier, labelled, split)
     proba = model.probabilities(logits)
-    scores = scores_of(model, logits, labelled.part(split), labelled.part("train"))
+    scores = scores_of(model, logits, (X, y), labelled.part("train"))
     predicted = proba >= np.array(model.thresholds) if model.multi_label else proba.argmax(axis=1)
     paths = labelled.paths(split)
     return Evaluation(split, scores, y, predicted, proba, paths, classifier.classes, views=classifier.views), labelled
 
 
-def _logits(classifier: Classifier, labelled: LabelledSet, split: str) -> np.ndarray:
-    """Return logits (n, V, K) of the views that are averaged, or (n, K) of one; embed what the cache lacks."""
+def _logits_of_views(classifier: Classifier, labelled: LabelledSet, split: str) -> np.ndarray:
+    """Return logits (n, V, K) of the views that are averaged; embed what the cache lacks."""
     features, views, model = labelled.features, classifier.views, classifier.model
-    if views.count == 1:
-        return model.logits(labelled.part(split)[0])
     rows = labelled.rows[labelled.split == split]
     lacking = rows[_lacking(features, views, rows) > 0]
     if lacking.size:

@@ -91,7 +91,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``evaluate --json``."""
-        views = {"views": self.views.count, "augment": self.views.augment}
+        views = self.views.summary()
         return {"split": self.split, **views, **self.scores, "errors": self.errors(), "against": self.against}
 
     def lines(self) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from ..extract.progress import progress_bar
 from .head import Head
 from .repeats import REPEATS, set_aside, spread
-from .views import plain_of
+from .views import plain_of, with_views
 
 _PLAIN = "plain crops alone"
 _WIDE = 27  # letters of a column: "100.0 %  (100.0 to 100.0)" and two spaces
@@ -114,7 +114,7 @@ def few_shot_curve(
     seed : int, default 0
     """
     plain = plain_of(X)
-    views = X.shape[1] if X.ndim == 3 else 1
+    views = with_views(X).shape[1]
     ways = (X, plain) if views > 1 else (plain,)
     draws = [drawn(y, groups, seed + repeat) for repeat in range(repeats)]
     fewest, label = _fewest(y, draws, len(head.classes_))

@@ -150,7 +150,7 @@ def fit_head(
         novelty=novelty,
         training=training_facts(labelled, loaded.requests, seed=seed, val_fraction=share, near_copies=near_copies),
     )
-    scores = measured(fitted, model, labelled.part("train"), labelled.part("val"))
+    scores = measured(fitted, model, (plain_of(train[0]), train[1]), labelled.part("val"))
     diagnostics = diagnose(labelled, novelty, fitted.oof_proba_, seed) if details else None
     repeats = repeats or REPEATS
     grown = learning_curve(fitted, *train, repeats=repeats, seed=seed) if curve else None
@@ -187,7 +187,7 @@ def training_rows(data: LabelledSet) -> TrainingRows:
     The embeddings are a copy, as large as they are.
     """
     mine = data.split == "train"
-    return data.features.of_views(data.rows[mine]), (data.y if data.Y is None else data.Y)[mine], data.group[mine]
+    return data.features.of_views(data.rows[mine]), data.labels("train"), data.group[mine]
 
 
 def head_for(data: LabelledSet, train: TrainingRows, kind: str, options: dict[str, Any]) -> Head:

@@ -58,8 +58,7 @@ class Predictions:
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``predict --json``."""
         rows = [row.as_dict(self.top) for row in self._passing()]
-        views = {"views": self.views.count, "augment": self.views.augment}
-        return {"predictions": rows, **views, **self._more}
+        return {"predictions": rows, **self.views.summary(), **self._more}
 
     def lines(self) -> Iterator[str]:
         """Yield the lines, each when its picture has been classified and copied."""

@@ -94,6 +94,10 @@ class Views:
             return PLAIN
         return cls(request.get("views", 1), request.get("augment", _NONE), request.get("views_split", ALL))
 
+    def summary(self) -> dict[str, Any]:
+        """Return number and preset as the results of commands have them."""
+        return {"views": self.count, "augment": self.augment}
+
     def words(self) -> dict[str, Any]:
         """Return them as options of the command line; nothing for one view."""
         split = {} if self.split == ALL else {"views_split": self.split}

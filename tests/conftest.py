@@ -39,3 +39,20 @@ def few(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for path in sorted((samples / "hymenoptera" / split / name).glob("*.jpg"))[:count]:
                 shutil.copy(path, folder / split / name)
     return folder
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch):
+    """Serve a real S3 server on loopback with an empty bucket, which this process and those it starts reach as s3://."""
+    from object_store import serving
+
+    from headstart.cache import remote
+
+    stores = serving()
+    store = next(stores)
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    remote.filesystem.cache_clear()
+    yield store
+    remote.filesystem.cache_clear()
+    stores.close()

@@ -14,6 +14,7 @@ FOLDERS = (
     ".",
     "cache",
     "extract",
+    "extract/engines",
     "classify",
     *(f"classify/{name}" for name in ("export", "finetune", "pages", "serve")),
 )
@@ -58,6 +59,7 @@ ALLOWED = {
 HEAVY = {
     *("torch", "torchvision", "timm", "sklearn", "scipy", "h5py", "PIL"),
     *("jinja2", "matplotlib", "umap", "onnx", "onnxruntime", "starlette", "uvicorn"),
+    *("dask", "distributed", "ray", "fsspec", "s3fs", "gcsfs", "upath", "aiohttp"),
 }
 MAY_IMPORT_PIL = {"decode.py"}
 MAY_IMPORT_TORCH = {"modules.py"}  # networks of our own, which nothing loads that could do without torch
@@ -66,7 +68,9 @@ MAY_IMPORT_SKLEARN = {"estimator.py", "transformer.py"}
 
 
 def room(path: Path) -> str:
-    return path.parent.name if path.parent != ROOT else path.stem
+    if path.parent == ROOT:
+        return path.stem
+    return path.parent.name if path.parent.name in ALLOWED else path.parent.parent.name  # engines are part of extract
 
 
 def room_of(folders: list[str]) -> str:

@@ -107,7 +107,7 @@ def _write_columns(file: io.FileIO, listing: Listing, rows: np.ndarray, space: F
     import h5py
 
     columns = {
-        "path": _strings([listing.paths[row] for row in rows]),
+        "path": _strings(listing.paths.take(rows)),
         "label": _labels(listing, rows),
         "split": _strings([name.encode() for name in SPLITS])[listing.split[rows]],
         "digest": listing.digest[rows],

@@ -105,7 +105,8 @@ class Names(Sequence[bytes]):
             return False
         if not isinstance(other, Names):
             return all(map(operator.eq, self, other))
-        return _same(self.joined, other.joined) and _same(self.bounds, other.bounds, self.bounds[0] - other.bounds[0])
+        further = int(self.bounds[0] - other.bounds[0])
+        return same_column(self.bounds, other.bounds, further) and same_column(self.joined, other.joined)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Names, (np.array(self.joined), self.bounds - self.bounds[0])
@@ -296,6 +297,10 @@ class GrowingNames:
         self._data.append(0)
         self._bounds.frombytes(ends.tobytes())
 
+    def so_far(self) -> Names:
+        """Return a copy of what has come."""
+        return Names(np.array(self._data, np.uint8), np.array(self._bounds, np.int64))
+
     def finished(self) -> Names:
         """Return the names; nothing can be taken in after that."""
         return Names(np.frombuffer(self._data, np.uint8), np.frombuffer(self._bounds, np.int64))
@@ -327,17 +332,18 @@ def _ties(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tied, (np.cumsum(new[:-1][tied]) - 1).astype(np.uint64)
 
 
-def _same(left: np.ndarray, right: np.ndarray, by: int = 0) -> bool:
-    """Tell whether two arrays hold the same numbers, those of the first greater `by` so much, a piece at a time."""
-    if len(left) != len(right):
+def same_column(left: np.ndarray, right: np.ndarray, by: int = 0) -> bool:
+    """Tell whether two arrays hold the same, the first one all greater by `by`; looked at a piece at a time."""
+    if left.shape != right.shape:
         return False
-    pieces = (slice(start, start + _PIECE) for start in range(0, len(left), _PIECE))
+    step = max(1, _PIECE * len(left) // max(1, left.size))
+    pieces = (slice(start, start + step) for start in range(0, len(left), step))
     return all(np.array_equal(left[piece] - by if by else left[piece], right[piece]) for piece in pieces)
 
 
 def _equal_names(left: Names, right: Names) -> np.ndarray:
     """Compare as many names as there are in both, one by one, (n,) bool."""
-    if _same(left.bounds, right.bounds):
+    if same_column(left.bounds, right.bounds):
         differing = left.data != right.data
         if not differing.any():
             return np.ones(len(left), bool)

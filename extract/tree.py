@@ -17,6 +17,8 @@ from operator import attrgetter
 import numpy as np
 import numpy.typing as npt
 
+from ..cache.failures import Failures
+from ..cache.names import GrowingNames, Names
 from ..errors import DataError, printable
 from .files import NO_STAT, READABLE_BY_ALL, SUFFIXES, Stat, os_reason, refusal, stat_of
 
@@ -38,13 +40,13 @@ class Tree:
     ----------
     folders : list of bytes
         Every folder that was read, relative to the root with ``/`` between names; the root is ``b""``.
-    paths : list of bytes
+    paths : Names
         Image files, relative likewise, in no particular order.
     folder : ndarray of int64, shape (N,)
         For each path, the index in `folders` of the folder that it belongs to.
     stats : ndarray of int64, shape (N, 4)
         For each path, as `stat_of` has it; zeros where there is none.
-    reasons : dict of int to str
+    reasons : Failures
         For paths that cannot be read, why.
     ignored : Counter of str
         Files without an image suffix, counted by suffix.
@@ -55,10 +57,10 @@ class Tree:
     """
 
     folders: list[bytes] = field(default_factory=list)
-    paths: list[bytes] = field(default_factory=list)
+    paths: Names = field(default_factory=lambda: Names.of(()))
     folder: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     stats: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
-    reasons: dict[int, str] = field(default_factory=dict)
+    reasons: Failures = field(default_factory=Failures)
     ignored: Counter[str] = field(default_factory=Counter)
     repeated: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -103,11 +105,13 @@ class _Walker:
         self.seen: set[tuple[int, int]] = set()
         self.image_named: list[tuple[bytes, int]] = []
         # The columns of the tree while they grow.
+        self.paths = GrowingNames()
         self.folder = array("q")
         self.stats = array("q")
 
     def finished(self) -> Tree:
         """Return the tree, with its columns."""
+        self.tree.paths = self.paths.finished()
         self.tree.folder = np.array(self.folder, np.int64)
         self.tree.stats = np.array(self.stats, np.int64).reshape(-1, 4)
         return self.tree
@@ -144,7 +148,7 @@ class _Walker:
         images = list(compress(entries, is_image))
         answers = _asked(images)
         plain = _plain(answers)
-        self.tree.paths += [prefix + entry.name for entry in compress(images, plain.tolist())]
+        self.paths.extend([prefix + entry.name for entry in compress(images, plain.tolist())])
         self.folder.extend([folder] * int(plain.sum()))
         self.stats.frombytes(answers[plain, :4].tobytes())
         others = [entry for entry, image in zip(entries, is_image, strict=True) if not image]
@@ -182,8 +186,8 @@ class _Walker:
 
     def _add(self, relative: bytes, folder: int, found: Stat, reason: str | None) -> None:
         if reason is not None:
-            self.tree.reasons[len(self.tree.paths)] = reason
-        self.tree.paths.append(relative)
+            self.tree.reasons[len(self.paths)] = reason
+        self.paths.append(relative)
         self.folder.append(folder)
         self.stats.extend(found)
 
@@ -210,7 +214,8 @@ class _Walker:
         """Turn folders with an image's name that hold no image into unreadable images."""
         if not self.image_named:
             return
-        paths = sorted(self.tree.paths)
+        found = self.paths.so_far()
+        paths = found.take(found.order())
         for relative, folder in self.image_named:
             below = relative + b"/"
             position = bisect_left(paths, below)

@@ -35,7 +35,10 @@ class Failures(MutableMapping[int, str]):
         self._reasons: list[str] = []
         self._code: dict[str, int] = {}
         self._new: dict[int, int] = {}  # what the columns do not have yet
-        self.update(failures or {})
+        if isinstance(failures, Failures):
+            self.add(failures)
+        else:
+            self.update(failures or {})
 
     @classmethod
     def columns(cls, rows: np.ndarray, why: np.ndarray, reasons: Iterable[str]) -> Failures:
@@ -116,12 +119,14 @@ class Failures(MutableMapping[int, str]):
         """Return those of some rows, (m,) int64 in any order, each by its place in `rows`."""
         if not self:
             return Failures()
-        place = np.searchsorted(self.rows, rows).clip(max=len(self) - 1)
+        place = np.minimum(np.searchsorted(self.rows, rows), len(self) - 1)
         there = np.flatnonzero(self.rows[place] == rows)
         return Failures.columns(there, self.why[place[there]], self._reasons)
 
     def add(self, others: Failures) -> None:
         """Take in others; of a row that is in both, their reason counts."""
+        if not others:
+            return
         why = self._codes_of(others.reasons)[others.why]
         self._rows, self._why = _in_order(np.concatenate([self.rows, others.rows]), np.concatenate([self.why, why]))
 

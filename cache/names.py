@@ -131,7 +131,7 @@ class Names(Sequence[bytes]):
     def take(self, rows: np.ndarray) -> Names:
         """Return some of the names, given by their numbers, (n,) int, in that order; their bytes are copied."""
         rows = np.asarray(rows, np.int64)
-        sizes = np.diff(self.bounds)[rows] if len(rows) else rows
+        sizes = self.bounds[rows + 1] - self.bounds[rows]
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         data = np.empty(bounds[-1], np.uint8)
         for start in range(0, len(rows), AT_ONCE):

@@ -159,8 +159,8 @@ def dry_run(
     digest = listing.digest[known]
     missing = sum(views.lacking_rows(index, digest, counts[known]) for index in held)
     lacking = [digest[views.lacking(index, digest, np.ones(len(known), np.int64)) > 0] for index in held]
-    failed_rows = int(counts[list(listing.failures)].sum())
-    counts[list(listing.failures)] = counts[todo[~listing.known[todo]]] = 0
+    failed_rows = int(counts[listing.failures.rows].sum())
+    counts[listing.failures.rows] = counts[todo[~listing.known[todo]]] = 0
     return DryRun(
         root=listing.root,
         cache=str(store.root),
@@ -195,8 +195,7 @@ def _spaces(store: FeatureStore, asked: Sequence[SpaceOptions], run_options: Run
 def _reasons_to_read(cache: Path, listing: Listing, rows: np.ndarray) -> dict[str, int]:
     """Count by reason the images whose bytes are not known."""
     previous = load_listing(cache, Path(listing.source))
-    places = {} if previous is None else {name: row for row, name in enumerate(previous.paths)}
-    was = np.array([places.get(listing.paths[row], -1) for row in rows], np.int64)
+    was = np.full(len(rows), -1) if previous is None else previous.paths.find(listing.paths.take(rows))
     there = was >= 0
     same, read = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     if previous is not None and len(previous):

@@ -172,7 +172,8 @@ def _take_in(listing: Listing, outcome: Outcome, first: int, last: int) -> None:
     read = first + np.flatnonzero(outcome.digest[first:last].any(axis=1))
     listing.digest[read] = outcome.digest[read]
     listing.phash[read] = outcome.phash[read]
-    listing.failures.update({row: outcome.failures[row] for row in range(first, last) if row in outcome.failures})
+    failures = outcome.failures
+    listing.failures.add(failures.select((failures.rows >= first) & (failures.rows < last)))
 
 
 def _lacking(listing: Listing, rows: np.ndarray, index: KeyIndex) -> np.ndarray:

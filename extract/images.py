@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..cache.failures import Failures
+from ..cache.names import GrowingNames, Names
 from ..cache.tags import Tags
 from ..errors import DataError, DataNotFoundError, UsageError, printable
-from .csv_file import Line, doubtful_names, unique_lines
-from .files import NO_STAT, SUFFIXES, Stat, os_reason, refusal, some, stat_of, with_slashes
+from .csv_file import unique_lines
+from .files import SUFFIXES, os_reason, some, with_slashes
 from .layouts import Reading, read_tree
+from .status import all_examined, examined
 from .tree import Tree, walk
 
 LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
@@ -28,7 +31,6 @@ LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
 SPLITS: tuple[str, ...] = ("", "train", "val", "test")
 """Split names; the code of a split is its index, and 0 means that DATA says nothing."""
 
-_Files = dict[bytes, tuple[Sequence[int], str | None]]  # path -> status, and the reason where it cannot be read
 _SUFFIX_TEXT = " ".join(sorted("." + suffix.decode() for suffix in SUFFIXES))
 
 
@@ -46,7 +48,7 @@ class ImageList:
         One of `LAYOUTS`.
     classes : tuple of str
         Class names, sorted; bytes that are no UTF-8 are lone surrogates, as `os.fsdecode` has it.
-    paths : list of bytes
+    paths : Names, N
         Unique paths with ``/`` between names; absolute where the user or the CSV says so.
     label : ndarray of int32, shape (N,)
         Index into `classes`, -1 for none, and everywhere in a dataset of several labels an image.
@@ -54,7 +56,7 @@ class ImageList:
         Index into `SPLITS`.
     stat : ndarray of int64, shape (N, 4)
         Size in bytes, mtime and ctime in nanoseconds, inode cut to 63 bits; zeros where there is none.
-    unreadable : dict of int to str
+    unreadable : Failures
         Index into `paths` -> reason, for what is known to be bad without opening it.
     notes : tuple of str
         Lines for people: what was ignored, and how DATA was read where that is in doubt.
@@ -66,11 +68,11 @@ class ImageList:
     base: Path
     layout: str
     classes: tuple[str, ...]
-    paths: list[bytes]
+    paths: Names
     label: npt.NDArray[np.int32]
     split: npt.NDArray[np.uint8]
     stat: npt.NDArray[np.int64]
-    unreadable: dict[int, str]
+    unreadable: Failures
     notes: tuple[str, ...]
     tags: Tags | None = None
 
@@ -79,13 +81,20 @@ class ImageList:
 class _Rows:
     """Images in the order in which they were met, before sorting; those outside the dataset still among them."""
 
-    paths: list[bytes]
+    paths: Names
     label: npt.NDArray[np.int32]
     split: npt.NDArray[np.uint8]
     stats: npt.NDArray[np.int64]
-    reasons: dict[int, str]
+    reasons: Failures
     keep: npt.NDArray[np.bool_]
     tags: Tags | None = None
+
+    def taken(self, rows: npt.NDArray[np.int64]) -> _Rows:
+        """Return some of them, in the order of their numbers in `rows`."""
+        return _Rows(
+            self.paths.take(rows), self.label[rows], self.split[rows], self.stats[rows], self.reasons.take(rows),
+            self.keep[rows], self.tags and self.tags.take(rows),
+        )  # fmt: skip
 
 
 def list_images(data: Path, *, layout: str = "auto") -> ImageList:
@@ -145,23 +154,21 @@ def _status(data: Path) -> os.stat_result:
 def _assembled(
     root: Path, base: Path, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
 ) -> ImageList:
-    order: list[int] = sorted(np.flatnonzero(rows.keep).tolist(), key=rows.paths.__getitem__)
-    taken = np.array(order, np.int64)
-    unreadable = {}
-    if rows.reasons:
-        unreadable = {new: rows.reasons[old] for new, old in enumerate(order) if old in rows.reasons}
+    if not (rows.keep.all() and rows.paths.ascends()):
+        kept = np.flatnonzero(rows.keep)
+        rows = rows.taken(kept[rows.paths.take(kept).order()])
     return ImageList(
         root=root,
         base=base,
         layout=layout,
         classes=classes,
-        paths=[rows.paths[index] for index in order],
-        label=rows.label[taken],
-        split=rows.split[taken],
-        stat=rows.stats[taken],
-        unreadable=unreadable,
+        paths=rows.paths,
+        label=rows.label,
+        split=rows.split,
+        stat=rows.stats,
+        unreadable=rows.reasons,
         notes=tuple(notes),
-        tags=rows.tags and rows.tags.take(taken),
+        tags=rows.tags,
     )
 
 
@@ -238,80 +245,69 @@ def list_paths(paths: Iterable[Path]) -> ImageList:
         There are no images.
     """
     named = [Path(path) for path in paths]
-    files: _Files = {}
-    notes: list[str] = []
+    files = _NamedFiles()
     for path in named:
-        _add_named(files, notes, path)
-    if not files:
+        files.add(path)
+    rows = files.rows()
+    if not rows.paths:
         looked = some([printable(path) for path in named]) or "nothing"
         raise DataError(f"no images in {looked}: looked for {_SUFFIX_TEXT}; name images or a folder that holds some")
     base = Path.cwd() if any(not path.is_absolute() for path in named) else Path(named[0].anchor)
-    rows = _rows_of(files, [-1] * len(files), [0] * len(files))
-    return _assembled(base, base, "flat", (), rows, notes)
+    return _assembled(base, base, "flat", (), rows, files.notes)
 
 
-def _add_named(files: _Files, notes: list[str], path: Path) -> None:
-    name = os.fsencode(path)
-    found, reason = examined(name)
-    if reason == "not found":
-        raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
-    if reason != "is a directory":
-        files[with_slashes(name)] = (found, reason)
-        return
-    tree = walk(name)
-    prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
-    for index, (below, found) in enumerate(zip(tree.paths, tree.stats.tolist(), strict=True)):
-        files[prefix + below] = (found, tree.reasons.get(index))
-    notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
+class _NamedFiles:
+    """Images and folders of images as they are named, in columns."""
 
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._paths = GrowingNames()
+        self._stats: list[npt.NDArray[np.int64]] = [np.zeros((0, 4), np.int64)]
+        self._reasons = Failures()
 
-def _rows_of(files: _Files, label: list[int], split: list[int]) -> _Rows:
-    reasons = {index: reason for index, (_, reason) in enumerate(files.values()) if reason is not None}
-    stats = np.array([found for found, _ in files.values()], np.int64).reshape(-1, 4)
-    keep = np.ones(len(files), bool)
-    return _Rows(list(files), np.array(label, np.int32), np.array(split, np.uint8), stats, reasons, keep)
+    def add(self, path: Path) -> None:
+        """Take in an image, or all that a folder holds."""
+        name = os.fsencode(path)
+        found, reason = examined(name)
+        if reason == "not found":
+            raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
+        if reason != "is a directory":
+            if reason is not None:
+                self._reasons[len(self._paths)] = reason
+            self._paths.append(with_slashes(name))
+            self._stats.append(np.array([found], np.int64))
+            return
+        tree = walk(name)
+        self._reasons.add(tree.reasons.moved(tree.reasons.rows + len(self._paths)))
+        prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
+        for part in tree.paths.parts():
+            self._paths.extend([prefix + below for below in part])
+        self._stats.append(tree.stats)
+        self.notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
 
-
-def examined(path: bytes) -> tuple[Stat, str | None]:
-    """Return a file's status and, where it cannot be read, the reason."""
-    try:
-        found = os.stat(path)  # noqa: PTH116  (names are bytes)
-    except OSError as error:
-        reason = os_reason(error)
-        dangling = reason == "not found" and os.path.islink(path)  # noqa: PTH114  (names are bytes)
-        return NO_STAT, "dangling link" if dangling else reason
-    except ValueError:  # a NUL inside the name
-        return NO_STAT, "not found"
-    return stat_of(found), refusal(found, path)
+    def rows(self) -> _Rows:
+        """Return them sorted, each once."""
+        paths, stats = self._paths.finished(), np.concatenate(self._stats)
+        none, keep = np.full(len(paths), -1, np.int32), np.ones(len(paths), bool)
+        rows = _Rows(paths, none, np.zeros(len(paths), np.uint8), stats, self._reasons, keep)
+        if not paths.ascends():
+            rows = rows.taken(paths.order())
+            rows = rows.taken(np.flatnonzero(~rows.paths.repeats()))
+        return rows
 
 
 # CSV
 
 
 def _list_csv(data: Path) -> ImageList:
-    lines, merged = unique_lines(data)
-    if not lines:
+    lines = unique_lines(data)
+    if not lines.paths:
         raise DataError(f"{printable(data)} lists no images below its header; add lines of path,label")
-    names = {name for line in lines.values() for name in (line.label, *(line.labels or ()))}
-    classes = tuple(sorted(names - {""}))
-    number = {"": -1} | {name: index for index, name in enumerate(classes)}
-    folder = os.fsencode(data.parent)
-    files: _Files = {path: examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
-    label = [number[line.label] for line in lines.values()]
-    rows = _rows_of(files, label, [line.split for line in lines.values()])
-    rows = replace(rows, tags=_tags(lines.values(), number))
-    notes = [f"merged {merged} lines that say the same of an image"] if merged else []
-    notes += doubtful_names(lines.values())
-    return _assembled(data, data.parent, "csv", classes, rows, notes)
-
-
-def _tags(lines: Collection[Line], number: dict[str, int]) -> Tags | None:
-    several = [line.labels for line in lines if line.labels is not None]
-    if not several:
-        return None
-    count = np.array([len(names) for names in several], np.int32)
-    # Sorted names have ascending numbers, because classes are sorted.
-    return Tags(count, np.fromiter((number[name] for names in several for name in names), np.int32, int(count.sum())))
+    stats, reasons = all_examined(os.fsencode(data.parent), lines.paths)
+    keep = np.ones(len(lines.paths), bool)
+    rows = _Rows(lines.paths, lines.label, lines.split, stats, reasons, keep, lines.tags)
+    notes = [f"merged {lines.merged} lines that say the same of an image"] if lines.merged else []
+    return _assembled(data, data.parent, "csv", lines.classes, rows, notes + lines.doubts)
 
 
 # Counts

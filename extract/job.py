@@ -21,7 +21,7 @@ from .dry_run import DryRun, dry_run
 from .embed import embed_listing
 from .embedder import Embedder
 from .explain import Miss
-from .failures import report_failures
+from .failures import NamedFailures, report_failures
 from .features import Features, dataset_folder, describe_space, spaces_as_json
 from .images import ImageList, count_table, list_images
 from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions, check_limit
@@ -53,7 +53,7 @@ class Extraction(Features):
         The features in each of the spaces that were asked for, in that order.
     embedded_in : dict of str to int
         Rows computed in this run, by the id of the feature space, in the order asked for.
-    failures : list of tuple of (str, str)
+    failures : sequence of tuple of (str, str)
         Path and reason of each image that could not be used.
     passed : int
         Images that went through a network in this run.
@@ -73,7 +73,7 @@ class Extraction(Features):
 
     each: list[Features] = field(default_factory=list)
     embedded_in: dict[str, int] = field(default_factory=dict)
-    failures: list[tuple[str, str]] = field(default_factory=list)
+    failures: Sequence[tuple[str, str]] = ()
     passed: int = 0
     device: str = "none"
     seconds: float = 0.0
@@ -90,7 +90,7 @@ class Extraction(Features):
     @property
     def failed(self) -> int:
         """Rows that are not there because their image could not be used, of one space."""
-        return int(self.views.counts(self.listing.split[list(self.listing.failures)]).sum())
+        return int(self.views.counts(self.listing.split[self.listing.failures.rows]).sum())
 
     @property
     def embedded(self) -> int:
@@ -353,14 +353,13 @@ def _result(
     listing: Listing, embedders: Sequence[Embedder], store: FeatureStore, outcome: Outcome, seconds: float
 ) -> Extraction:
     folder = dataset_folder(listing, listing.root)
-    names = {index: os.path.join(folder, os.fsdecode(listing.paths[index])) for index in sorted(listing.failures)}  # noqa: PTH118
     spaces = tuple(space for embedder in embedders for space in embedder.spaces)
     views = Views.of_request(listing.request)
     extraction = Extraction(
         listing, spaces[:1], store, (listing.request,), views,
         each=[Features(listing, (space,), store, (listing.request,), views) for space in spaces],
         embedded_in={space.id: outcome.embedded[space.id] for space in spaces},
-        failures=[(name, listing.failures[index]) for index, name in names.items()],
+        failures=NamedFailures(listing, folder),
         passed=outcome.images,
         device=embedders[0].device.kind if outcome.images else "none",
         seconds=seconds,

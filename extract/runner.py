@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..cache.failures import Failures
+from ..cache.names import Names
 from .batches import Batches, OnRows, Target
 from .explain import Miss
 from .gpu_decode import BATCH, gpu_decoder
@@ -46,7 +48,7 @@ class Outcome:
         Of every image that was read, by its index in the listing; zeros elsewhere.
     phash : ndarray of shape (N,), dtype uint64
         Perceptual hash of every image that was decoded for one or is known by its digest; 0 elsewhere.
-    failures : dict of int to str
+    failures : Failures
     images : int
         Images that went through a network.
     embedded : dict of str to int
@@ -71,7 +73,7 @@ class Outcome:
 
     digest: np.ndarray
     phash: np.ndarray
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: Failures = field(default_factory=Failures)
     images: int = 0
     embedded: dict[str, int] = field(default_factory=dict)
     animated: int = 0
@@ -98,7 +100,7 @@ class Work:
 
     Attributes
     ----------
-    names : list of bytes, N
+    names : Names, N
         Paths relative to `base`, or absolute.
     stat : ndarray of shape (N, 4), dtype int64
         What the files were when they were listed.
@@ -116,7 +118,7 @@ class Work:
         How many views each image has; all of them where it is None.
     """
 
-    names: list[bytes]
+    names: Names
     stat: np.ndarray
     todo: np.ndarray
     base: bytes
@@ -132,7 +134,7 @@ class Work:
 
     def share(self, mine: np.ndarray, count: int) -> Work:
         """Return one of `count` shares, the rows `mine` of what is to do, with no more than their own names."""
-        names = [self.names[row] for row in mine.tolist()]
+        names = self.names.take(mine)
         counts = None if self.counts is None else self.counts[mine]
         return Work(names, self.stat[mine], np.arange(len(mine)), self.base, count, self.hashes, self.views, counts)
 

@@ -114,7 +114,7 @@ def _joined(outcomes: list[Outcome | None], shares: list[np.ndarray], images: in
             continue
         whole.digest[rows] = outcome.digest
         whole.phash[rows] = outcome.phash
-        whole.failures.update({int(rows[place]): reason for place, reason in outcome.failures.items()})
+        whole.failures.add(outcome.failures.moved(rows[outcome.failures.rows]))
         whole.replaced += [int(rows[place]) for place in outcome.replaced]
         whole.images += outcome.images
         whole.animated += outcome.animated

@@ -124,7 +124,7 @@ def test_f40_a_listing_or_a_space_of_a_newer_format_is_refused(tmp_path, space, 
     store = FeatureStore(tmp_path / "cache")
     digest, rows = random_rows(4)
     add_rows(store, space, digest, rows)
-    monkeypatch.setattr("headstart.cache.listing.LISTING_FORMAT", 2)
+    monkeypatch.setattr("headstart.cache.listing.LISTING_FORMAT", 3)
     save_listing(store.root, listing_of(digest, spaces=(space.id,)))
     monkeypatch.undo()
     path = store.space_folder(space.id) / "space.json"
@@ -133,7 +133,7 @@ def test_f40_a_listing_or_a_space_of_a_newer_format_is_refused(tmp_path, space, 
     path.write_text(json.dumps(content))
     before = tree(store.root)
     assert main(["fit-head", "--cache", str(store.root)]) == 1
-    assert "was written by format 2, this reads up to 1; upgrade headstart" in capsys.readouterr().err
+    assert "was written by format 3, this reads up to 2; upgrade headstart" in capsys.readouterr().err
     with pytest.raises(CacheFormatError, match="upgrade headstart"):
         store.space(space.id)
     with pytest.raises(CacheFormatError, match="upgrade headstart"):

@@ -144,9 +144,17 @@ class LinearHead(Head):
     def _searches(self) -> bool:
         return True  # among epochs at least
 
+    def _check_settled(self) -> None:
+        tried = len(self._grid())
+        if tried > 1:
+            raise UsageError(
+                f"--cv 1 makes no folds by which one of {tried} settings could be chosen: name one value each, --lr too"
+            )
+
     def _settle(self) -> None:
         settings = self._grid()
         self._best_setting, self.epochs_ = settings[len(settings) // 2], self.epochs
+        self.setting_, self.history_ = self._best_setting.as_dict(), []
 
     def _trained(self, preparation: Preparation, rows: Rows, axes: np.ndarray | None) -> Network:
         """Return a network trained on all rows with the setting and the number of epochs that were chosen."""
@@ -229,7 +237,7 @@ class LinearHead(Head):
     def choice(self) -> str:
         """Return in a few words what was chosen by cross-validation."""
         words = [f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in self.setting_.items()]
-        tried = len(self.cv_["grid"])
+        tried = len(self.cv_.get("grid", ()))
         best = f", the best of {tried} settings in {self.cv_['fits']} fits" if tried > 1 else ""
         return f"{', '.join(words)}, {self.epochs_} epoch{'' if self.epochs_ == 1 else 's'}{best}"
 

@@ -27,7 +27,9 @@ _GPU_FROM = 2e10  # floating-point operations a pass: a tenth of a second and mo
 THREADS_FROM = 3_000_000  # multiplications a pass; smaller ones are done before a second thread has begun
 
 
-def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextManager[PassesLike]:
+def passes_over(
+    task: Task, device: str = "auto", threads: int | None = None
+) -> contextlib.AbstractContextManager[PassesLike]:
     """Return what goes over the rows of a task, on the device that suits it.
 
     Parameters
@@ -35,6 +37,8 @@ def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextM
     task : Task
     device : {"auto", "cpu", "cuda"}, default "auto"
         "auto" is an NVIDIA GPU where there is one and the work is long enough for it to repay loading torch.
+    threads : int, optional
+        At most so many on a CPU; one a core where it is None.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device must be auto, cpu or cuda, and is {device!r}")
@@ -49,7 +53,7 @@ def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextM
         from .torch_passes import TorchPasses
 
         return TorchPasses(task, "cuda", diagonal=diagonal)
-    return Passes(task, diagonal=diagonal)
+    return Passes(task, diagonal=diagonal, threads=threads)
 
 
 def _has_gpu() -> bool:
@@ -66,15 +70,17 @@ class Passes:
     task : Task
     diagonal : bool, default False
         Keep only the diagonal of the features' second moment, where D is too large for the whole.
+    threads : int, optional
+        At most so many; one a core where it is None.
     """
 
-    def __init__(self, task: Task, *, diagonal: bool = False) -> None:
+    def __init__(self, task: Task, *, diagonal: bool = False, threads: int | None = None) -> None:
         self.task = task
         self.count = 0
         n, width = task.rows.shape
         self._diagonal = diagonal
         large = n * width * task.n_outputs * task.n_fits >= THREADS_FROM
-        self._threads = available_cores() if large else 1
+        self._threads = (threads or available_cores()) if large else 1
         self._stack = contextlib.ExitStack()
         self.pool: Executor | None = None
 
@@ -141,9 +147,9 @@ class _Tile:
 
 
 def _tiles(numbers: np.ndarray, Z: np.ndarray, fold: np.ndarray) -> Iterator[_Tile]:
-    """Cut a block into tiles of one fold each."""
+    """Cut a block into tiles of one fold each; rows are moved only where their folds change all the time."""
     mine = fold[numbers]
-    if (np.diff(mine) < 0).any():
+    if np.count_nonzero(np.diff(mine)) * TILE_ROWS > len(mine):
         order = np.argsort(mine, kind="stable")
         numbers, Z, mine = numbers[order], Z[order], mine[order]
     ends = np.flatnonzero(np.append(np.diff(mine) != 0, True)) + 1

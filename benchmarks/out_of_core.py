@@ -187,7 +187,7 @@ def place(keep: str | None) -> Iterator[Path]:
     if keep:
         yield Path(keep)
         return
-    with tempfile.TemporaryDirectory(dir="/var/tmp" if os.path.isdir("/var/tmp") else None) as folder:  # noqa: PTH112, S108
+    with tempfile.TemporaryDirectory(dir="/var/tmp" if os.path.isdir("/var/tmp") else None) as folder:  # noqa: PTH112
         yield Path(folder)
 
 

@@ -31,6 +31,8 @@ from .search import both_rows, without_folds
 from .stored import StoredRows, largest_part, piece_rows
 from .task import Float, Link, Sums, Task
 
+_PIECE_ROWS = 8192  # that are scored at a time
+_FEW_CLASSES, _SUMMED_ROWS = 32, 2048  # whose sums are products: in float32 over so many rows
 Work = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 """Of labels, folds and held-out logits (m, K) float64 of some images; what it returns is added up."""
 
@@ -276,9 +278,20 @@ class Shard:
     def losses(self, W: np.ndarray) -> np.ndarray:
         """Return the log loss of each fold's own images by the fit without them, summed, (P,) float64."""
         total = np.zeros(len(W))
-        for images, fit, logits in self._decisions(W):
-            total[fit] += len(images) * self._mean_loss(self.share.target[images], logits)
+        for images, fit, Z in self._held_out():
+            total[fit] += len(images) * self._mean_loss(self.share.target[images], _logits(Z, W[fit]))
         return total
+
+    def judge(self, several: np.ndarray) -> dict[str, np.ndarray]:
+        """Return of several sets of fits (S, P, K, r + 1) to classes the ``loss``, as `losses`, and the ``right``."""
+        found = {name: np.zeros(several.shape[:2]) for name in ("loss", "right")}
+        for images, fit, Z in self._held_out():
+            y = self.share.target[images]
+            for number, W in enumerate(several[:, fit]):
+                logits = _logits(Z, W)
+                found["loss"][number, fit] += len(images) * self._mean_loss(y, logits)
+                found["right"][number, fit] += (logits.argmax(axis=1) == y).sum()
+        return found
 
     def keep(self, W: np.ndarray) -> None:
         """Keep the logits of each image by the fit that did not train on it, for `reduce` and `columns`."""
@@ -288,8 +301,8 @@ class Shard:
         small = 4 * n * W.shape[1] <= self.share.memory // 8
         self._decided, self._images = Table(n, W.shape[1], in_memory=small), np.empty(n, np.int64)
         done = 0
-        for images, _, logits in self._decisions(W):
-            self._decided.put(done, logits)
+        for images, fit, Z in self._held_out():
+            self._decided.put(done, _logits(Z, W[fit]))
             self._images[done : done + len(images)] = images
             done += len(images)
 
@@ -337,14 +350,13 @@ class Shard:
     def right(self, W: np.ndarray, temperature: float, thresholds: np.ndarray | None) -> int:
         """Count the images that a fit (K, r + 1) gets right: the class, or all labels at their thresholds."""
         total, n_views = 0, self.share.views.count
-        weight = W.astype(np.float32)
         for numbers, Z in self.rows.blocks():
             if n_views > 1:
                 plain = numbers % n_views == 0
                 numbers, Z = numbers[plain], Z[plain]
-            for start in range(0, len(Z), 8192):
-                target = self.share.target[numbers[start : start + 8192] // n_views]
-                logits = Z[start : start + 8192] @ weight[:, :-1].T + weight[:, -1]
+            for start in range(0, len(Z), _PIECE_ROWS):
+                target = self.share.target[numbers[start : start + _PIECE_ROWS] // n_views]
+                logits = _logits(Z[start : start + _PIECE_ROWS], W)
                 if thresholds is None:
                     total += int((logits.argmax(axis=1) == target).sum())
                 else:
@@ -400,17 +412,16 @@ class Shard:
         there = wanted[place] == images
         picked[place[there]] = rows[there]
 
-    def _decisions(self, W: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Yield images (m,), the fit that did not train on them, and its logits (m, K)."""
+    def _held_out(self) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """Yield images (m,), the fit that did not train on them, and view 0 of each (m, r)."""
         task = self._tasks[True]
         for numbers, Z in task.rows.blocks():
             decided_by = task.decided_by(numbers)
-            for fit in range(len(W)):
-                weight = W[fit].astype(Z.dtype)
+            for fit in range(task.n_fits):
                 mine = np.flatnonzero(decided_by == fit)
-                for start in range(0, len(mine), 8192):
-                    some = mine[start : start + 8192]
-                    yield numbers[some] // task.n_views, fit, Z[some] @ weight[:, :-1].T + weight[:, -1]
+                for start in range(0, len(mine), _PIECE_ROWS):
+                    some = mine[start : start + _PIECE_ROWS]
+                    yield numbers[some] // task.n_views, fit, Z[some]
 
     def _mean_loss(self, target: np.ndarray, logits: np.ndarray) -> float:
         if target.ndim == 2:
@@ -418,9 +429,21 @@ class Shard:
         return log_loss(target, softmax(both_rows(logits.astype(np.float64), 1)))
 
 
+def _logits(Z: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """Return logits (m, K) float32 of rows (m, r) by a fit (K, r + 1)."""
+    weight = W.astype(Z.dtype)
+    return np.asarray(Z @ weight[:, :-1].T + weight[:, -1])
+
+
 def _add_by_class(sums: np.ndarray, rows: np.ndarray, y: np.ndarray) -> None:
     """Add rows (m, d) to the sums (K, d) float64 of their classes."""
+    if len(sums) <= _FEW_CLASSES:
+        labels = np.arange(len(sums))[:, None]
+        for start in range(0, len(rows), _SUMMED_ROWS):
+            piece = slice(start, start + _SUMMED_ROWS)
+            sums += (y[piece] == labels).astype(np.float32) @ rows[piece]
+        return
     order = np.argsort(y, kind="stable")
-    start = np.flatnonzero(np.diff(y[order], prepend=-1))
-    if len(start):
-        sums[y[order][start]] += np.add.reduceat(rows[order], start, axis=0, dtype=np.float64)
+    first = np.flatnonzero(np.diff(y[order], prepend=-1))
+    if len(first):
+        sums[y[order][first]] += np.add.reduceat(rows[order], first, axis=0, dtype=np.float64)

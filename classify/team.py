@@ -12,7 +12,7 @@ from .shard import Shard, Share
 from .task import Float, Sums, Task, summed
 
 # What goes over all rows that were put aside.
-PASSES = frozenset({"run", "losses", "keep", "gram", "project", "class_means", "right"})
+PASSES = frozenset({"run", "losses", "keep", "gram", "project", "class_means", "right", "judge"})
 
 
 class Team:

@@ -33,6 +33,7 @@ from .cli_options import (
     layout_option,
     made_views_options,
     max_pixels_option,
+    memory_options,
     only_one_of,
     positive,
     prediction_options,
@@ -124,7 +125,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @click.argument("data", type=Data, required=False)
 @click.option("--head", type=click.Choice(["logistic", "linear", "mlp", "knn", "ncm"]), default="logistic",
               show_default=True, help="knn: nearest neighbours; ncm: nearest class mean.")  # fmt: skip
-@click.option("--cv", type=click.IntRange(min=2), help="Folds of the cross-validation [default: 5].")
+@click.option("--cv", type=positive, help="Folds of the cross-validation; 1: none [default: 5].")
 @click.option("--class-weight", type=click.Choice(["none", "balanced"]),
               help="balanced: each class counts alike (logistic, linear, mlp) [default: none].")  # fmt: skip
 @click.option("--l2-norm", is_flag=True, default=None, help="Divide each embedding by its length first.")
@@ -155,6 +156,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
               help="Also how good the head is with 1, 2, 4 and up to K images a class.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(min=2), metavar="R",
               help="Of each point of --curve and --shots [default: 10].")  # fmt: skip
+@memory_options
 @seed_option
 @cache_option
 @common
@@ -171,6 +173,8 @@ def fit_head(data: Path | None, **given: Any) -> Any:
     headstart fit-head --details --curve
     headstart fit-head --shots 16 --repeats 20
     headstart fit-head --views 8
+    headstart fit-head --memory 2GiB
+    headstart fit-head --C .01 --cv 1 --engine dask --address tcp://10.0.0.1:8786
     headstart fit-head --features resnet18 --features mobilenet_v3_small:features.8
     """
     from .classify.fit import fit_head as run

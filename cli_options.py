@@ -112,6 +112,13 @@ trained_options = options(
     click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="(linear, mlp) [default: 0]"),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="(not knn, ncm) [default: auto]"),
 )  # fmt: skip
+memory_options = options(
+    click.option(
+        "--memory", metavar="SIZE", help="Go by blocks where more would be taken: 500MB, 2GiB [default: auto]."
+    ),
+    click.option("--engine", type=click.Choice(["local", "dask", "ray"]), help="Where the rows are [default: local]."),
+    click.option("--address", metavar="URL", help="Of the cluster, with --engine dask or ray."),
+)
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 result_options = options(
     click.option("--out", "-o", type=Data, metavar="DIR", help="Where to write the result."),

@@ -72,6 +72,15 @@ device_options = options(
     click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
     max_pixels_option,
 )
+engine_options = options(
+    click.option("--processes", type=positive, metavar="N",
+                 help="Share the work between N [default: one a GPU, four for long runs]."),
+    click.option("--engine", type=click.Choice(["local", "dask", "ray"]), default="local", show_default=True,
+                 help="Have the workers of a cluster do the work."),
+    click.option("--address", metavar="ADDRESS", help="The cluster's: tcp://HOST:8786, or Ray's HOST:6379 or auto."),
+    click.option("--shard-images", type=positive, metavar="N",
+                 help="Images that a worker is given at a time [default: 2000, fewer where there are few]."),
+)  # fmt: skip
 prediction_options = options(
     click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table."),
     click.option("--jsonl", "as_jsonl", is_flag=True, help="Print a JSON object a line, each as soon as it is known."),

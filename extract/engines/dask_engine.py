@@ -13,7 +13,7 @@ import socket
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ from . import connect
 from .connect import LEAVE_SECONDS, EngineError, dask_client
 from .fitness import lacking, shared_token
 from .shards import TRIES, Report, Shards
-from .task import Here, embed_shard, let_go
+from .task import Here, embed_shard
 
 logger = logging.getLogger("headstart.extract")
 
@@ -226,19 +226,17 @@ class _Team:
         with_gpu = [worker for worker in fit if self._known[worker].gpu]
         return with_gpu if with_gpu and self._wants_gpu else fit
 
-    def placing(self) -> dict[str, Any]:
-        """Return how the scheduler is told where tasks may go: anywhere, but for what is known of the workers."""
-        fit = self.fit
-        if self._wants_gpu and any(self._known[worker].gpu for worker in fit):
-            return {"resources": {GPU: 1}}
-        if len(fit) < len(self._there):
-            return {"workers": fit, "allow_other_workers": True}  # should all of these die
-        return {}
+    def placing(self, workers: Collection[str]) -> dict[str, Any]:
+        """Return how the scheduler is told to place a task on one of some workers, on another one should they all die.
 
-    def let_go(self) -> None:
-        """Have them free what they keep of the run."""
-        with contextlib.suppress(Exception):
-            self._client.run(let_go, workers=self.fit, on_error="ignore")
+        Where it may choose among all, it is told nothing.
+        """
+        placing: dict[str, Any] = {}
+        if self._wants_gpu and any(self._known[worker].gpu for worker in workers):
+            placing["resources"] = {GPU: 1}
+        if len(workers) < len(self._there):
+            placing |= {"workers": sorted(workers), "allow_other_workers": True}
+        return placing
 
     def _ask(self, workers: list[str]) -> None:
         if not workers:
@@ -331,8 +329,8 @@ class _Run:
                 with contextlib.suppress(queue.Empty):
                     yield from self._take(self.heard.get(timeout=_POLL))
             self._leave(list(self.tries))
-            self._wait()
-            self.team.let_go()
+            if self.stopped():
+                self._wait()
         finally:
             with contextlib.suppress(Exception):  # where the scheduler is gone, so are its tasks
                 self._leave(list(self.tries))
@@ -340,37 +338,35 @@ class _Run:
 
     def _hand_out(self) -> None:
         """Keep the scheduler supplied; when nothing is left, help those that wait for a slow worker."""
-        room = IN_FLIGHT * len(self.team.fit) - len(self.tries)
+        free = set(self.team.fit) - {attempt.worker for attempt in self.leaving.values()}
+        room = IN_FLIGHT * len(free) - len(self.tries)
         while room > 0 and self.waiting:
-            self._submit(self.waiting.popleft())
+            self._submit(self.waiting.popleft(), free)
             room -= 1
-        if not self.waiting and room > 0:
-            self._help()
+        if not self.waiting and (idle := free - {attempt.worker for attempt in self.tries.values()}):
+            self._help(idle)
 
-    def _help(self) -> None:
-        """Have workers that have nothing to do take over from those that are late."""
-        idle = sorted(set(self.team.fit) - {attempt.worker for attempt in self.tries.values()})
-        if not idle:
-            return
+    def _help(self, idle: set[str]) -> None:
+        """Have workers that have nothing to do take over from one that is late."""
         now, numbers = time.monotonic(), Counter(attempt.number for attempt in self.tries.values())
         for key, attempt in list(self.tries.items()):
             if not attempt.worker and now - attempt.submitted > LOOK_EVERY:  # it waits for its turn somewhere
                 self._leave([key])
             elif not attempt.worker or numbers[attempt.number] > 1 or not self._is_late(attempt, now):
                 continue
-            logger.debug("%s is given to %s too", self.shards.told(attempt.number), " or ".join(idle))
-            self._submit(attempt.number, workers=idle, allow_other_workers=True)
+            logger.debug("%s goes to %s", self.shards.told(attempt.number), " or ".join(sorted(idle)))
+            self._submit(attempt.number, idle)
             return
 
     def _is_late(self, attempt: _Try, now: float) -> bool:
         return len(self.took) > 1 and now - attempt.begun > SLOW * statistics.median(self.took)
 
-    def _submit(self, number: int, **placing: Any) -> None:
+    def _submit(self, number: int, workers: Collection[str]) -> None:
         self.made += 1
         key = f"{self.topic}-{number}-{self.made}"
         future = self.client.submit(
             embed_on_worker, self.shards.order(number, self.team.token), self.topic, key, key=key, pure=False,
-            retries=TRIES - 1, **(placing or self.team.placing()),
+            retries=TRIES - 1, **self.team.placing(workers),
         )  # fmt: skip
         self.tries[key] = _Try(number, future, time.monotonic())
         future.add_done_callback(lambda done: self.heard.put(_Event(done.key, "done")))

@@ -36,6 +36,7 @@ logger = logging.getLogger("headstart.extract")
 Tell = Callable[[Message], None]
 
 TOLD_EVERY = 0.1  # seconds; a message for each of thousands of images a second would keep the run busy
+KEPT_SECONDS = 60.0  # that networks stay loaded after a shard
 _LOOK_EVERY = 0.1  # seconds between two looks at whether a shard that waits for its turn is wanted at all
 
 
@@ -87,8 +88,11 @@ def embed_shard(order: Order, here: Here, begun: Callable[[], None] = lambda: No
             outcome.interrupted = True
             return Record(here.worker, outcome)
         begun()
-        with _told(here.tell, logging.INFO if order.number == 0 else logging.WARNING):
-            return Record(here.worker, _embed(order, here))
+        try:
+            with _told(here.tell, logging.INFO if order.number == 0 else logging.WARNING):
+                return Record(here.worker, _embed(order, here))
+        finally:
+            _kept.keep_for_a_while()
 
 
 @dataclass(slots=True)
@@ -99,6 +103,8 @@ class _Kept:
     ----------
     lock : Lock
         Held while a shard is done.
+    timer : Timer or None
+        Frees all of it when no further shard comes: a worker of a cluster lives on, and has other things to do.
     run_name : str
         Of the run that `heads` and `hashes` belong to.
     key : str
@@ -109,6 +115,7 @@ class _Kept:
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
+    timer: threading.Timer | None = None
     run_name: str = ""
     key: str = ""
     embedders: list[Embedder] = field(default_factory=list)
@@ -139,6 +146,14 @@ class _Kept:
             self.key = key
         self.run_name = order.run_name
 
+    def keep_for_a_while(self) -> None:
+        """Free all of it when nothing has come for a while."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = threading.Timer(KEPT_SECONDS, _let_go)
+        self.timer.daemon = True
+        self.timer.start()
+
     def forget_networks(self) -> None:
         """Let go of the networks."""
         for embedder in self.embedders:
@@ -154,7 +169,7 @@ class _Kept:
 _kept = _Kept()
 
 
-def let_go() -> None:
+def _let_go() -> None:
     """Free what this process keeps of runs, unless it is at one."""
     if _kept.lock.acquire(blocking=False):
         try:

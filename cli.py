@@ -27,6 +27,7 @@ from .cli_options import (
     Data,
     cache_option,
     device_options,
+    engine_options,
     given_of,
     grid_options,
     layer_option,
@@ -84,9 +85,7 @@ def commands(context: click.Context) -> None:
               help="Compile the network [default: where the images left repay it].")  # fmt: skip
 @click.option("--decoder", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
               help="gpu: an NVIDIA GPU decodes JPEGs too; a feature space of its own.")  # fmt: skip
-@click.option(
-    "--processes", type=positive, metavar="N", help="Share the work between N [default: one a GPU, four for long runs]."
-)
+@engine_options
 @layout_option
 @click.option("--limit", type=positive, metavar="N", help="Take only N images, spread evenly over the listing.")
 @click.option("--rehash", is_flag=True, help="Read every file, also those that did not change.")

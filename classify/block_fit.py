@@ -13,6 +13,7 @@ from ..errors import CacheMissError, UsageError
 from ..extract.features import Features
 from ..extract.lacking import lacking_words
 from ..extract.memory import available_memory
+from ..extract.options import EngineOptions
 from .block_scores import ScoredRows, scores_in_blocks
 from .budget import (
     COPIES,
@@ -38,8 +39,8 @@ from .team import LocalTeam, Team, total
 
 logger = logging.getLogger("headstart.classify")
 
+_HERE = EngineOptions()
 _UNKNOWN_FREE = 4 << 30  # bytes that are taken for free where the system does not say
-ENGINES = ("local", "dask", "ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,13 @@ class BlockPlan:
     limit : int
         Bytes that it may take beside the interpreter, its libraries and the columns of labels and digests; on each
         worker, where there are some.
-    engine : {"local", "dask", "ray"}
-    address : str or None
-        Of the cluster.
+    where : EngineOptions, default this machine
     given : bool, default True
         Whether somebody gave the limit; workers take half of what is free where they are otherwise.
     """
 
     limit: int
-    engine: str = "local"
-    address: str | None = None
+    where: EngineOptions = _HERE
     given: bool = True
 
 
@@ -82,13 +80,10 @@ def plan_blocks(features: Features, memory: str | int, engine: str, address: str
         A size or an engine that is none, or an address without an engine.
     """
     limit = parse_memory(memory)
-    if engine not in ENGINES:
-        raise UsageError(f"--engine must be one of {', '.join(ENGINES)}, and is {engine!r}")
-    if address is not None and engine == "local":
-        raise UsageError("--address names a cluster: say which kind with --engine dask or --engine ray")
+    where = EngineOptions(engine=engine, address=address)
     free = available_memory()
-    if engine != "local":
-        return BlockPlan(limit or (free or _UNKNOWN_FREE) // 2, engine, address, given=limit is not None)
+    if not where.local:
+        return BlockPlan(limit or (free or _UNKNOWN_FREE) // 2, where, given=limit is not None)
     needed = int(COPIES * 4 * len(features.rows) * features.views.count * sum(features.dims))
     if limit is None:
         if free is None or needed <= free // 2:
@@ -112,7 +107,7 @@ def check_blocks(plan: BlockPlan, asked: Mapping[str, object]) -> None:
     """
     given = [words for words, value in asked.items() if value]
     if given:
-        how = "over workers" if plan.engine != "local" else f"by blocks, in {in_words(plan.limit)}"
+        how = "over workers" if not plan.where.local else f"by blocks, in {in_words(plan.limit)}"
         raise UsageError(
             f"{given[0]} takes all embeddings at once, and this fit goes {how}: leave it out, or give more --memory"
         )
@@ -179,7 +174,7 @@ class BlockFit:
 
     def __init__(self, data: LabelledSet, head: Head, plan: BlockPlan, seed: int) -> None:
         head.check_blocks()
-        if plan.engine != "local" and head.kind == "linear":
+        if not plan.where.local and head.kind == "linear":
             raise UsageError(
                 "--head linear takes one step after the other, which workers cannot share: leave --engine out, or take "
                 "--head logistic"
@@ -213,7 +208,7 @@ class BlockFit:
         features, limit = self._data.features, self._plan.limit
         width, n_fits = sum(features.dims), max(1, self.head.cv)
         fit = evaluation_bytes(n_fits, self._classes, width) + (4 << 20)
-        fit += solver_bytes(n_fits, self._classes, width) if self._plan.engine == "local" else 0
+        fit += solver_bytes(n_fits, self._classes, width) if self._plan.where.local else 0
         least = max(fit, reading_bytes(largest_part(features.store, features.spaces))) + self._picked.nbytes(width)
         if limit < least:
             raise UsageError(
@@ -224,7 +219,7 @@ class BlockFit:
     def _gathered(self) -> Team:
         features = self._data.features
         beside = self._picked.nbytes(sum(features.dims))
-        if self._plan.engine == "local":
+        if self._plan.where.local:
             beside += solver_bytes(max(1, self.head.cv), self._classes, sum(features.dims))
         share = Share(
             root=features.store.root.absolute(),
@@ -237,12 +232,12 @@ class BlockFit:
             memory=self._plan.limit - beside,
             device=getattr(self.head, "device", "cpu"),
         )
-        if self._plan.engine == "local":
+        if self._plan.where.local:
             return LocalTeam(share)
         from .cluster import ClusterTeam
 
         share = share if self._plan.given else replace(share, memory=0)
-        return ClusterTeam(share, self._plan.engine, self._plan.address, self._plan.limit)
+        return ClusterTeam(share, self._plan.where, self._plan.limit)
 
     def _fit(self) -> None:
         several = self._y.ndim == 2

@@ -21,6 +21,7 @@ from ..cache.part import Keys
 from ..cache.store import FeatureStore
 from ..errors import UsageError
 from ..extract.engines.connect import EngineError, dask_client, ray_session
+from ..extract.options import EngineOptions
 from . import crew
 from .shard import Share
 from .team import Team, share_of
@@ -92,8 +93,10 @@ class ClusterTeam(Team):
     ----------
     share : Share
         Of all images; they are divided as they are stored, so that each worker reads parts of its own.
-    engine : {"dask", "ray"}
-    address : str or None
+    where : EngineOptions
+        Of which cluster.
+    memory : int
+        Bytes that each may take; half of what is free there where it is 0.
 
     Raises
     ------
@@ -101,12 +104,13 @@ class ClusterTeam(Team):
         As `dask_client` and `ray_session`; nobody works there.
     """
 
-    def __init__(self, share: Share, engine: str, address: str | None, memory: int) -> None:
-        self.name = engine
-        self._engine: Engine = DaskEngine(address) if engine == "dask" else RayEngine(address)
+    def __init__(self, share: Share, where: EngineOptions, memory: int) -> None:
+        assert where.address is not None
+        self.name = where.engine
+        self._engine: Engine = DaskEngine(where.address) if where.engine == "dask" else RayEngine(where.address)
         members = self._engine.members()
         if not members:
-            raise EngineError(f"no worker has joined the cluster at {address}: start some, and run again")
+            raise EngineError(f"no worker has joined the cluster at {where.address}: start some, and run again")
         super().__init__(replace(share, memory=memory), _divided(share, len(members)))
         self._run = secrets.token_hex(6)
         self._shares = [share_of(share, part) for part in self.parts]
@@ -212,7 +216,7 @@ class DaskEngine:
     each pass.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str) -> None:
         self._client: Any = dask_client(address)
         self._leases: list[Any] = []
         self._there: set[str] = set(self.members())
@@ -311,7 +315,7 @@ def _work(key: str, method: str, *arguments: Any) -> Any:
 class RayEngine:
     """Workers of a Ray cluster: an actor on each node, which goes with this process."""
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str) -> None:
         self._ray = ray_session(address)
         self._actors: dict[str, Any] = {}
         for node in self._ray.nodes():

@@ -61,6 +61,10 @@ class Outcome:
         Wall time from the moment when the first network was ready, without the time that others took to load.
     workers, writers, processes : int
         Threads that read and decoded, threads that wrote, and processes that shared the work.
+    shards, retried : int
+        Into how many pieces the work was cut for them, and how often one of those was begun again.
+    device : str
+        Kind of the device that the networks ran on, those of several with a plus between them; "none" where none ran.
     interrupted : bool
         The run was asked to stop before it was through.
     replaced : list of int
@@ -83,6 +87,9 @@ class Outcome:
     workers: int = 1
     writers: int = 1
     processes: int = 1
+    shards: int = 1
+    retried: int = 0
+    device: str = "none"
     interrupted: bool = False
     replaced: list[int] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
@@ -116,6 +123,8 @@ class Work:
         Which views of an image are embedded.
     counts : ndarray of shape (N,), dtype int64, optional
         How many views each image has; all of them where it is None.
+    ahead : int, default 0
+        Rows that this process may come to in all, if more than those of this work.
     """
 
     names: Names
@@ -126,6 +135,7 @@ class Work:
     hashes: KnownHashes | None = None
     views: Views = PLAIN
     counts: np.ndarray | None = None
+    ahead: int = 0
 
     @property
     def rows(self) -> int:
@@ -277,7 +287,7 @@ class _Flow:
             Batches(
                 target,
                 work.views,
-                Pace(target.embedder, work.rows, self._decoding, cache, wait),
+                Pace(target.embedder, max(work.rows, work.ahead), self._decoding, cache, wait),
                 self._reject,
                 hooks.on_rows,
             )

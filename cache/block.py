@@ -106,6 +106,7 @@ def reserve(target: Any, name: str, shape: tuple[int, ...], dtype: Any) -> int:
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # the same arrays make the same file at any time
     kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
     dataset = h5py.h5d.create(target.id, name.encode(), kind, h5py.h5s.create_simple(shape), properties)
     return dataset.get_offset() or 0

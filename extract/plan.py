@@ -18,6 +18,7 @@ from .images import ImageList
 from .phash import KnownHashes
 from .views import PLAIN, Views
 
+AT_ONCE = 1 << 20  # images that are looked up together, at some hundred bytes each
 # How the reason begins why an image has no row although it was decoded.
 NOT_FINITE = "its embedding is not finite"
 
@@ -146,8 +147,10 @@ def to_look_at(listing: Listing, held: Sequence[KeyIndex], views: Views = PLAIN)
     wanted = np.ones(len(listing), bool)
     wanted[listing.failures.rows] = False
     known = np.flatnonzero(wanted & listing.known)
-    digest, counts = listing.digest[known], views.counts(listing.split[known])
-    wanted[known] = np.logical_or.reduce([views.lacking(index, digest, counts) > 0 for index in held])
+    for start in range(0, len(known), AT_ONCE):
+        rows = known[start : start + AT_ONCE]
+        digest, counts = listing.digest[rows], views.counts(listing.split[rows])
+        wanted[rows] = np.logical_or.reduce([views.lacking(index, digest, counts) > 0 for index in held])
     return np.flatnonzero(wanted)
 
 

@@ -18,6 +18,7 @@ from .files import NO_STAT, READABLE_BY_ALL, Stat, os_reason, refusal, stat_of
 _KIND = stat.S_IFMT(0xFFFF)  # the bits of a mode that say what a file is
 # What is asked of many images at once: the columns of a `Stat`, then what decides whether a file may be read.
 _ASKED = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_mode", "st_uid")
+NOT_FOUND = "not found"
 _AT_ONCE = 256  # where one of them does not answer, all of these are asked again one by one
 _answers = attrgetter(*_ASKED)
 
@@ -60,10 +61,10 @@ def examined(path: bytes) -> tuple[Stat, str | None]:
         found = os.stat(path)  # noqa: PTH116  (names are bytes)
     except OSError as error:
         reason = os_reason(error)
-        dangling = reason == "not found" and os.path.islink(path)  # noqa: PTH114  (names are bytes)
+        dangling = reason == NOT_FOUND and os.path.islink(path)  # noqa: PTH114  (names are bytes)
         return NO_STAT, "dangling link" if dangling else reason
     except ValueError:  # a NUL inside the name
-        return NO_STAT, "not found"
+        return NO_STAT, NOT_FOUND
     return stat_of(found), refusal(found, path)
 
 
@@ -84,12 +85,20 @@ def all_examined(folder: bytes, names: Names) -> tuple[npt.NDArray[np.int64], Fa
         Of those that cannot be read.
     """
     stats, reasons = np.zeros((len(names), len(NO_STAT)), np.int64), Failures()
+    home, gone = b"", False  # the folder that was looked for last, and whether it is not there, and so nothing in it
     for start in range(0, len(names), _AT_ONCE):
         paths = _joined(folder, names[start : start + _AT_ONCE])
         answers = asked(map(os.stat, paths), len(paths))
         stats[start : start + len(paths)] = answers[:, : len(NO_STAT)]
         for place in np.flatnonzero(~plain(answers)).tolist():
-            stats[start + place], reason = examined(paths[place])
+            path = paths[place]
+            if gone and os.path.dirname(path) == home:  # noqa: PTH120  (names are bytes)
+                reasons[start + place] = NOT_FOUND
+                continue
+            stats[start + place], reason = examined(path)
+            if reason == NOT_FOUND and os.path.dirname(path) != home:  # noqa: PTH120
+                home = os.path.dirname(path)  # noqa: PTH120
+                gone = bool(home) and examined(home)[1] == NOT_FOUND
             if reason is not None:
                 reasons[start + place] = reason
     return stats, reasons

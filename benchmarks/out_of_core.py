@@ -8,9 +8,9 @@ parts into a temporary cache (2 kB a row), which is removed at the end. `--keep 
 adds only the rows that it lacks; `HEADSTART_SAMPLES` names the folder of the photographs.
 
 Each fit has a process of its own, whose peak of resident memory the kernel tells (VmHWM). What the interpreter and its
-libraries take, and the columns of paths, digests and labels, is measured beside it, in other processes. On `--compare`
-rows the same head is fitted in memory too, and both are held against each other: the objective, in float64, the
-coefficients and the probabilities of all rows.
+libraries take, and the columns of paths, digests, labels and keys, is measured beside it, in other processes. On
+`--compare` rows the same head is fitted in memory too, and both are held against each other: the objective, in float64,
+the coefficients and the probabilities of all rows.
 """
 
 from __future__ import annotations
@@ -111,13 +111,17 @@ def listed(cache: Path, name: str, digest: np.ndarray, y: np.ndarray, classes: t
 def child(task: dict[str, Any]) -> dict[str, Any]:
     """Do one thing in this process, and return what it took."""
     import headstart.classify.fit
+    from headstart.cache.part import Keys
     from headstart.classify.dataset import labelled_set
     from headstart.extract.features import load_features
 
     before = peak()
     begin = time.perf_counter()
     if task["do"] == "columns":
-        data = labelled_set(load_features(Path(task["cache"]), Path(task["data"])))
+        features = load_features(Path(task["cache"]), Path(task["data"]))
+        data = labelled_set(features)
+        index, _ = features.store.index(features.space.id)
+        index.find(Keys.plain(features.digest))
         return {"bytes": (peak() - before) / len(data.y), "rows": len(data.y)}
     fit = headstart.classify.fit.fit_head(
         task["data"], cache=task["cache"], out=task["out"], overwrite=True, memory=task["memory"], near_copies="none",

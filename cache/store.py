@@ -308,8 +308,7 @@ class FeatureStore:
         self.mark_used(space_id)
         dim, left = self.space(space_id).dim, np.arange(len(keys))
         while left.size:
-            index, paths = self.index(space_id)
-            plan = index.by_part(self._found(index, keys[left], len(keys)))
+            paths, plan = self._plan(space_id, keys[left], len(keys))
             done = np.zeros(len(left), bool)
             for number, rows, places in plan:
                 block = np.empty((len(rows), dim), np.float32)
@@ -334,6 +333,13 @@ class FeatureStore:
         """Return a writer of rows in `space`, which `prepare` has been called for; see `PartWriter`."""
         self.mark_used(space.id)
         return PartWriter(self.space_folder(space.id), space, on_part, expected, alone=alone, recipes=recipes)
+
+    def _plan(
+        self, space_id: str, keys: Keys, total: int
+    ) -> tuple[list[Path], list[tuple[int, np.ndarray, np.ndarray]]]:
+        """Return the parts, and which of their rows are wanted; the index of all keys is let go."""
+        index, paths = self.index(space_id)
+        return paths, index.by_part(self._found(index, keys, total))
 
     def _found(self, index: KeyIndex, keys: Keys, total: int) -> np.ndarray:
         places = index.find(keys)

@@ -119,8 +119,8 @@ class ByBlocks:
 
     Attributes
     ----------
-    limit : int
-        Bytes that it may take.
+    limit : int or None
+        Bytes that it may take; None where each worker takes half of what is free there.
     engine : str
     workers : int
         Shards that the rows were divided into.
@@ -132,7 +132,7 @@ class ByBlocks:
         Bytes that lay in scratch files.
     """
 
-    limit: int
+    limit: int | None
     engine: str
     workers: int
     rows_bytes: int
@@ -147,10 +147,11 @@ class ByBlocks:
     def line(self) -> str:
         """Return it for a person."""
         where = "" if self.engine == "local" else f" on {self.workers} workers ({self.engine})"
+        within = "" if self.limit is None else f", within {in_words(self.limit)}{' each' if where else ''}"
         aside = f", {in_words(self.put_aside)} put aside meanwhile" if self.put_aside else ""
         return (
             f"by blocks{where}: {in_words(self.rows_bytes)} of embeddings in {self.blocks} blocks, {self.passes} "
-            f"passes, within {in_words(self.limit)}{' each' if where else ''}{aside}"
+            f"passes{within}{aside}"
         )
 
 
@@ -248,6 +249,7 @@ class BlockFit:
                 lacking_words(self._data.features, self._data.rows[self._mine]) or str(error)
             ) from error
         self.novelty = self._picked.novelty(self._team, self._survey.picked)
+        self._survey = replace(self._survey, picked=self._survey.picked[:0].copy())
         self.head.prepare_over(self._team, self._survey)
         self.head.fit_over(self._team, self._y, self._folds)
 
@@ -289,7 +291,7 @@ class BlockFit:
         """Return how it went."""
         rows = len(self._y) * self._data.features.views.count * sum(self._data.features.dims) * 4
         return ByBlocks(
-            self._plan.limit,
+            None if self._team.name != "local" and not self._plan.given else self._plan.limit,
             self._team.name,
             len(self._team.parts),
             rows,

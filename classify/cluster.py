@@ -352,6 +352,8 @@ class RayEngine:
         try:
             return True, self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, crew.LackingShardError):
+                raise Lost from error
             raise error.cause from error
         except self._ray.exceptions.RayError as error:  # the actor, its node or an object of theirs is not there
             self._replace(name)
@@ -380,9 +382,11 @@ class RayEngine:
 class _Actor:
     """What runs in an actor of Ray."""
 
-    def hire(self, key: str, *arguments: Any) -> str:
-        self._lease = crew.hire(key, *arguments)
-        return key
+    def __init__(self) -> None:
+        self._leases: list[crew.Lease] = []
+
+    def hire(self, key: str, *arguments: Any) -> None:
+        self._leases.append(crew.hire(key, *arguments))
 
     def work(self, key: str, method: str, *arguments: Any) -> Any:
         return crew.work(key, method, arguments)

@@ -23,11 +23,12 @@ class LackingShardError(HeadstartError):
 class Lease:
     """Keeps a shard on its worker as long as the engine keeps this; elsewhere it is only the shard's name."""
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self, key: str, shard: Shard) -> None:
+        self.key, self._shard = key, shard
 
     def __del__(self) -> None:
-        dismiss(self.key)
+        if _shards.get(self.key) is self._shard:  # and not one that was hired under its name since
+            dismiss(self.key)
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (self.key,)
@@ -61,8 +62,8 @@ def hire(key: str, share: Share, neighbours: int, version: str) -> Lease:
     if not share.memory:
         share = replace(share, memory=(available_memory() or _UNKNOWN_FREE) // 2 // neighbours)
     with _turn:
-        _shards[key] = Shard(share)
-    return Lease(key)
+        shard = _shards[key] = Shard(share)
+    return Lease(key, shard)
 
 
 def work(key: str, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -173,7 +173,8 @@ def fit_head(
     diagnostics = grown = few = None
     if isinstance(trained, InMemoryFit):
         repeats, train = repeats or REPEATS, trained.train
-        diagnostics = diagnose(labelled, trained.novelty, fitted.oof_proba_, seed) if details else None
+        held_out = fitted.oof_proba_ if fitted.cv_ else None
+        diagnostics = diagnose(labelled, trained.novelty, held_out, seed) if details else None
         grown = learning_curve(fitted, *train, repeats=repeats, seed=seed) if curve else None
         few = few_shot_curve(fitted, *train, shots=shots, repeats=repeats, seed=seed) if shots else None
     scores |= {name: None if found is None else found.as_dict() for name, found in (("curve", grown), ("shots", few))}

@@ -8,7 +8,7 @@ import numpy as np
 
 from .preparation import of_length_one
 
-BLOCK_ROWS = 1024  # rows that are compared at a time, which bounds the memory beside the embeddings
+BLOCK_ROWS = 256  # rows that are compared at a time, which bounds the memory beside the embeddings
 
 
 def nearest(

@@ -170,7 +170,7 @@ def gather(classifier: Classifier, data: str | os.PathLike[str] | None, split: s
     train, head = _head_again(model, labelled) if own else (None, None)
     # Of the pictures that there are now: outliers are told among them.
     novelty = novelty_of(labelled, train, seed) if train else None
-    proba = None if head is None else head.oof_proba_
+    proba = head.oof_proba_ if head is not None and head.cv_ else None
     if own:
         _tell_of_changes(model, labelled)
     before, after = _reliabilities(model, evaluation)

@@ -188,6 +188,11 @@ def training(found: Findings) -> str:
         )
     settings = ", ".join(f"{name} {_short(value)}" for name, value in chosen(facts).items())
     cv = model.scores["cv"]
+    if cv is None:
+        return (
+            f"A {model.kind} head on {width:,} features of {spaces}, trained on {n:,} pictures"
+            f"{f'; {settings}' if settings else ''}; nothing was cross-validated."
+        )
     scored = f"mean average precision {percent(cv['map'])}" if "map" in cv else f"accuracy {percent(cv['accuracy'])}"
     return (
         f"A {model.kind} head on {width:,} features of {spaces}, trained on {n:,} pictures"

@@ -4,11 +4,14 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 PATIENCE = 60.0
 
@@ -132,3 +135,41 @@ def dask_cluster(folder: Path, **environment: str) -> Iterator[DaskCluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@contextlib.contextmanager
+def ray_cluster(folder: Path, cores: int = 2, **environment: str) -> Iterator[tuple[str, int]]:
+    """Run a Ray cluster of one node; yield its address and the port of its server for clients from elsewhere.
+
+    All its processes are of one group, by which they are ended. Others that run Ray on the machine are left alone.
+    """
+    port, client_port = free_port(), free_port()
+    log = folder / "ray.log"
+    with log.open("w") as file:
+        head = subprocess.Popen(
+            [
+                Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
+                "--port", str(port), "--ray-client-server-port", str(client_port), "--num-cpus", str(cores),
+                "--include-dashboard=false", "--disable-usage-stats", "--object-store-memory", "80000000",
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HEADSTART_PART_SECONDS": "0.05", **environment},
+            stdout=file, stderr=file, cwd=folder, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)
+        if head.poll() is not None:
+            pytest.skip(f"Ray cannot run here: {log.read_text().strip().splitlines()[-1]}")
+        yield f"127.0.0.1:{port}", client_port
+    finally:
+        with contextlib.suppress(OSError):
+            os.killpg(head.pid, signal.SIGTERM)
+            head.wait(20)
+        with contextlib.suppress(OSError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -138,18 +138,18 @@ def dask_cluster(folder: Path, **environment: str) -> Iterator[DaskCluster]:
 
 
 @contextlib.contextmanager
-def ray_cluster(folder: Path, cores: int = 2, **environment: str) -> Iterator[tuple[str, int]]:
-    """Run a Ray cluster of one node; yield its address and the port of its server for clients from elsewhere.
+def ray_cluster(folder: Path, cores: int = 2, **environment: str) -> Iterator[str]:
+    """Run a Ray cluster of one node; yield its address.
 
     All its processes are of one group, by which they are ended. Others that run Ray on the machine are left alone.
     """
-    port, client_port = free_port(), free_port()
+    port = free_port()
     log = folder / "ray.log"
     with log.open("w") as file:
         head = subprocess.Popen(
             [
                 Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1",
-                "--port", str(port), "--ray-client-server-port", str(client_port), "--num-cpus", str(cores),
+                "--port", str(port), "--num-cpus", str(cores),
                 "--include-dashboard=false", "--disable-usage-stats", "--object-store-memory", "80000000",
             ],
             env={**os.environ, "OMP_NUM_THREADS": "1", "HEADSTART_PART_SECONDS": "0.05", **environment},
@@ -159,11 +159,11 @@ def ray_cluster(folder: Path, cores: int = 2, **environment: str) -> Iterator[tu
         wait_for(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)
         if head.poll() is not None:
             pytest.skip(f"Ray cannot run here: {log.read_text().strip().splitlines()[-1]}")
-        yield f"127.0.0.1:{port}", client_port
+        yield f"127.0.0.1:{port}"
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             os.killpg(head.pid, signal.SIGTERM)
-            head.wait(20)
+            head.wait(5)
         with contextlib.suppress(OSError):
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()

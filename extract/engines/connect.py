@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
+import socket
 import sys
 from typing import Any
 
@@ -64,15 +64,32 @@ def ray_session(address: str) -> Any:
     _check("ray", "ray")
     import ray
 
+    if is_in_ray():
+        return ray
+    if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise MissingExtraError(f'--address {address} needs a package; run `pip install "ray[client]"`')
     try:
-        if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (OSError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"no Ray cluster answers at {address} ({type(error).__name__}); start one with `ray start --head`, or name "
             "its address with --address"
         ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Connect to HOST:PORT and leave again, where an address names one: Ray itself would try for minutes.
+
+    Raises
+    ------
+    OSError
+        Nobody answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def is_in_ray() -> bool:

@@ -55,8 +55,8 @@ def dask_engine(address: str, run: RunOptions) -> Iterator[DaskEngine]:
     MissingExtraError, EngineError
         As `dask_client`.
     """
+    client = dask_client(address)  # which sets up the logging of the package
     with _quiet():
-        client = dask_client(address)
         try:
             yield DaskEngine(client, address, run)
         finally:

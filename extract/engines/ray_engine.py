@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -47,12 +48,14 @@ def ray_engine(address: str, run: RunOptions) -> Iterator[RayEngine]:
         As `ray_session`.
     """
     before = connect.is_in_ray()
-    ray = ray_session(address)
-    try:
-        yield RayEngine(ray, address, run)
-    finally:
-        if not before:  # who has connected himself goes on
-            ray.shutdown()
+    # Where a process dies, Ray says so on standard output, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        ray = ray_session(address)
+        try:
+            yield RayEngine(ray, address, run)
+        finally:
+            if not before:  # who has connected himself goes on
+                ray.shutdown()
 
 
 class RayEngine:

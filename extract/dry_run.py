@@ -13,6 +13,7 @@ import numpy as np
 from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
+from ..cache.place import Place
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from .explain import Miss, misses
@@ -192,7 +193,7 @@ def _spaces(store: FeatureStore, asked: Sequence[SpaceOptions], run_options: Run
     return list(resolve(asked, run_options, store.root, write=False).spaces)
 
 
-def _reasons_to_read(cache: Path, listing: Listing, rows: np.ndarray) -> dict[str, int]:
+def _reasons_to_read(cache: Place, listing: Listing, rows: np.ndarray) -> dict[str, int]:
     """Count by reason the images whose bytes are not known."""
     previous = load_listing(cache, Path(listing.source))
     places = {} if previous is None else {name: row for row, name in enumerate(previous.paths)}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
+from ..cache.place import Place
 from ..cache.space import FeatureSpace
 from .options import RunOptions, SpaceOptions
 from .runner import Outcome, Work
@@ -21,7 +21,7 @@ class Order:
     """What the parent tells a process: its number, the spaces of each network, its share, and the cores it may use."""
 
     number: int
-    cache: Path
+    cache: Place
     networks: list[tuple[list[FeatureSpace], list[SpaceOptions]]]
     run: RunOptions
     work: Work

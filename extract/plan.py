@@ -12,6 +12,7 @@ import numpy as np
 from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing, carry_over
+from ..cache.place import Place
 from .decode import DECODER_RULES, versions
 from .images import ImageList
 from .phash import KnownHashes
@@ -45,7 +46,7 @@ def limited(images: ImageList, limit: int | None) -> ImageList:
 
 
 def recall_listing(
-    cache: Path,
+    cache: Place,
     images: ImageList,
     rules: str,
     *,
@@ -59,7 +60,7 @@ def recall_listing(
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder.
     images : ImageList
         The dataset as it is now.
@@ -132,7 +133,7 @@ def _carry(listing: Listing, previous: Listing, failures: dict[int, str]) -> Non
                 listing.failures.setdefault(place[row], reason)
 
 
-def known_hashes(cache: Path, listing: Listing) -> KnownHashes:
+def known_hashes(cache: Place, listing: Listing) -> KnownHashes:
     """Return the perceptual hashes that the latest listing of the same dataset knows, by the pictures' digests."""
     previous = load_listing(cache, Path(listing.source)) or listing
     return KnownHashes.of(previous.digest, previous.phash)

@@ -172,6 +172,11 @@ def look_at(place: Place) -> Entry:
     return Entry(found.st_size, found.st_mtime)
 
 
+def size_of(place: Place) -> int:
+    """Return the bytes of a file, as the listing that it comes from says where there was one."""
+    return place.size if isinstance(place, RemotePath) and place.size is not None else look_at(place).size
+
+
 def size_below(root: Place) -> int:
     """Return how many bytes the files of a folder and of those in it have."""
     if isinstance(root, RemotePath):

@@ -15,7 +15,7 @@ from .listing import read_listing
 from .part import check_part
 from .place import Place, below
 from .reading import read_error
-from .storage import files, look_at, threads
+from .storage import files, size_of, threads
 from .store import FeatureStore
 
 
@@ -119,7 +119,7 @@ def _check_parts(store: FeatureStore, space_id: str, found: Verification) -> Non
 def _examine(path: Place) -> tuple[int, int] | OSError | HeadstartError:
     """Return rows and bytes of a good part, or what is wrong with it."""
     try:
-        return check_part(path), look_at(path).size
+        return check_part(path), size_of(path)
     except (OSError, HeadstartError) as error:
         return error
 

@@ -11,15 +11,17 @@ import errno
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from functools import cache
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import CacheError, HeadstartError, printable
+from ..errors import CacheError, DamagedFileError, HeadstartError, printable
 from . import remote
 from .place import Entry, RemotePath
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
@@ -35,6 +37,8 @@ PUT_TRIES = 9
 PROBE = ".probe"
 _UNREACHABLE = {"EndpointConnectionError", "ClientConnectorError", "ConnectTimeoutError", "ConnectionRefusedError"}
 _UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
+# Of a range that did not come: the connection may have been cut, or the object be shorter than was listed.
+_SHORT = {"ConnectionError", "InvalidRange", "416"}
 # How to say who one is, by the scheme of the store.
 _SIGN_IN = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -206,17 +210,26 @@ class ObjectFile:
 
     def _range(self, start: int, wanted: int) -> bytes:
         stop = min(start + RANGE, max(self._stop, min(start + wanted, self._size)))
-        return read(self._place, start, stop) if start < stop else b""
+        try:
+            return read(self._place, start, stop) if start < stop else b""
+        except CacheError as error:
+            if _kinds(error) & _SHORT and (size := looked_at(self._place).size) != self._size:
+                raise DamagedFileError(f"{self._place} is damaged: {size} bytes where {self._size} were") from error
+            raise
 
 
 @cache
 def _readers() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(STREAMS, thread_name_prefix="range")
 
 
-def mapped(call: Callable[[Given], Result], given: Iterable[Given]) -> Iterator[Result]:
+def mapped(call: Callable[[Given], Result], given: Iterable[Given], at_once: int = AT_ONCE) -> Iterator[Result]:
     """Yield what `call` returns for each, in order; many at once, for they wait for a store."""
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bucket") as pool:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(at_once, thread_name_prefix="bucket") as pool:
         yield from pool.map(call, given)
 
 
@@ -252,7 +265,7 @@ def _trouble(error: OSError, place: RemotePath, doing: str, safe: int | None = N
     counted = "" if safe is None else f"{safe} images are safe, "
     kinds, why = _kinds(error), _reason(error)
     other = "pass --cache with another place"
-    if _lacks_bucket(error):
+    if _lacks_bucket(error) or (doing == "write" and isinstance(error, FileNotFoundError)):
         text = f"there is no bucket {place.bucket}: {counted}make it, or {other}"
     elif isinstance(error, PermissionError) and any("Credential" in kind for kind in kinds):
         text = f"nothing says who wants to use {place.bucket} ({why}): {counted}{_SIGN_IN[remote.scheme_of(place.url)]}"

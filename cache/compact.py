@@ -24,7 +24,7 @@ from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, recipes
 from .place import Place, RemotePath
 from .reading import PartGoneError, read_error, repeated
 from .running import oldest_start
-from .storage import delete, folders, is_empty, is_there, look_at, settle, size_below, time_at, write_error
+from .storage import delete, folders, is_empty, is_there, look_at, mapped, settle, size_below, time_at, write_error
 from .store import FeatureStore
 from .temporary import STALE_SECONDS, remove_stale
 from .writer import PART_BYTES
@@ -234,9 +234,13 @@ class _Space:
         rows = [chosen[mask] for chosen, mask in zip(rows, first, strict=True)]
         starts = np.cumsum([0, *(len(chosen) for chosen in rows)])
         embedding = np.empty((int(starts[-1]), space.dim), space.dtype)
-        for head, chosen, start in zip(heads, rows, starts[:-1].tolist(), strict=True):
+
+        def copy(number: int) -> None:
+            path, chosen, start = heads[number].path, rows[number], int(starts[number])
             places = np.arange(start, start + len(chosen))
-            self._read(head.path, partial(copy_rows, head.path, chosen, embedding, places))
+            self._read(path, partial(copy_rows, path, chosen, embedding, places))
+
+        list(mapped(copy, range(len(heads)), self.store.root, whole=True))
         keys = Keys.concatenate([head.keys[chosen] for head, chosen in zip(heads, rows, strict=True)])
         there = {path.name for path in self.store.parts(self.space_id)}
         names = _names_replaced(heads, there)
@@ -289,8 +293,7 @@ class _Space:
         except PartGoneError:
             return 0
         settle(merged.parent)  # whoever merged it may have died, or be about to, before he came to that
-        for path in old:
-            delete(path)
+        list(mapped(delete, old, self.store.root))
         return len(old)
 
 

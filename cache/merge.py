@@ -125,18 +125,20 @@ def _merge_space(
     """Take what one space has more; begun again where a compaction over there takes a part away, it takes the rest."""
     heads, bad = theirs.survey(space_id)
     index = ours.index(space_id)[0]
-    known, had = index, 0
+    known, had, before = index, 0, done.rows
     for head in heads:
         lacking = np.flatnonzero((known.find(head.keys) < 0) & KeyIndex([head.keys]).first())
         had += int((index.find(head.keys) >= 0).sum())
-        if lacking.size and _take(ours, theirs, head, lacking, done):
+        if lacking.size and _take(ours, theirs, head, lacking, done, prepared=done.rows > before):
             known = KeyIndex([known.keys, head.keys[lacking]])
         progress(len(head.keys))
     done.known += had
     done.bad += [(below(path, theirs.root), str(error)) for path, error in bad]
 
 
-def _take(ours: FeatureStore, theirs: FeatureStore, head: PartHead, rows: np.ndarray, done: Merge) -> bool:
+def _take(
+    ours: FeatureStore, theirs: FeatureStore, head: PartHead, rows: np.ndarray, done: Merge, *, prepared: bool
+) -> bool:
     """Copy rows of one part; False where it turns out to be damaged."""
     embedding = np.empty((len(rows), head.space.dim), head.space.dtype)
     try:
@@ -146,7 +148,8 @@ def _take(ours: FeatureStore, theirs: FeatureStore, head: PartHead, rows: np.nda
         return False
     except OSError as error:
         raise gone_or_unreadable(error, head.path) from error
-    ours.prepare(head.space, theirs.facts(head.space.id))
+    if not prepared:
+        ours.prepare(head.space, theirs.facts(head.space.id))
     write_part(ours.space_folder(head.space.id), head.space, head.keys[rows], embedding, head.recipes)
     done.rows += len(rows)
     return True

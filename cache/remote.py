@@ -131,10 +131,10 @@ def retried(call: Callable[[], Result], what: str, tries: int = TRIES) -> Result
             return call()
         except Exception as error:
             if not passes(error):
-                if isinstance(error, OSError) or not _is_of_library(error):
+                told = _as_python_has_it(error)
+                if told is error:
                     raise
-                lacking = "Credential" in type(error).__name__ or "Token" in type(error).__name__
-                raise (PermissionError if lacking else OSError)(str(error)) from error
+                raise told from error
             if number == tries:
                 raise OSError(f"{printable(what)}: given up after {tries} tries: {error!r}") from error
             wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.5, 1)
@@ -145,13 +145,22 @@ def retried(call: Callable[[], Result], what: str, tries: int = TRIES) -> Result
 
 def passes(error: BaseException) -> bool:
     """Tell whether an error of a store may be gone at the next try: too many requests, a connection cut, a timeout."""
-    if isinstance(error, _FINAL):
+    if isinstance(error, _FINAL) or _is_refusal(error):
         return False
     return isinstance(error, OSError) or any(kind.__name__ in _PASSING for kind in type(error).__mro__)
 
 
-def _is_of_library(error: BaseException) -> bool:
-    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
+def _as_python_has_it(error: Exception) -> Exception:
+    """Return an `OSError` for what a library raises beside the kinds that Python knows; anything else as it is."""
+    kinds = type(error).__mro__
+    if isinstance(error, _FINAL) or not any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in kinds):
+        return PermissionError(str(error)) if _is_refusal(error) else error
+    lacking = any(word in type(error).__name__ for word in ("Credential", "Token"))
+    return PermissionError(str(error)) if lacking else OSError(str(error))
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return type(error) is OSError and str(error).startswith("Forbidden")  # as gcsfs says it
 
 
 def read_range(url: str, start: int = 0, stop: int | None = None) -> bytes:

@@ -13,7 +13,6 @@ import hashlib
 import logging
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +58,8 @@ def _folder(root: Place) -> Path:
     """Return where the runs of a cache are announced."""
     if isinstance(root, Path):
         return root / FOLDER
+    import tempfile  # which takes a while
+
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return Path(tempfile.gettempdir(), f"headstart-{user}", hashlib.sha256(str(root).encode()).hexdigest()[:16], FOLDER)
 

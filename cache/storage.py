@@ -184,9 +184,23 @@ def size_below(root: Place) -> int:
     return reading.size_below(root)
 
 
-def mapped(call: Callable[[Given], Result], given: Sequence[Given], root: Place) -> Iterator[Result]:
-    """Yield what `call` returns for each, in order; for a cache in a bucket many at once, for they wait."""
-    return map(call, given) if isinstance(root, Path) or len(given) < 2 else bucket.mapped(call, given)
+def mapped(
+    call: Callable[[Given], Result], given: Sequence[Given], root: Place, *, whole: bool = False
+) -> Iterator[Result]:
+    """Yield what `call` returns for each, in order; for a cache in a bucket many at once, for they wait.
+
+    Parameters
+    ----------
+    call : callable
+    given : sequence
+    root : Path or RemotePath
+        The cache.
+    whole : bool, default False
+        Whether each reads a part as a whole, so that fewer at once are enough, and more would take memory.
+    """
+    if isinstance(root, Path) or len(given) < 2:
+        return map(call, given)
+    return bucket.mapped(call, given, bucket.STREAMS if whole else bucket.AT_ONCE)
 
 
 def threads(root: Place) -> int:

@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,7 @@ class FeatureStore:
         paths = repeated(self.root, read)
         found = [known[path] for path in paths]
         if isinstance(self.root, RemotePath):
+            found = [_listed_as(path, head) for path, head in zip(paths, found, strict=True)]
             self._heads[space_id] = {head.path: head for head in found if isinstance(head, PartHead)}
         # A part that was passed over serves nobody, so it supersedes nothing; what is superseded harms nobody.
         heads = [head for head in found if isinstance(head, PartHead) and head.path.name not in self._passed_over]
@@ -400,6 +402,11 @@ class FeatureStore:
             return
         if place is not None:  # else another process was faster
             logger.warning("%s; moved to %s, %s", reason, place, advice)
+
+
+def _listed_as(path: Place, head: PartHead | HeadstartError) -> PartHead | HeadstartError:
+    """Return what was read of a part with its name of now, which tells its size of now."""
+    return replace(head, path=path) if isinstance(head, PartHead) else head
 
 
 def _head_or_error(path: Place) -> PartHead | HeadstartError:

@@ -18,13 +18,13 @@ from headstart.cache.datasets import latest_listing
 from headstart.cache.info import info
 from headstart.cache.listing import save_listing
 from headstart.cache.merge import merge
-from headstart.cache.part import Keys
+from headstart.cache.part import Keys, read_embeddings
 from headstart.cache.place import RemotePath
 from headstart.cache.remove import remove
 from headstart.cache.running import announced, running
 from headstart.cache.store import FeatureStore, cache_dir
 from headstart.cache.verify import verify
-from headstart.errors import CacheError, CacheMissError, MissingExtraError
+from headstart.errors import CacheError, CacheMissError, DamagedFileError, MissingExtraError
 from support import add_rows, listing_of, make_space, random_rows
 
 
@@ -185,6 +185,20 @@ def test_an_object_cut_short_empty_or_with_a_bad_header_is_damaged(store, space,
     fresh = FeatureStore(store.root)
     assert len(fresh.index(space.id)[0]) == 20
     assert info(store.root).quarantined == 1
+
+
+def test_an_object_that_was_cut_short_since_it_was_listed_is_damaged_too(store, space):
+    digest, rows = two_parts(store, space)
+    fresh = FeatureStore(store.root)
+    first, _ = fresh.parts(space.id)
+    fresh.index(space.id)
+    changed(first, lambda data: bytes(data[: len(data) // 2]))
+    with pytest.raises(DamagedFileError, match="bytes where"):
+        read_embeddings(first)
+    with pytest.raises(CacheMissError, match="lacks 20 of 40"):
+        fresh.gather(space.id, Keys.plain(digest))
+    assert info(store.root).quarantined == 1
+    np.testing.assert_array_equal(fresh.gather(space.id, Keys.plain(digest[20:])), rows[20:])
 
 
 def test_damage_that_is_gone_at_the_second_look_is_none(store, space, object_store, monkeypatch):

@@ -144,7 +144,7 @@ def serving(bucket: str = "photographs") -> Iterator[ObjectStore]:
     faults = Faults()
     application = Faulty(DomainDispatcherApplication(create_backend_app), faults)
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     store = ObjectStore(f"http://127.0.0.1:{server.server_port}", bucket, faults)
     known = store.environment

@@ -268,7 +268,7 @@ def test_a_writer_killed_in_the_middle_of_a_put_leaves_nothing_of_it(store, obje
             return len(parts) == 2
         return False
 
-    object_store.faults.reset(meets=meets, wait=2)
+    object_store.faults.reset(meets=meets, wait=1)
     path = os.pathsep.join(sys.path)
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(store.root)], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE
@@ -280,7 +280,7 @@ def test_a_writer_killed_in_the_middle_of_a_put_leaves_nothing_of_it(store, obje
     assert process.poll() is None
     process.kill()
     assert process.wait() == -signal.SIGKILL and process.stdout.read() == b"300\n"
-    time.sleep(2.5)  # the server has found out
+    time.sleep(1.2)  # the server has found out
     digest, rows = random_rows(900, dim=4096)
     index, _ = store.index(space.id)
     assert (index.find(Keys.plain(digest)) >= 0).tolist() == [True] * 300 + [False] * 600
@@ -450,4 +450,4 @@ class BucketMachine(StoreMachine):
 
 @pytest.mark.usefixtures("object_store")
 class TestBucketMachine(BucketMachine.TestCase):
-    settings = settings(max_examples=5, stateful_step_count=8, deadline=None)
+    settings = settings(max_examples=5, stateful_step_count=6, deadline=None)

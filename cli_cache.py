@@ -20,7 +20,7 @@ def cache() -> None:
 @cache.command()
 @cache_option
 @common
-def info(cache: Path | None) -> Any:
+def info(cache: str | None) -> Any:
     """Show what the cache holds: spaces, rows, views, bytes, when last used, what is left over. Nothing is changed."""
     from .cache.info import info as run
     from .cache.store import cache_dir
@@ -34,7 +34,7 @@ def info(cache: Path | None) -> Any:
 @seed_option
 @cache_option
 @common
-def verify(cache: Path | None, sample: int, seed: int, **given: Any) -> Any:
+def verify(cache: str | None, sample: int, seed: int, **given: Any) -> Any:
     """Check every byte of the cache; exit with 1 where something is bad. Damaged files are set aside.
 
     \b
@@ -56,7 +56,7 @@ def verify(cache: Path | None, sample: int, seed: int, **given: Any) -> Any:
 @click.option("--now", is_flag=True, help="Wait for nobody: delete and prune whatever is using the cache.")
 @cache_option
 @common
-def compact(cache: Path | None, prune: bool, now: bool) -> Any:
+def compact(cache: str | None, prune: bool, now: bool) -> Any:
     """Merge small parts, drop copies, remove what is superseded or stale. Safe beside running commands.
 
     \b
@@ -70,19 +70,21 @@ def compact(cache: Path | None, prune: bool, now: bool) -> Any:
 
 
 @cache.command()
-@click.argument("other", type=Data)
+@click.argument("other")
 @cache_option
 @common
-def merge(cache: Path | None, other: Path) -> Any:
+def merge(cache: str | None, other: str) -> Any:
     """Take in the embeddings and datasets of another cache, from another machine say. OTHER is only read.
 
     \b
     headstart cache merge /mnt/gpu-machine/.headstart
+    headstart cache merge s3://bucket/prefix
     """
     from .cache.merge import merge as run
+    from .cache.place import place_of
     from .cache.store import cache_dir
 
-    return run(cache_dir(cache), other)
+    return run(cache_dir(cache), place_of(other))
 
 
 @cache.command()
@@ -94,7 +96,7 @@ def merge(cache: Path | None, other: Path) -> Any:
 @click.option("--overwrite", is_flag=True, help="Replace FILE where it is there.")
 @cache_option
 @common
-def export(cache: Path | None, file: Path, data: Path | None, overwrite: bool, **given: Any) -> Any:
+def export(cache: str | None, file: Path, data: Path | None, overwrite: bool, **given: Any) -> Any:
     """Write the embeddings, paths, labels and splits of a dataset to one HDF5 file that h5py alone can read.
 
     Without DATA it takes the dataset of the latest extract.
@@ -114,7 +116,7 @@ def export(cache: Path | None, file: Path, data: Path | None, overwrite: bool, *
 @click.option("--dataset", metavar="DATA", help="The listings of a dataset, by its folder, CSV file or id.")
 @cache_option
 @common
-def remove(cache: Path | None, space: str | None, dataset: str | None) -> Any:
+def remove(cache: str | None, space: str | None, dataset: str | None) -> Any:
     """Remove a feature space with its embeddings, or the listings of a dataset.
 
     \b

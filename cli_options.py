@@ -12,17 +12,17 @@ from .console import NumberOr, Numbers, Several, joined, options
 Data = click.Path(path_type=Path)
 
 
-def _cache_folder(_context: click.Context, _option: click.Parameter, value: str | None) -> Path | None:
+def _cache_place(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     if value == "":  # a variable of the shell that is not set, most often
         raise click.BadParameter("it is empty; name a folder, or leave the option out")
-    return None if value is None else Path(value)
+    return value  # as text: a path would make s3:/bucket of s3://bucket
 
 
 cache_option = click.option(
     "--cache",
     metavar="DIR",
-    callback=_cache_folder,
-    help="The cache's folder [default: $HEADSTART_CACHE, else .headstart].",
+    callback=_cache_place,
+    help="The cache's folder, or s3://BUCKET/PREFIX [default: $HEADSTART_CACHE, else .headstart].",
 )
 positive = click.IntRange(min=1)
 layer_option = click.option(

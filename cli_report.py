@@ -23,7 +23,7 @@ from .console import common
 @cache_option
 @common
 def report(
-    model: Path, data: Path | None, out: Path, overwrite: bool, split: str, projection: str, cache: Path | None,
+    model: Path, data: Path | None, out: Path, overwrite: bool, split: str, projection: str, cache: str | None,
     **given: Any,
 ) -> Any:  # fmt: skip
     """Write one HTML file to look at MODEL: its score, what it mistakes, odd pictures, a map, how it was made.

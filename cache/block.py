@@ -18,14 +18,14 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from ..errors import CacheFormatError, DamagedFileError
-from .reading import open_regular
+from .place import Place
+from .storage import Readable, open_file
 
 BLOCK_FORMAT = 1
 MAX_HEADER = 1 << 20
@@ -33,6 +33,8 @@ MAX_ARRAYS = 32
 LONGEST = 1 << 40
 # What is read at once: small enough to be hashed and copied while the processor's second cache holds it.
 PIECE = 1 << 19
+# Of the beginning of an object: what most headers fit into, at the price of the shortest request.
+HEADER_BYTES = 1 << 15
 _LINE = b"headstart-block %d %010d %010d %s\n"
 _LINE_LENGTH = len(_LINE % (BLOCK_FORMAT, 0, 0, b"0" * 32))
 _DTYPES = frozenset({"|u1", "<u2", "<u4", "<u8", "<i4", "<i8", "<f2", "<f4"})
@@ -188,7 +190,7 @@ def file_hash(buffers: Sequence[bytes | memoryview | np.ndarray]) -> str:
     return hasher.hexdigest()
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Place) -> Header:
     """Read and check the user block of the file at `path`.
 
     Raises
@@ -198,7 +200,7 @@ def read_header(path: Path) -> Header:
     CacheFormatError
         A newer version of headstart wrote the file.
     """
-    with open_regular(path) as file:
+    with open_file(path, 0, HEADER_BYTES) as file:
         size = file.seek(0, 2)
         file.seek(0)
         start = file.read(4096)
@@ -211,7 +213,7 @@ def read_header(path: Path) -> Header:
     return _parse(path, text, base, size)
 
 
-def _read_line(path: Path, start: bytes) -> tuple[int, int]:
+def _read_line(path: Place, start: bytes) -> tuple[int, int]:
     words = start[:_LINE_LENGTH].split(b" ")
     if len(words) != 5 or words[0] != b"headstart-block":
         raise DamagedFileError(f"{path} is damaged: it does not begin with headstart's header")
@@ -228,7 +230,7 @@ def _read_line(path: Path, start: bytes) -> tuple[int, int]:
     return base, length
 
 
-def _parse(path: Path, text: bytes, base: int, size: int) -> Header:
+def _parse(path: Place, text: bytes, base: int, size: int) -> Header:
     """Check every claim of the header against the file's size before anything is allocated."""
     try:
         content = json.loads(text)
@@ -257,7 +259,7 @@ def _parse(path: Path, text: bytes, base: int, size: int) -> Header:
     return header
 
 
-def read_arrays(path: Path, header: Header, names: Collection[str]) -> dict[str, np.ndarray]:
+def read_arrays(path: Place, header: Header, names: Collection[str]) -> dict[str, np.ndarray]:
     """Read some arrays of a block and check each against its own checksum.
 
     Returns
@@ -274,7 +276,9 @@ def read_arrays(path: Path, header: Header, names: Collection[str]) -> dict[str,
     if missing:
         raise DamagedFileError(f"{path} is damaged: array {missing[0]!r} is not in it")
     result = {}
-    with open_regular(path) as file:
+    wanted = [header.arrays[name] for name in names if header.arrays[name].nbytes]
+    first, last = min((e.offset for e in wanted), default=0), max((e.offset + e.nbytes for e in wanted), default=0)
+    with open_file(path, first, last) as file:
         for name in names:
             entry = header.arrays[name]
             array = np.empty(entry.shape, entry.dtype)
@@ -287,7 +291,7 @@ def read_arrays(path: Path, header: Header, names: Collection[str]) -> dict[str,
     return result
 
 
-def _fill(file: Any, view: memoryview, path: Path) -> None:
+def _fill(file: Readable, view: memoryview, path: Place) -> None:
     while view:
         count = file.readinto(view)
         if not count:
@@ -296,7 +300,7 @@ def _fill(file: Any, view: memoryview, path: Path) -> None:
 
 
 def copy_rows(
-    path: Path,
+    path: Place,
     header: Header,
     name: str,
     expected_hash: str,
@@ -308,7 +312,7 @@ def copy_rows(
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePath
     header : Header
         Of that file.
     name : str
@@ -331,7 +335,7 @@ def copy_rows(
     spare = np.empty((min(step, count), width), entry.dtype)
     bounds = np.searchsorted(rows, np.arange(0, count + step, step))
     hasher = xxhash.xxh3_128()
-    with open_regular(path) as file:
+    with open_file(path) as file:
         _hash_span(file, hasher, entry.offset if entry.nbytes else 0, path)
         for number, start in enumerate(range(0, count, step)):
             stop = min(start + step, count)
@@ -354,7 +358,7 @@ def _counts_up(numbers: np.ndarray, start: int) -> bool:
     return bool((numbers == np.arange(start, start + len(numbers))).all())
 
 
-def check_file(path: Path, expected_hash: str) -> None:
+def check_file(path: Place, expected_hash: str) -> None:
     """Check a file against the XXH3-128 that it was written with, whatever its format.
 
     Raises
@@ -365,7 +369,7 @@ def check_file(path: Path, expected_hash: str) -> None:
     _check_from(path, 0, expected_hash, "the hash in its name")
 
 
-def check_image(path: Path, header: Header) -> None:
+def check_image(path: Place, header: Header) -> None:
     """Check all that stands behind the user block against the checksum in the header.
 
     Raises
@@ -376,10 +380,10 @@ def check_image(path: Path, header: Header) -> None:
     _check_from(path, header.base, header.image_checksum, "the checksum in its header")
 
 
-def _check_from(path: Path, start: int, expected: str, name: str) -> None:
+def _check_from(path: Place, start: int, expected: str, name: str) -> None:
     """Check all of a file from an offset on."""
     hasher = xxhash.xxh3_128()
-    with open_regular(path) as file:
+    with open_file(path, start) as file:
         size = file.seek(0, 2)
         file.seek(start)
         _hash_span(file, hasher, size - start, path)
@@ -387,7 +391,7 @@ def _check_from(path: Path, start: int, expected: str, name: str) -> None:
         raise DamagedFileError(f"{path} is damaged: its bytes do not match {name}")
 
 
-def _hash_span(file: Any, hasher: Any, length: int, path: Path) -> None:
+def _hash_span(file: Readable, hasher: Any, length: int, path: Place) -> None:
     """Read on from where the file stands, and hash."""
     spare = memoryview(bytearray(min(length, PIECE)))
     while length:

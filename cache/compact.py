@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,12 @@ from ..errors import CacheError, CacheMissError, DamagedFileError, HeadstartErro
 from .datasets import all_digests_in_use, superfluous_listings
 from .index import KeyIndex
 from .part import MAX_SUPERSEDED, Keys, PartHead, check_part, copy_rows, recipes_of, write_part, written_at
-from .publish import sync_folder, temporary_path, write_error
+from .place import Place, RemotePath
 from .reading import PartGoneError, read_error, repeated
 from .running import oldest_start
+from .storage import delete, folders, is_empty, is_there, look_at, mapped, settle, size_below, time_at, write_error
 from .store import FeatureStore
-from .temporary import remove_stale
+from .temporary import STALE_SECONDS, remove_stale
 from .writer import PART_BYTES
 
 GRACE_SECONDS = 600
@@ -40,7 +40,7 @@ class Compaction:
 
     Attributes
     ----------
-    root : Path
+    root : Path or RemotePath
     parts_before, parts_after : int
         Parts that readers look at.
     rows : int
@@ -58,7 +58,7 @@ class Compaction:
     prune : bool
     """
 
-    root: Path
+    root: Place
     parts_before: int = 0
     parts_after: int = 0
     rows: int = 0
@@ -86,10 +86,10 @@ class Compaction:
         if self.prune:
             lines.append(f"pruned {self.pruned} rows of images that no listing has any more")
         if self.spared:
-            lines.append(
-                f"kept {self.spared} more such rows: a run is using this cache and may list their images; "
-                "run again when it is done, or with --now"
-            )
+            why = "a run is using this cache and may list their images; run again when it is done"
+            if isinstance(self.root, RemotePath):
+                why = f"{why}, a day after their writing at the earliest, for who uses a bucket cannot be seen"
+            lines.append(f"kept {self.spared} more such rows: {why}, or with --now")
         what = f"{self.deleted} superseded parts, {self.listings} old listings, {self.temporary} temporary files"
         change = f"{abs(self.bytes) / 1e6:.1f} MB {'less' if self.bytes >= 0 else 'more, until the old parts go'}"
         lines.append(f"deleted {what}: {change}")
@@ -102,14 +102,14 @@ class Compaction:
         return lines
 
 
-def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction:
+def compact(root: Place, *, prune: bool = False, now: bool = False) -> Compaction:
     """Merge small parts, drop copies, delete what is superseded.
 
     Safe beside any number of readers, writers and other compactions.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The cache's folder; an absent one is no error.
     prune : bool, default False
         Drop the rows of images that no dataset has. While a run is going, none are dropped, for it may come to list
@@ -131,7 +131,7 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
         With `prune`: the latest listing of a dataset cannot be read, so what it holds is not known.
     """
     done = Compaction(root, prune=prune)
-    if root.exists():
+    if is_there(root):
         try:
             _compact(done, now=now)
         except HeadstartError:
@@ -143,21 +143,21 @@ def compact(root: Path, *, prune: bool = False, now: bool = False) -> Compaction
 
 def _compact(done: Compaction, *, now: bool) -> None:
     root, store = done.root, FeatureStore(done.root)
-    if not any((root / name).is_dir() for name in ("spaces", "datasets", "backbones")) and any(root.iterdir()):
+    if not {"spaces", "datasets", "backbones"}.intersection(folders(root)) and not is_empty(root):
         raise CacheMissError(f"{root} is no cache of headstart: it has no folder `spaces`; name the folder of a cache")
     store.check_writable()
     for space_id in store.space_ids():
         store.heads(space_id)  # a part of a newer format is an error before anything is changed
-    size, clock = _bytes_on_disk(root), _file_system_time(root)
-    wanted = _Wanted.of(root, now=now) if done.prune else None
+    size, clock = size_below(root), time_at(root)
+    wanted = _Wanted.of(root, clock, now=now) if done.prune else None
     for space_id in store.space_ids():
         _Space(store, space_id, wanted, clock, now=now).compact(done)
     for path in superfluous_listings(root):
         if now or clock - _modified(path) > GRACE_SECONDS:
-            path.unlink(missing_ok=True)
+            delete(path)
             done.listings += 1
     done.temporary = remove_stale(root, clock)
-    done.bytes = size - _bytes_on_disk(root)
+    done.bytes = size - size_below(root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +168,13 @@ class _Wanted:
     since: float
 
     @classmethod
-    def of(cls, root: Path, *, now: bool) -> _Wanted:
+    def of(cls, root: Place, clock: float, *, now: bool) -> _Wanted:
         # Before the listings are read, so that no run slips in between. A run that goes on may come to list any row
-        # that is there, written by it or found: while there is one, all are kept.
+        # that is there, written by it or found: while there is one, all are kept. Of runs that write to a bucket from
+        # other machines nothing is known: what they have written lately is kept.
         since = time.time() if now or oldest_start(root) == float("inf") else 0.0
+        if isinstance(root, RemotePath) and not now:
+            since = min(since, clock - STALE_SECONDS)
         return cls(KeyIndex([Keys.plain(all_digests_in_use(root))]), since)
 
     def has(self, keys: Keys) -> np.ndarray:
@@ -231,9 +234,13 @@ class _Space:
         rows = [chosen[mask] for chosen, mask in zip(rows, first, strict=True)]
         starts = np.cumsum([0, *(len(chosen) for chosen in rows)])
         embedding = np.empty((int(starts[-1]), space.dim), space.dtype)
-        for head, chosen, start in zip(heads, rows, starts[:-1].tolist(), strict=True):
+
+        def copy(number: int) -> None:
+            path, chosen, start = heads[number].path, rows[number], int(starts[number])
             places = np.arange(start, start + len(chosen))
-            self._read(head.path, partial(copy_rows, head.path, chosen, embedding, places))
+            self._read(path, partial(copy_rows, path, chosen, embedding, places))
+
+        list(mapped(copy, range(len(heads)), self.store.root, whole=True))
         keys = Keys.concatenate([head.keys[chosen] for head, chosen in zip(heads, rows, strict=True)])
         there = {path.name for path in self.store.parts(self.space_id)}
         names = _names_replaced(heads, there)
@@ -243,27 +250,29 @@ class _Space:
         pruned = [head.keys[~mask] for head, mask in zip(heads, wanted, strict=True)]
         done.pruned += int(KeyIndex(pruned).first().sum())
 
-    def _read(self, path: Path, read: Callable[[], object]) -> None:
+    def _read(self, path: Place, read: Callable[[], object]) -> None:
         if not self.store.read_part(path, read):
             raise PartGoneError(str(path))
 
-    def _read_back(self, path: Path) -> None:
+    def _read_back(self, path: Place) -> None:
         try:
             _check_on_disk(path)
         except FileNotFoundError:
             return  # another compaction has merged and deleted it already
         except DamagedFileError as error:
-            path.unlink(missing_ok=True)
+            delete(path)
             raise CacheError(
                 f"the disk gave other bytes back than were written to {path}; nothing was deleted, check the disk"
             ) from error
         except OSError as error:
-            path.unlink(missing_ok=True)  # the old parts serve as before
+            delete(path)  # the old parts serve as before
             raise read_error(error, path) from error
 
     def _delete_superseded(self, done: Compaction) -> None:
         deleted = 0
         for head in self.store.heads(self.space_id):
+            if not head.supersedes and len(head.keys):
+                continue
             there = {path.name: path for path in self.store.parts(self.space_id)}
             old = [there[name] for name in head.supersedes if name in there]
             empty = [head.path] if not len(head.keys) else []
@@ -272,10 +281,10 @@ class _Space:
             elif old or empty:
                 deleted += self._delete(head.path, [*old, *empty])
         if deleted:
-            sync_folder(self.store.space_folder(self.space_id))
+            settle(self.store.space_folder(self.space_id))
         done.deleted += deleted
 
-    def _delete(self, merged: Path, old: list[Path]) -> int:
+    def _delete(self, merged: Place, old: list[Place]) -> int:
         """Delete what a merged part supersedes, after making sure that this is whole and has its name for good."""
         try:
             # Straight before they go, for a reader may have found it damaged since: then the old parts serve again.
@@ -283,9 +292,8 @@ class _Space:
                 return 0
         except PartGoneError:
             return 0
-        sync_folder(merged.parent)  # whoever merged it may have died, or be about to, before he came to that
-        for path in old:
-            path.unlink(missing_ok=True)
+        settle(merged.parent)  # whoever merged it may have died, or be about to, before he came to that
+        list(mapped(delete, old, self.store.root))
         return len(old)
 
 
@@ -332,45 +340,24 @@ def _names_replaced(heads: list[PartHead], there: set[str]) -> list[str]:
     return [*(head.path.name for head in heads), *sorted(older)]
 
 
-def _modified(path: Path) -> float:
+def _modified(path: Place) -> float:
     try:
-        return path.stat().st_mtime
+        return look_at(path).modified
     except FileNotFoundError:
         return float("inf")  # another compaction was faster: nothing is to be done for it
 
 
-def _file_system_time(root: Path) -> float:
-    """Return the time by the clock that stamps the cache's files, which on a network file system is not ours."""
-    probe = temporary_path(root / "probe")
-    probe.touch(exist_ok=False)
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink()
-
-
-def _check_on_disk(path: Path) -> None:
+def _check_on_disk(path: Place) -> None:
     _forget_cached(path)
     check_part(path)
 
 
-def _forget_cached(path: Path) -> None:
+def _forget_cached(path: Place) -> None:
     """Ask the kernel to forget what it holds of a file, so that reading it back asks the disk."""
-    if not hasattr(os, "posix_fadvise"):
+    if isinstance(path, RemotePath) or not hasattr(os, "posix_fadvise"):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
-
-
-def _bytes_on_disk(root: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118  (os.walk gives strings)
-            except FileNotFoundError:
-                continue
-    return total

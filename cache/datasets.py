@@ -16,7 +16,9 @@ from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from . import block
 from .listing import Listing, dataset_id, is_listing, read_listing
 from .names import Names
-from .reading import files, folders, gone_or_unreadable, read_error, repeated
+from .place import Place
+from .reading import gone_or_unreadable, read_error, repeated
+from .storage import files, folders
 
 logger = logging.getLogger("headstart.cache")
 
@@ -24,7 +26,7 @@ logger = logging.getLogger("headstart.cache")
 KEPT_PARTIAL = 5
 
 
-def listing_paths(cache: Path, dataset: str | None = None) -> list[Path]:
+def listing_paths(cache: Place, dataset: str | None = None) -> list[Place]:
     """Return the listings of a dataset, given by its id, or of all datasets: the latest first.
 
     Raises
@@ -37,12 +39,12 @@ def listing_paths(cache: Path, dataset: str | None = None) -> list[Path]:
     return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
-def load_listing(cache: Path, root: Path | None = None) -> Listing | None:
+def load_listing(cache: Place, root: Path | None = None) -> Listing | None:
     """Return the latest listing of a dataset, or of any dataset, that can be read.
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder; it need not exist.
     root : Path, optional
         The dataset. Without it the dataset of the latest run is taken.
@@ -56,7 +58,7 @@ def load_listing(cache: Path, root: Path | None = None) -> Listing | None:
     return next(load_listings(cache, root), None)
 
 
-def load_listings(cache: Path, root: Path | None = None) -> Iterator[Listing]:
+def load_listings(cache: Place, root: Path | None = None) -> Iterator[Listing]:
     """Yield the listings of a dataset, or of all, the latest first; damaged ones are passed over with a warning."""
     for path in listing_paths(cache, dataset_id(root) if root else None):
         try:
@@ -69,14 +71,14 @@ def load_listings(cache: Path, root: Path | None = None) -> Iterator[Listing]:
             raise read_error(error, path) from error
 
 
-def load_named(cache: Path, dataset: str) -> Iterator[str]:
+def load_named(cache: Place, dataset: str) -> Iterator[str]:
     """Yield the root of a dataset, given by its id, as each of its listings names it; the latest first."""
     for path in listing_paths(cache, dataset):
         with contextlib.suppress(OSError, HeadstartError):  # whoever needs the rest of it says so
             yield read_listing(path).root
 
 
-def latest_listing(cache: Path, root: Path | None = None) -> Listing | None:
+def latest_listing(cache: Place, root: Path | None = None) -> Listing | None:
     """Return the latest listing, for readers that believe it without looking at the files; None where there is none.
 
     Raises
@@ -87,7 +89,7 @@ def latest_listing(cache: Path, root: Path | None = None) -> Listing | None:
     return repeated(cache, partial_call(_latest, cache, root))
 
 
-def _latest(cache: Path, root: Path | None) -> Listing | None:
+def _latest(cache: Place, root: Path | None) -> Listing | None:
     for path in listing_paths(cache, dataset_id(root) if root else None):
         try:
             return read_listing(path)
@@ -102,7 +104,7 @@ def _latest(cache: Path, root: Path | None) -> Listing | None:
     return None
 
 
-def require_listing(cache: Path, root: Path | None = None) -> Listing:
+def require_listing(cache: Place, root: Path | None = None) -> Listing:
     """Return the latest listing, as `latest_listing` does.
 
     Raises
@@ -118,7 +120,7 @@ def require_listing(cache: Path, root: Path | None = None) -> Listing:
     return listing
 
 
-def _root_of_any(folder: Path) -> str | None:
+def _root_of_any(folder: Place) -> str | None:
     """Return the root that some listing in a dataset's folder names."""
     for path in reversed(files(folder, ".h5")):
         try:
@@ -157,7 +159,7 @@ def digests_in_use(listings: Iterable[Listing]) -> np.ndarray:
     return np.concatenate(found) if found else np.zeros((0, 32), np.uint8)
 
 
-def all_digests_in_use(cache: Path) -> np.ndarray:
+def all_digests_in_use(cache: Place) -> np.ndarray:
     """Return the digests of the images of all datasets, (n, 32) uint8.
 
     Raises
@@ -171,11 +173,11 @@ def all_digests_in_use(cache: Path) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _digests_of(cache: Path, dataset: str) -> np.ndarray:
+def _digests_of(cache: Place, dataset: str) -> np.ndarray:
     return digests_in_use(_still_there(listing_paths(cache, dataset)))
 
 
-def _still_there(paths: list[Path]) -> Iterator[Listing]:
+def _still_there(paths: list[Place]) -> Iterator[Listing]:
     for path in paths:
         try:
             yield read_listing(path)
@@ -185,7 +187,7 @@ def _still_there(paths: list[Path]) -> Iterator[Listing]:
             raise gone_or_unreadable(error, path) from error
 
 
-def superfluous_listings(cache: Path) -> list[Path]:
+def superfluous_listings(cache: Place) -> list[Place]:
     """Return the listings that no reader takes any more: a later one of the dataset asked for the same spaces."""
     seen: set[tuple[str, str]] = set()
     partial: Counter[tuple[str, str]] = Counter()

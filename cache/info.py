@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +13,9 @@ from .datasets import digests_in_use, listing_paths
 from .index import KeyIndex
 from .listing import Listing, read_listing
 from .part import PLAIN_RECIPE, Keys, recipe_name, recipe_words, recipes_of
-from .reading import files, read_error
+from .place import Place
 from .running import announced
+from .storage import entries, files
 from .store import FeatureStore
 from .temporary import temporary_files
 
@@ -93,7 +91,7 @@ class CacheInfo:
 
     Attributes
     ----------
-    root : Path
+    root : Path or RemotePath
     spaces : tuple of SpaceInfo
     datasets : tuple of dict
         Id, root, images, failures, classes and spaces of each dataset's latest listing.
@@ -103,7 +101,7 @@ class CacheInfo:
         What could not be read.
     """
 
-    root: Path
+    root: Place
     spaces: tuple[SpaceInfo, ...]
     datasets: tuple[dict[str, Any], ...]
     temporary: int
@@ -175,7 +173,7 @@ def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def info(root: Path) -> CacheInfo:
+def info(root: Place) -> CacheInfo:
     """Return what the cache under `root` holds; nothing is changed, and an absent cache holds nothing."""
     store = FeatureStore(root)
     problems: list[str] = []
@@ -186,13 +184,13 @@ def info(root: Path) -> CacheInfo:
         spaces=tuple(_space_info(store, space_id, listed, problems) for space_id in store.space_ids()),
         datasets=tuple(_dataset_info(dataset, found[0]) for dataset, found in listings.items()),
         temporary=sum(1 for _ in temporary_files(root)),
-        quarantined=len(files(root / "quarantine", "")) if (root / "quarantine").is_dir() else 0,
+        quarantined=len(files(root / "quarantine", "")),
         running=sum(alive for _, alive in announced(root)),
         problems=tuple(problems),
     )
 
 
-def _readable_listings(root: Path, problems: list[str]) -> dict[str, list[Listing]]:
+def _readable_listings(root: Place, problems: list[str]) -> dict[str, list[Listing]]:
     """Return the listings of each dataset that can be read and count, by id; the latest first."""
     found: dict[str, list[Listing]] = {}
     for path in listing_paths(root):
@@ -234,7 +232,7 @@ def _space_info(store: FeatureStore, space_id: str, listed: KeyIndex, problems: 
     index = KeyIndex([head.keys for head in heads])
     first = index.first()
     unlisted = listed.find(Keys.plain(index.keys.digest)) < 0
-    files = _files(store.space_folder(space_id))
+    files = entries(store.space_folder(space_id))
     parts = [path for path in store.parts(space_id) if path.name in files]
     live, damaged = {head.path for head in heads}, {path for path, _ in bad}
     return SpaceInfo(
@@ -244,12 +242,12 @@ def _space_info(store: FeatureStore, space_id: str, listed: KeyIndex, problems: 
         dim,
         parts=len(heads),
         rows=int(first.sum()),
-        bytes=sum(files[path.name].st_size for path in parts),
+        bytes=sum(files[path.name].size for path in parts),
         copies=int((~first).sum()),
         orphans=int(np.count_nonzero(first & unlisted)),
         superseded=sum(path not in live and path not in damaged for path in parts),
-        newest=max((files[path.name].st_mtime for path in parts), default=0.0),
-        used=files["space.json"].st_mtime if "space.json" in files else 0.0,
+        newest=max((files[path.name].modified for path in parts), default=0.0),
+        used=files["space.json"].modified if "space.json" in files else 0.0,
         views=_views_info(index.keys[first], recipes_of(heads)),
     )
 
@@ -263,17 +261,3 @@ def _views_info(keys: Keys, recipes: dict[str, Any]) -> tuple[ViewsInfo, ...]:
         augment, version = recipe_name(recipes.get(str(recipe)))
         found.append(ViewsInfo(augment, version, images, int(mine.view.max()) + 1, len(mine)))
     return tuple(sorted(found, key=lambda views: (views.augment, views.version or 0)))
-
-
-def _files(folder: Path) -> dict[str, os.stat_result]:
-    found = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # it has gone while we looked
-                    found[entry.name] = entry.stat()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise read_error(error, folder) from error
-    return found

@@ -22,8 +22,10 @@ from . import block
 from .failures import ARRAY as WHY
 from .failures import Failures
 from .names import AT_ONCE, Names, same_column
-from .publish import make_folder, publish, sortable_id
+from .place import Place
+from .publish import sortable_id
 from .space import ID_LENGTH, canonical_json
+from .storage import files, make_folder, publish, twice
 from .tags import ARRAYS, Tags
 
 LISTING_FORMAT = 1
@@ -151,17 +153,17 @@ def dataset_id(root: Path) -> str:
     return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:ID_LENGTH]
 
 
-def save_listing(cache: Path, listing: Listing) -> Path:
+def save_listing(cache: Place, listing: Listing) -> Place:
     """Publish a listing; it becomes the dataset's latest.
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder, which is there.
     listing : Listing
     """
     folder = cache / "datasets" / listing.dataset_id
-    latest = max((path.stem for path in folder.glob("[!.]*.h5") if is_listing(path)), default="")
+    latest = max((path.stem for path in files(folder, ".h5") if is_listing(path)), default="")
     path = folder / f"{sortable_id(after=latest)}.h5"
     arrays = {
         "path": listing.paths.joined,
@@ -190,7 +192,7 @@ def save_listing(cache: Path, listing: Listing) -> Path:
     return path
 
 
-def is_listing(path: Path) -> bool:
+def is_listing(path: Place) -> bool:
     """Tell whether the name is that of a listing, of a time before the year 2112."""
     return _NAME.fullmatch(path.name) is not None
 
@@ -199,7 +201,8 @@ def _text(value: list[str]) -> np.ndarray:
     return np.frombuffer(canonical_json(value).encode("ascii"), np.uint8)
 
 
-def read_listing(path: Path) -> Listing:
+@twice
+def read_listing(path: Place) -> Listing:
     """Read one listing, every byte that is used checked."""
     header = block.read_header(path)
     schema = header.attributes.get("schema")

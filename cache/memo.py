@@ -6,18 +6,17 @@ What compiling a network cost and gained is kept in the same way.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from ..errors import DamagedFileError
-from .publish import make_folder, publish
-from .reading import read_json
+from .place import Place
 from .space import ID_LENGTH, canonical_json, fingerprint
+from .storage import make_folder, publish, read_json, twice
 
 
-def _path(cache: Path, request: dict[str, Any]) -> Path:
+def _path(cache: Place, request: dict[str, Any]) -> Place:
     return cache / "backbones" / f"{fingerprint(request)[:ID_LENGTH]}.json"
 
 
@@ -25,7 +24,7 @@ def _checksum(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode("ascii"))
 
 
-def recall(cache: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+def recall(cache: Place, request: dict[str, Any]) -> dict[str, Any] | None:
     """Return what was remembered for `request`, or None.
 
     A file that is absent, damaged or for another request counts as nothing remembered: the answer is then found anew.
@@ -40,7 +39,8 @@ def recall(cache: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return resolved
 
 
-def check(path: Path) -> dict[str, Any]:
+@twice
+def check(path: Place) -> dict[str, Any]:
     """Return the content of a file that `remember` wrote.
 
     Raises
@@ -57,7 +57,7 @@ def check(path: Path) -> dict[str, Any]:
     raise DamagedFileError(f"{path} is damaged: its content does not match its checksum")
 
 
-def remember(cache: Path, request: dict[str, Any], resolved: dict[str, Any]) -> None:
+def remember(cache: Place, request: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Keep what `request` resolved to."""
     checksum = _checksum(canonical_json([request, resolved]))
     content = {"request": request, "resolved": resolved, "xxh3": checksum}

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from .datasets import listing_paths
 from .index import KeyIndex
 from .listing import read_listing
 from .part import PartHead, copy_rows, write_part
-from .publish import make_folder, publish
-from .reading import gone_or_unreadable, open_regular, read_error, repeated
+from .place import Place, below
+from .reading import gone_or_unreadable, read_error, repeated
+from .storage import is_there, make_folder, publish, read_whole, same
 from .store import FeatureStore
 
 logger = logging.getLogger("headstart.cache")
@@ -30,7 +30,7 @@ class Merge:
 
     Attributes
     ----------
-    root, other : Path
+    root, other : Path or RemotePath
     rows, known : int
         Rows that were taken in, and rows that were there already.
     spaces : int
@@ -43,8 +43,8 @@ class Merge:
         Files of the other cache that are damaged or of a newer format, and why; nothing of them was taken.
     """
 
-    root: Path
-    other: Path
+    root: Place
+    other: Place
     rows: int = 0
     known: int = 0
     spaces: int = 0
@@ -80,7 +80,7 @@ class Merge:
         return lines + [f"  not taken: {part}: {error}" for part, error in self.bad]
 
 
-def merge(root: Path, other: Path, *, progress: Callable[[int], None] = lambda _: None) -> Merge:
+def merge(root: Place, other: Place, *, progress: Callable[[int], None] = lambda _: None) -> Merge:
     """Take in what another cache holds and this one lacks. The other one is only read.
 
     Rows are checked byte for byte and written as parts of our own, so the two never depend on each other. What backbone
@@ -88,9 +88,9 @@ def merge(root: Path, other: Path, *, progress: Callable[[int], None] = lambda _
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The cache that takes; made where it is missing.
-    other : Path
+    other : Path or RemotePath
         The cache that gives.
     progress : callable
         Told the number of rows since the last call.
@@ -104,9 +104,9 @@ def merge(root: Path, other: Path, *, progress: Callable[[int], None] = lambda _
     CacheError
         The cache cannot be written.
     """
-    if not (other / "spaces").is_dir():
+    if not is_there(other / "spaces"):
         raise CacheMissError(f"{other} is no cache of headstart: it has no folder `spaces`; name the folder of a cache")
-    if root.exists() and root.samefile(other):
+    if same(root, other):
         raise UsageError(f"{root} and {other} are the same cache; name another")
     done = Merge(root, other)
     ours, theirs = FeatureStore(root), FeatureStore(other)
@@ -125,34 +125,37 @@ def _merge_space(
     """Take what one space has more; begun again where a compaction over there takes a part away, it takes the rest."""
     heads, bad = theirs.survey(space_id)
     index = ours.index(space_id)[0]
-    known, had = index, 0
+    known, had, before = index, 0, done.rows
     for head in heads:
         lacking = np.flatnonzero((known.find(head.keys) < 0) & KeyIndex([head.keys]).first())
         had += int((index.find(head.keys) >= 0).sum())
-        if lacking.size and _take(ours, theirs, head, lacking, done):
+        if lacking.size and _take(ours, theirs, head, lacking, done, prepared=done.rows > before):
             known = KeyIndex([known.keys, head.keys[lacking]])
         progress(len(head.keys))
     done.known += had
-    done.bad += [(str(path.relative_to(theirs.root)), str(error)) for path, error in bad]
+    done.bad += [(below(path, theirs.root), str(error)) for path, error in bad]
 
 
-def _take(ours: FeatureStore, theirs: FeatureStore, head: PartHead, rows: np.ndarray, done: Merge) -> bool:
+def _take(
+    ours: FeatureStore, theirs: FeatureStore, head: PartHead, rows: np.ndarray, done: Merge, *, prepared: bool
+) -> bool:
     """Copy rows of one part; False where it turns out to be damaged."""
     embedding = np.empty((len(rows), head.space.dim), head.space.dtype)
     try:
         copy_rows(head.path, rows, embedding, np.arange(len(rows)))
     except DamagedFileError as error:
-        done.bad.append((str(head.path.relative_to(theirs.root)), str(error)))
+        done.bad.append((below(head.path, theirs.root), str(error)))
         return False
     except OSError as error:
         raise gone_or_unreadable(error, head.path) from error
-    ours.prepare(head.space, theirs.facts(head.space.id))
+    if not prepared:
+        ours.prepare(head.space, theirs.facts(head.space.id))
     write_part(ours.space_folder(head.space.id), head.space, head.keys[rows], embedding, head.recipes)
     done.rows += len(rows)
     return True
 
 
-def _merge_listings(root: Path, other: Path, done: Merge) -> None:
+def _merge_listings(root: Place, other: Place, done: Merge) -> None:
     """Copy the listings of datasets that we have none of; where both have some, ours are the ones that we know of."""
     mine = {path.parent.name for path in listing_paths(root)}
     named: dict[str, str] = {}
@@ -161,15 +164,14 @@ def _merge_listings(root: Path, other: Path, done: Merge) -> None:
         try:
             listing = read_listing(path)
             block.check_image(path, block.read_header(path))
-            with open_regular(path) as file:
-                data = file.readall()
+            data = read_whole(path)
         except FileNotFoundError:
             continue  # a compaction over there took it: a later one says the same
         except OSError as error:
-            done.bad.append((str(path.relative_to(other)), str(read_error(error, path))))
+            done.bad.append((below(path, other), str(read_error(error, path))))
             continue
         except HeadstartError as error:
-            done.bad.append((str(path.relative_to(other)), str(error)))
+            done.bad.append((below(path, other), str(error)))
             continue
         named[dataset] = listing.root
         if dataset not in mine:

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,10 @@ import numpy as np
 from .. import __version__
 from ..errors import CacheFormatError, DamagedFileError, printable
 from . import block
-from .publish import publish, sortable_id
+from .place import Place
+from .publish import sortable_id
 from .space import FeatureSpace, canonical_json
+from .storage import publish, twice
 
 PART_FORMAT = 1
 PLAIN_RECIPE = 0
@@ -70,7 +71,7 @@ class PartHead:
 
     Attributes
     ----------
-    path : Path
+    path : Path or RemotePath
     keys : Keys
     space : FeatureSpace
     supersedes : tuple of str
@@ -79,7 +80,7 @@ class PartHead:
         Description of each recipe in `keys`, by its id in decimal.
     """
 
-    path: Path
+    path: Place
     keys: Keys
     space: FeatureSpace
     supersedes: tuple[str, ...]
@@ -87,18 +88,18 @@ class PartHead:
 
 
 def write_part(
-    folder: Path,
+    folder: Place,
     space: FeatureSpace,
     keys: Keys,
     embedding: np.ndarray,
     recipes: dict[str, Any],
     supersedes: Sequence[str] = (),
-) -> Path:
+) -> Place:
     """Publish rows as one part in `folder`.
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or RemotePath
         The folder of the feature space.
     space : FeatureSpace
         What the rows are.
@@ -113,7 +114,7 @@ def write_part(
 
     Returns
     -------
-    Path
+    Path or RemotePath
         The complete, durable file.
     """
     attributes: dict[str, str | int] = {
@@ -132,24 +133,25 @@ def write_part(
     return path
 
 
-def is_part(path: Path) -> bool:
+def is_part(path: Place) -> bool:
     """Tell whether the name is that of a part. A name that ends in ``.h5`` is complete, always."""
     return _NAME.fullmatch(path.name) is not None
 
 
-def written_at(path: Path) -> float:
+def written_at(path: Place) -> float:
     """Return when a part was written, seconds since 1970, by the clock of its writer."""
     return int(_matched(path)[1], 16) / 1e6
 
 
-def _matched(path: Path) -> re.Match[str]:
+def _matched(path: Place) -> re.Match[str]:
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise DamagedFileError(f"{path} is damaged: its name holds no hash")
     return match
 
 
-def read_head(path: Path) -> PartHead:
+@twice
+def read_head(path: Place) -> PartHead:
     """Read what a part says of itself, checked, without its embeddings.
 
     Raises
@@ -187,12 +189,12 @@ def recipe_words(name: str, version: int | None) -> str:
     return printable(name) if version is None else f"{printable(name)} (version {version})"
 
 
-def read_keys(path: Path) -> Keys:
+def read_keys(path: Place) -> Keys:
     """Read the keys of a part, as `read_head` does."""
     return read_head(path).keys
 
 
-def read_embeddings(path: Path) -> np.ndarray:
+def read_embeddings(path: Place) -> np.ndarray:
     """Read the embeddings of a part, (n, D), after checking every byte of the file against the hash in its name."""
     header, _ = _read_header(path)
     entry = header.arrays["embedding"]
@@ -202,14 +204,15 @@ def read_embeddings(path: Path) -> np.ndarray:
     return result
 
 
-def copy_rows(path: Path, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
+@twice
+def copy_rows(path: Place, rows: np.ndarray, target: np.ndarray, places: np.ndarray) -> None:
     """Copy embeddings of a part to where they are wanted, checking every byte of the file on the way.
 
     The file is read once, a piece at a time, each piece hashed while the processor's cache still holds it.
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePath
         The part.
     rows : ndarray of shape (n,), dtype int64
         Rows of the part, ascending; a row may repeat.
@@ -227,7 +230,7 @@ def copy_rows(path: Path, rows: np.ndarray, target: np.ndarray, places: np.ndarr
     block.copy_rows(path, header, "embedding", _matched(path)[2], rows, target, places)
 
 
-def check_part(path: Path) -> int:
+def check_part(path: Place) -> int:
     """Check every byte of a part against the hash in its name, and return the number of its rows.
 
     Raises
@@ -239,7 +242,7 @@ def check_part(path: Path) -> int:
     return len(read_head(path).keys)
 
 
-def _read_header(path: Path) -> tuple[block.Header, FeatureSpace]:
+def _read_header(path: Place) -> tuple[block.Header, FeatureSpace]:
     try:
         header = block.read_header(path)
         schema = header.attributes.get("schema")
@@ -256,7 +259,7 @@ def _read_header(path: Path) -> tuple[block.Header, FeatureSpace]:
     return header, space
 
 
-def _check_shapes(path: Path, header: block.Header) -> None:
+def _check_shapes(path: Place, header: block.Header) -> None:
     rows = header.attributes.get("rows")
     shapes = {name: entry.shape for name, entry in header.arrays.items()}
     dtypes = {name: entry.dtype for name, entry in header.arrays.items()}
@@ -271,7 +274,7 @@ def _check_shapes(path: Path, header: block.Header) -> None:
         raise DamagedFileError(f"{path} is damaged: its arrays are not those of a part")
 
 
-def _check_space(path: Path, header: block.Header) -> FeatureSpace:
+def _check_space(path: Place, header: block.Header) -> FeatureSpace:
     """Refuse a part that was copied in from another feature space: the folder's name is the id of the space."""
     try:
         space = FeatureSpace.from_dict(json.loads(header.attributes["space"]))
@@ -286,7 +289,7 @@ def _check_space(path: Path, header: block.Header) -> FeatureSpace:
     return space
 
 
-def _superseded(path: Path, header: block.Header) -> tuple[str, ...]:
+def _superseded(path: Place, header: block.Header) -> tuple[str, ...]:
     names: Collection[str] = json.loads(header.attributes.get("supersedes", "[]"))
     if not all(_NAME.fullmatch(name) for name in names):
         raise DamagedFileError(f"{path} is damaged: what it supersedes are no parts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CacheError, DamagedFileError
+from .place import Entry, Place
 
 logger = logging.getLogger("headstart.cache")
 Read = TypeVar("Read")
@@ -103,7 +105,35 @@ def files(path: Path, suffix: str) -> list[Path]:
     return [path / name for name in names]
 
 
-def repeated(root: Path, read: Callable[[], Read]) -> Read:
+def entries(folder: Path) -> dict[str, Entry]:
+    """Return size and time of what is in a folder by its name; raises as `folders`."""
+    found = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # it has gone while we looked
+                    stat = entry.stat()
+                    found[entry.name] = Entry(stat.st_size, stat.st_mtime)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise read_error(error, folder) from error
+    return found
+
+
+def size_below(root: Path) -> int:
+    """Return how many bytes the files in a folder and in those below it have."""
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118  (os.walk gives strings)
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def repeated(root: Place, read: Callable[[], Read]) -> Read:
     """Return what `read` returns, calling it again where a part of the cache at `root` went away while it read.
 
     Raises
@@ -119,14 +149,16 @@ def repeated(root: Path, read: Callable[[], Read]) -> Read:
     raise CacheError(f"parts of the cache {root} go away as fast as they are read; see what removes them")
 
 
-def gone_or_unreadable(error: OSError, path: Path) -> PartGoneError | CacheError:
+def gone_or_unreadable(error: OSError, path: Place) -> PartGoneError | CacheError:
     """Tell a part that is not there any more from one that cannot be read."""
     # A network file system says ESTALE of what another machine has removed.
     return PartGoneError(str(path)) if error.errno in (errno.ENOENT, errno.ESTALE) else read_error(error, path)
 
 
-def read_error(error: OSError, path: Path) -> CacheError:
+def read_error(error: OSError, path: Place) -> CacheError:
     """Turn a failed read of a file of the cache into an error that names it."""
+    if isinstance(error, CacheError):  # as a store's troubles are, from the beginning
+        return error
     name = errno.errorcode.get(error.errno or 0, "error")
     translated = CacheError(f"cannot read {path} ({name}: {error.strerror}); mend the disk or its permissions")
     translated.errno = error.errno

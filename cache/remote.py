@@ -37,6 +37,11 @@ _PASSING = {
     *("ServerTimeoutError", "TimeoutError"),
 }
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+# Packages whose errors are of no kind that Python knows.
+_LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google"}
+# What is asked of a store beside the bytes: an object in one request, whatever its size, up to the 5 GB of S3.
+_WHOLE_READ: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}}
+_WHOLE_PUT: dict[str, dict[str, Any]] = {"s3": {"chunksize": 5 << 30}}
 
 
 def is_url(text: str) -> bool:
@@ -84,12 +89,15 @@ def filesystem(scheme: str) -> AbstractFileSystem:
         raise UsageError(
             f"nothing is known of {scheme}://; use {', '.join(f'{name}://' for name in EXTRAS)}"
         ) from error
+    if scheme == "s3":
+        found.retries = 1
     return found
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    if scheme == "s3":  # its own tries come first; a read that stands still for long is one that failed
-        return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 64}}
+    if scheme == "s3":  # a read that stands still for long is one that failed; `retried` is what tries again
+        once = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
+        return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 64, **once}}
     return {}
 
 
@@ -115,14 +123,18 @@ def retried(call: Callable[[], Result], what: str, tries: int = TRIES) -> Result
     Raises
     ------
     OSError
-        One that does not pass (`FileNotFoundError`, `PermissionError`, …), or the last one that might have.
+        One that does not pass (`FileNotFoundError`, `PermissionError`, …), or the last one that might have. What a
+        library raises beside the kinds that Python knows is one too: `PermissionError` where it lacks credentials.
     """
     for number in range(1, tries + 1):
         try:
             return call()
         except Exception as error:
             if not passes(error):
-                raise
+                told = _as_python_has_it(error)
+                if told is error:
+                    raise
+                raise told from error
             if number == tries:
                 raise OSError(f"{printable(what)}: given up after {tries} tries: {error!r}") from error
             wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.5, 1)
@@ -133,9 +145,22 @@ def retried(call: Callable[[], Result], what: str, tries: int = TRIES) -> Result
 
 def passes(error: BaseException) -> bool:
     """Tell whether an error of a store may be gone at the next try: too many requests, a connection cut, a timeout."""
-    if isinstance(error, _FINAL):
+    if isinstance(error, _FINAL) or _is_refusal(error):
         return False
     return isinstance(error, OSError) or any(kind.__name__ in _PASSING for kind in type(error).__mro__)
+
+
+def _as_python_has_it(error: Exception) -> Exception:
+    """Return an `OSError` for what a library raises beside the kinds that Python knows; anything else as it is."""
+    kinds = type(error).__mro__
+    if isinstance(error, _FINAL) or not any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in kinds):
+        return PermissionError(str(error)) if _is_refusal(error) else error
+    lacking = any(word in type(error).__name__ for word in ("Credential", "Token"))
+    return PermissionError(str(error)) if lacking else OSError(str(error))
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return type(error) is OSError and str(error).startswith("Forbidden")  # as gcsfs says it
 
 
 def read_range(url: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -147,9 +172,10 @@ def read_range(url: str, start: int = 0, stop: int | None = None) -> bytes:
         As `retried`; also where fewer bytes come than the range has.
     """
     store, key = filesystem(scheme_of(url)), key_of(url)
+    whole = {} if start or stop is not None else _WHOLE_READ.get(scheme_of(url), {})
 
     def read() -> bytes:
-        data: bytes = store.cat_file(key, start=start or None, end=stop)
+        data: bytes = store.cat_file(key, start=start or None, end=stop, **whole)
         if stop is not None and len(data) < stop - start:
             raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
         return data
@@ -157,8 +183,16 @@ def read_range(url: str, start: int = 0, stop: int | None = None) -> bytes:
     return retried(read, url)
 
 
-def put(url: str, data: bytes) -> None:
+def put(url: str, data: bytes, tries: int = TRIES) -> None:
     """Write an object as a whole; one that is there is replaced in that moment.
+
+    Parameters
+    ----------
+    url : str
+    data : bytes
+        At most 5 GB.
+    tries : int, default 6
+        As for `retried`.
 
     Raises
     ------
@@ -166,4 +200,5 @@ def put(url: str, data: bytes) -> None:
         As `retried`.
     """
     store, key = filesystem(scheme_of(url)), key_of(url)
-    retried(lambda: store.pipe_file(key, data), url)
+    whole = _WHOLE_PUT.get(scheme_of(url), {})
+    retried(lambda: store.pipe_file(key, data, **whole), url, tries)

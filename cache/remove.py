@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError, CacheMissError, UsageError
+from ..errors import CacheMissError, UsageError
 from .datasets import listing_paths, load_named
 from .listing import dataset_id
-from .publish import sync_folder, temporary_path, write_error
+from .place import Place
+from .storage import remove_folder
 from .store import FeatureStore
 
 
@@ -45,7 +44,7 @@ class Removal:
         ]
 
 
-def remove(root: Path, *, space: str | None = None, dataset: str | None = None) -> Removal:
+def remove(root: Place, *, space: str | None = None, dataset: str | None = None) -> Removal:
     """Remove a feature space or a dataset, whichever is named.
 
     Raises
@@ -58,12 +57,12 @@ def remove(root: Path, *, space: str | None = None, dataset: str | None = None) 
     return remove_space(root, space) if space is not None else remove_dataset(root, str(dataset))
 
 
-def remove_space(root: Path, wanted: str) -> Removal:
+def remove_space(root: Place, wanted: str) -> Removal:
     """Remove a feature space with all its rows.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The cache's folder.
     wanted : str
         The id of the space, or the beginning of it.
@@ -88,15 +87,15 @@ def remove_space(root: Path, wanted: str) -> Removal:
     space = store.spaces().get(space_id)
     name = f"{space.backbone}, layer {space.layer}" if space else "unreadable"
     rows = sum(len(head.keys) for head in store.survey(space_id)[0])
-    return Removal("space", space_id, name, rows, _remove(store.space_folder(space_id)))
+    return Removal("space", space_id, name, rows, remove_folder(store.space_folder(space_id)))
 
 
-def remove_dataset(root: Path, wanted: str) -> Removal:
+def remove_dataset(root: Place, wanted: str) -> Removal:
     """Remove the listings of a dataset; its embeddings stay until they are pruned.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The cache's folder.
     wanted : str
         The dataset's folder or CSV file, or its id, as `headstart cache info --json` shows it.
@@ -113,19 +112,4 @@ def remove_dataset(root: Path, wanted: str) -> Removal:
         names = sorted({f"{name} ({dataset})" for dataset in known for name in load_named(root, dataset)})
         raise CacheMissError(f"the cache {root} holds no dataset {wanted} (it has {', '.join(names) or 'none'})")
     name = next(load_named(root, dataset), wanted)
-    return Removal("dataset", dataset, name, len(paths), _remove(root / "datasets" / dataset))
-
-
-def _remove(folder: Path) -> int:
-    """Remove a folder: out of sight in one step, so that a kill in between leaves all of it or a temporary folder."""
-    if folder.is_symlink():
-        raise CacheError(f"{folder} is a link: remove it and the folder that it leads to yourself")
-    aside = temporary_path(folder)
-    try:
-        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-        os.replace(folder, aside)  # noqa: PTH105  (one call that tests can make fail)
-        sync_folder(folder.parent)
-        shutil.rmtree(aside)
-    except OSError as error:
-        raise write_error(error, folder.parent) from error
-    return size
+    return Removal("dataset", dataset, name, len(paths), remove_folder(root / "datasets" / dataset))

@@ -2,19 +2,21 @@
 
 These files are hints. No reader and no writer needs them: they tell a compaction that rows which no listing has yet may
 get one, and the next run which images were being decoded when a run died. Where the file system refuses locks there are
-no hints.
+no hints. A bucket has no locks: who uses one announces that in a temporary folder of this machine, for it alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from .place import Place
 from .publish import discard, make_folder, sortable_id, temporary_path
 from .reading import files
 
@@ -28,13 +30,13 @@ for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
 
 
 @contextlib.contextmanager
-def running(root: Path) -> Iterator[int | None]:
+def running(root: Place) -> Iterator[int | None]:
     """Announce a run while the block lasts.
 
     Parameters
     ----------
-    root : Path
-        The cache's folder, which is there.
+    root : Path or RemotePath
+        The cache's place, which is there.
 
     Yields
     ------
@@ -42,8 +44,8 @@ def running(root: Path) -> Iterator[int | None]:
         A descriptor of the file, open for writing what a later run should know if this one dies; None where the file
         cannot be made or locked.
     """
-    path = root / FOLDER / f"{sortable_id()}{SUFFIX}"
-    descriptor = _announce(path)
+    path = _folder(root) / f"{sortable_id()}{SUFFIX}"
+    descriptor = _announce(path, root)
     try:
         yield descriptor
     finally:
@@ -52,11 +54,21 @@ def running(root: Path) -> Iterator[int | None]:
             os.close(descriptor)
 
 
-def _announce(path: Path) -> int | None:
+def _folder(root: Place) -> Path:
+    """Return where the runs of a cache are announced."""
+    if isinstance(root, Path):
+        return root / FOLDER
+    import tempfile  # which takes a while
+
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir(), f"headstart-{user}", hashlib.sha256(str(root).encode()).hexdigest()[:16], FOLDER)
+
+
+def _announce(path: Path, root: Place) -> int | None:
     """Make a locked file. It gets its name once it is locked: until then others would take its owner for dead."""
     temporary = temporary_path(path)
     try:
-        make_folder(path.parent, path.parent.parent)
+        make_folder(path.parent, root if isinstance(root, Path) else None)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
     except OSError as error:
         logger.debug("the run is not announced: %s", error)
@@ -87,7 +99,7 @@ def _lock(descriptor: int, *, shared: bool) -> None:
     fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
-def announced(root: Path) -> Iterator[tuple[Path, bool]]:
+def announced(root: Place) -> Iterator[tuple[Path, bool]]:
     """Yield the file of each run that was announced, and whether the run is still going; in doubt it is.
 
     Raises
@@ -95,7 +107,7 @@ def announced(root: Path) -> Iterator[tuple[Path, bool]]:
     CacheError
         The folder cannot be read: it is not known who runs.
     """
-    for path in files(root / FOLDER, SUFFIX):
+    for path in files(_folder(root), SUFFIX):
         try:
             yield path, _is_alive(path)
         except FileNotFoundError:
@@ -122,7 +134,7 @@ def _is_alive(path: Path) -> bool:
     return False
 
 
-def oldest_start(root: Path) -> float:
+def oldest_start(root: Place) -> float:
     """Return when the oldest run that is still going began, seconds since 1970; infinity where there is none."""
     starts = []
     for path, alive in announced(root):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,45 +16,53 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError, HeadstartError, printable
+from . import storage
 from .index import KeyIndex
 from .part import Keys, PartHead, copy_rows, is_part, read_head
-from .publish import make_folder, publish, temporary_path, write_error
-from .reading import PartGoneError, folders, gone_or_unreadable, read_error, read_json, repeated
+from .place import Place, RemotePath, place_of
+from .reading import PartGoneError, gone_or_unreadable, repeated
 from .space import FeatureSpace
+from .storage import files, folders, make_folder, publish, read_json, write_error
 from .writer import PartWriter
 
 logger = logging.getLogger("headstart.cache")
 
 DEFAULT_CACHE = ".headstart"
 BLOCK_ROWS = 65_536
-# More threads than this gain nothing: two of them read from the page cache as fast as memory allows.
-READ_THREADS = 4
 
 
-def cache_dir(given: str | os.PathLike[str] | None = None) -> Path:
-    """Return the cache's folder: the one given, else ``HEADSTART_CACHE``, else ``.headstart`` where we are."""
-    return Path(given or os.environ.get("HEADSTART_CACHE") or DEFAULT_CACHE)
+def cache_dir(given: str | os.PathLike[str] | RemotePath | None = None) -> Place:
+    """Return the cache's place: the one given, else ``HEADSTART_CACHE``, else ``.headstart`` where we are.
+
+    Raises
+    ------
+    UsageError
+        A URL that no cache can be at.
+    """
+    return place_of(given or os.environ.get("HEADSTART_CACHE") or DEFAULT_CACHE)
 
 
-def cache_option(root: Path) -> str:
+def cache_option(root: Place) -> str:
     """Return the option that leads a command to a cache, with a space before it; nothing where it is there anyway."""
     return "" if root.absolute() == cache_dir().absolute() else f" --cache {shlex.quote(printable(str(root)))}"
 
 
 class FeatureStore:
-    """Embeddings at rest under one folder.
+    """Embeddings at rest under one folder, or in a bucket.
 
     Parameters
     ----------
-    root : Path
-        The cache's folder; it need not exist yet.
+    root : Path or RemotePath
+        The cache's place; it need not exist yet.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
         self._passed_over: set[str] = set()
+        # What parts in a bucket said of themselves: they never change, and asking again is slow. Files are asked anew.
+        self._heads: dict[str, dict[Place, PartHead]] = {}
 
-    def space_folder(self, space_id: str) -> Path:
+    def space_folder(self, space_id: str) -> Place:
         """Return the folder of a feature space."""
         return self.root / "spaces" / space_id
 
@@ -117,16 +127,14 @@ class FeatureStore:
             return {}
         return facts if isinstance(facts, dict) else {}
 
-    def parts(self, space_id: str) -> list[Path]:
+    def parts(self, space_id: str) -> list[Place]:
         """Return the parts of a space by name, which is by time. A folder that is not there has none."""
         try:
-            with os.scandir(self.space_folder(space_id)) as entries:
-                paths = [Path(entry.path) for entry in entries]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise read_error(error, self.space_folder(space_id)) from error
-        return sorted(path for path in paths if is_part(path))
+            return [path for path in files(self.space_folder(space_id), ".h5") if is_part(path)]
+        except CacheError as error:
+            if error.errno == errno.ENOTDIR:
+                return []
+            raise
 
     def check_writable(self) -> None:
         """Make the cache's folder where it is missing, and try to write in it.
@@ -136,11 +144,8 @@ class FeatureStore:
         CacheError
             The cache cannot be written.
         """
-        probe = temporary_path(self.root / "probe")
         try:
-            make_folder(self.root)
-            probe.touch(exist_ok=False)
-            probe.unlink()
+            storage.check_writable(self.root)
         except OSError as error:
             raise _unwritable(error, self.root) from error
 
@@ -160,7 +165,7 @@ class FeatureStore:
             The cache cannot be written.
         """
         self.check_writable()
-        if not (self.root / ".gitignore").exists():
+        if isinstance(self.root, Path) and not (self.root / ".gitignore").exists():
             publish(self.root / ".gitignore", b"*\n")
         make_folder(self.space_folder(space.id), self.root)
         try:
@@ -171,40 +176,49 @@ class FeatureStore:
             publish(self.space_folder(space.id) / "space.json", text.encode("ascii"))
 
     def mark_used(self, space_id: str) -> None:
-        """Note when a space was last used, as the time of its description; a cache that is read-only keeps no note."""
+        """Note when a space was last used, as the time of its description.
+
+        A cache that is read-only keeps no note, nor does a bucket, where the time is that of the last writing.
+        """
+        path = self.space_folder(space_id) / "space.json"
         try:
-            os.utime(self.space_folder(space_id) / "space.json")
+            if isinstance(path, Path):
+                os.utime(path)
         except OSError as error:
             logger.debug("the use of space %s is not noted: %s", space_id, error)
 
     def survey(
-        self, space_id: str, read: dict[Path, PartHead] | None = None
-    ) -> tuple[list[PartHead], list[tuple[Path, HeadstartError]]]:
+        self, space_id: str, read: dict[Place, PartHead] | None = None
+    ) -> tuple[list[PartHead], list[tuple[Place, HeadstartError]]]:
         """Read what the parts of a space say of themselves; nothing is changed.
 
         Parameters
         ----------
         space_id : str
-        read : dict of Path to PartHead, optional
+        read : dict of place to PartHead, optional
             Those that the caller has read before, which are not read again; afterwards, those that are there now.
 
         Returns
         -------
         heads : list of PartHead
             By name, without the parts that others supersede.
-        bad : list of tuple of (Path, HeadstartError)
+        bad : list of tuple of (place, HeadstartError)
             Parts that are damaged, cannot be read or are of a newer format, and why.
         """
-        known: dict[Path, PartHead | HeadstartError] = dict(read or {})
+        known: dict[Place, PartHead | HeadstartError] = {**self._heads.get(space_id, {}), **(read or {})}
 
-        def look() -> list[Path]:
+        def look() -> list[Place]:
             paths = self.parts(space_id)
-            for path in paths:
-                if path not in known:
-                    known[path] = _head_or_error(path)
+            new = [path for path in paths if path not in known]
+            for path, head in zip(new, storage.mapped(_head_or_error, new, self.root), strict=True):
+                known[path] = head
             return paths
 
-        found = [known[path] for path in repeated(self.root, look)]
+        paths = repeated(self.root, look)
+        found = [known[path] for path in paths]
+        if isinstance(self.root, RemotePath):
+            found = [_listed_as(path, head) for path, head in zip(paths, found, strict=True)]
+            self._heads[space_id] = {head.path: head for head in found if isinstance(head, PartHead)}
         if read is not None:
             read.clear()
             read.update((head.path, head) for head in found if isinstance(head, PartHead))
@@ -215,7 +229,7 @@ class FeatureStore:
         bad = [(path, error) for path, error in errors if path.name not in superseded]
         return [head for head in heads if head.path.name not in superseded], bad
 
-    def heads(self, space_id: str, read: dict[Path, PartHead] | None = None) -> list[PartHead]:
+    def heads(self, space_id: str, read: dict[Place, PartHead] | None = None) -> list[PartHead]:
         """Read what the parts of a space say of themselves, by name, without those that others supersede.
 
         A damaged part is set aside, with a warning, and is not among them. `read` is as `survey` takes it.
@@ -233,13 +247,13 @@ class FeatureStore:
                 self.quarantine(path, error)
         return heads
 
-    def index(self, space_id: str) -> tuple[KeyIndex, list[Path]]:
+    def index(self, space_id: str) -> tuple[KeyIndex, list[Place]]:
         """Read the keys of all parts of a space.
 
         Returns
         -------
         index : KeyIndex
-        parts : list of Path
+        parts : list of Path or RemotePath
             The files that ``index.starts`` counts. A damaged one is set aside, with a warning, and not among them.
         """
         heads = self.heads(space_id)
@@ -336,7 +350,7 @@ class FeatureStore:
 
     def _plan(
         self, space_id: str, keys: Keys, total: int
-    ) -> tuple[list[Path], list[tuple[int, np.ndarray, np.ndarray]]]:
+    ) -> tuple[list[Place], list[tuple[int, np.ndarray, np.ndarray]]]:
         """Return the parts, and which of their rows are wanted; the index of all keys is let go."""
         index, paths = self.index(space_id)
         return paths, index.by_part(self._found(index, keys, total))
@@ -350,7 +364,7 @@ class FeatureStore:
             )
         return places
 
-    def _fill(self, target: np.ndarray, paths: list[Path], plan: list[tuple[int, np.ndarray, np.ndarray]]) -> None:
+    def _fill(self, target: np.ndarray, paths: list[Place], plan: list[tuple[int, np.ndarray, np.ndarray]]) -> None:
         """Copy rows part by part, several at a time.
 
         Raises
@@ -368,12 +382,12 @@ class FeatureStore:
         else:
             from concurrent.futures import ThreadPoolExecutor
 
-            with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="gather") as pool:
+            with ThreadPoolExecutor(storage.threads(self.root), thread_name_prefix="gather") as pool:
                 results = list(pool.map(copy, plan))
         if not all(results):
             raise PartGoneError("a damaged part was set aside")
 
-    def read_part(self, path: Path, read: Callable[[], object]) -> bool:
+    def read_part(self, path: Place, read: Callable[[], object]) -> bool:
         """Read something of a part; where it is damaged, set it aside and return False.
 
         Raises
@@ -392,28 +406,27 @@ class FeatureStore:
             raise gone_or_unreadable(error, path) from error
         return True
 
-    def quarantine(self, path: Path, reason: Exception) -> None:
+    def quarantine(self, path: Place, reason: Exception) -> None:
         """Set a damaged file aside and say so; where the cache is read-only it is passed over."""
         advice = "run `headstart extract` to embed its images again"
-        refused: OSError | None = None
-        # Where something is in the way of the folder, another name will do: what is no part is not read.
-        for place in (self.root / "quarantine" / path.name, path.with_suffix(".damaged")):
-            try:
-                make_folder(place.parent, self.root)
-                os.replace(path, place)  # noqa: PTH105  (one call that tests can make fail)
-            except OSError as error:
-                if not os.path.lexists(path):
-                    return  # another process was faster
-                refused = error
-                continue
-            logger.warning("%s; moved to %s, %s", reason, place, advice)
+        self._heads.get(path.parent.name, {}).pop(path, None)
+        try:
+            place = storage.set_aside(path, self.root)
+        except OSError as error:
+            why = error.strerror or error
+            logger.warning("%s; passed over, for it cannot be set aside (%s), %s", reason, why, advice)
+            self._passed_over.add(path.name)
             return
-        why = refused and (refused.strerror or refused)
-        logger.warning("%s; passed over, for it cannot be set aside (%s), %s", reason, why, advice)
-        self._passed_over.add(path.name)
+        if place is not None:  # else another process was faster
+            logger.warning("%s; moved to %s, %s", reason, place, advice)
 
 
-def _head_or_error(path: Path) -> PartHead | HeadstartError:
+def _listed_as(path: Place, head: PartHead | HeadstartError) -> PartHead | HeadstartError:
+    """Return what was read of a part with its name of now, which tells its size of now."""
+    return replace(head, path=path) if isinstance(head, PartHead) else head
+
+
+def _head_or_error(path: Place) -> PartHead | HeadstartError:
     try:
         return read_head(path)
     except HeadstartError as error:
@@ -425,7 +438,7 @@ def _head_or_error(path: Path) -> PartHead | HeadstartError:
         return found
 
 
-def _unwritable(error: OSError, folder: Path) -> CacheError:
+def _unwritable(error: OSError, folder: Place) -> CacheError:
     translated = error if isinstance(error, CacheError) else write_error(error, folder)
     if "read-only" in str(translated):
         translated = CacheError(f"cache {folder} is read-only: pass --cache with a folder that can be written")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from .place import Place
 from .publish import TEMPORARY_SUFFIX
 
 OWN_FOLDERS = ("spaces", "datasets", "backbones", "quarantine", "running")
@@ -16,8 +17,13 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY_SUFFIX), re.
 STALE_SECONDS = 86_400
 
 
-def temporary_files(root: Path) -> Iterator[Path]:
-    """Yield what unfinished writes and removals left in a cache's own folders: files, and folders as a whole."""
+def temporary_files(root: Place) -> Iterator[Path]:
+    """Yield what unfinished writes and removals left in a cache's own folders: files, and folders as a whole.
+
+    A bucket has none: an object that was not put as a whole is not there.
+    """
+    if not isinstance(root, Path):
+        return
     yield from (path for path in _named(root) if path.is_file())
     for name in OWN_FOLDERS:
         for folder, below, _ in os.walk(root / name):
@@ -40,12 +46,12 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def remove_stale(root: Path, clock: float) -> int:
+def remove_stale(root: Place, clock: float) -> int:
     """Remove temporary files that are older than a day.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The cache's folder.
     clock : float
         The time now by the clock of the file system, seconds since 1970.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import CacheError, CacheFormatError, CacheMissError, DamagedFileError, HeadstartError
@@ -14,8 +13,10 @@ from . import block, memo
 from .datasets import listing_paths
 from .listing import read_listing
 from .part import check_part
-from .reading import files, read_error
-from .store import READ_THREADS, FeatureStore
+from .place import Place, below
+from .reading import read_error
+from .storage import files, size_of, threads
+from .store import FeatureStore
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Verification:
 
     Attributes
     ----------
-    root : Path
+    root : Path or RemotePath
     parts, rows : int
         Parts that were checked, and rows of those that are good.
     bytes : int
@@ -38,7 +39,7 @@ class Verification:
         of its row; None where nothing was sampled.
     """
 
-    root: Path
+    root: Place
     parts: int = 0
     rows: int = 0
     bytes: int = 0
@@ -77,12 +78,12 @@ class Verification:
         return lines
 
 
-def verify(root: Path) -> Verification:
+def verify(root: Place) -> Verification:
     """Check every byte of a cache; damaged files are set aside, a lost description of a space is written again.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The cache's folder; an absent one has no parts.
 
     Returns
@@ -103,7 +104,7 @@ def verify(root: Path) -> Verification:
 
 def _check_parts(store: FeatureStore, space_id: str, found: Verification) -> None:
     paths = store.parts(space_id)
-    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(threads(store.root), thread_name_prefix="verify") as pool:
         for path, result in zip(paths, pool.map(_examine, paths), strict=True):
             if isinstance(result, FileNotFoundError):  # a compaction took it
                 continue
@@ -115,15 +116,15 @@ def _check_parts(store: FeatureStore, space_id: str, found: Verification) -> Non
                 found.bytes += result[1]
 
 
-def _examine(path: Path) -> tuple[int, int] | OSError | HeadstartError:
+def _examine(path: Place) -> tuple[int, int] | OSError | HeadstartError:
     """Return rows and bytes of a good part, or what is wrong with it."""
     try:
-        return check_part(path), path.stat().st_size
+        return check_part(path), size_of(path)
     except (OSError, HeadstartError) as error:
         return error
 
 
-def _check(store: FeatureStore, path: Path, check: Callable[[], object], found: Verification) -> None:
+def _check(store: FeatureStore, path: Place, check: Callable[[], object], found: Verification) -> None:
     try:
         check()
     except FileNotFoundError:
@@ -132,16 +133,16 @@ def _check(store: FeatureStore, path: Path, check: Callable[[], object], found: 
         _note(store, path, error, found)
 
 
-def _note(store: FeatureStore, path: Path, error: OSError | HeadstartError, found: Verification) -> None:
+def _note(store: FeatureStore, path: Place, error: OSError | HeadstartError, found: Verification) -> None:
     """Put a bad file on the list; a damaged one is set aside, one of a newer format or that cannot be read stays."""
     if isinstance(error, DamagedFileError):
         store.quarantine(path, error)
     elif isinstance(error, OSError) and not isinstance(error, HeadstartError):
         error = read_error(error, path)
-    found.bad.append((str(path.relative_to(store.root)), str(error)))
+    found.bad.append((below(path, store.root), str(error)))
 
 
-def _check_listing(path: Path) -> None:
+def _check_listing(path: Place) -> None:
     block.check_image(path, block.read_header(path))
     read_listing(path)
 
@@ -151,12 +152,12 @@ def _check_description(store: FeatureStore, space_id: str, found: Verification) 
     try:
         store.described_space(space_id)
     except CacheFormatError as error:
-        found.bad.append((str(path.relative_to(store.root)), str(error)))
+        found.bad.append((below(path, store.root), str(error)))
     except CacheMissError as error:
         if store.parts(space_id):  # a run that begins makes the folder first
-            found.bad.append((str(path.relative_to(store.root)), f"{error}{_mended(store, space_id)}"))
+            found.bad.append((below(path, store.root), f"{error}{_mended(store, space_id)}"))
     except HeadstartError as error:
-        found.bad.append((str(path.relative_to(store.root)), f"{error}{_mended(store, space_id)}"))
+        found.bad.append((below(path, store.root), f"{error}{_mended(store, space_id)}"))
 
 
 def _mended(store: FeatureStore, space_id: str) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import CacheError
 from .part import Keys, write_part
-from .publish import write_error
+from .place import Place
 from .space import FeatureSpace
+from .storage import write_error
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +36,7 @@ class PartWriter:
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or RemotePath
         The folder of the feature space, which `FeatureStore.prepare` has made.
     space : FeatureSpace
     on_part : callable, optional
@@ -58,7 +58,7 @@ class PartWriter:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         space: FeatureSpace,
         on_part: Callable[[int], None] | None = None,
         expected: int = 0,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..cache.datasets import latest_listing, load_listings, require_listing
 from ..cache.listing import Listing
+from ..cache.place import Place
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..errors import CacheMissError, DataNotFoundError, HeadstartError, UsageError, printable
@@ -125,7 +126,7 @@ class Candidates:
 
 
 def find_candidates(
-    cache: Path,
+    cache: Place,
     data: Path | None,
     backbones: Sequence[str],
     wanted: dict[str, Any],
@@ -138,7 +139,7 @@ def find_candidates(
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
     data : Path or None
         The dataset; that of the latest extract where it is None.
     backbones : sequence of str
@@ -184,7 +185,7 @@ def find_candidates(
     return _embedded(store, data, listing, backbones, wanted, weights, run, stopped, views)
 
 
-def _of_dataset(cache: Path, listing: Listing, store: FeatureStore) -> Iterable[Candidate]:
+def _of_dataset(cache: Place, listing: Listing, store: FeatureStore) -> Iterable[Candidate]:
     """Yield each space that a run of the dataset recorded and the cache still has, the newest run's first."""
     there, seen = set(store.space_ids()), set()
     for earlier in load_listings(cache, Path(listing.source)):
@@ -239,7 +240,7 @@ def _embedded(
     options = {**wanted, **views.words(), **({} if weights is None else {"weights": weights})}
     logger.info("embedding with %s", ", ".join(backbones))
     done = extract(
-        folder, list(backbones), cache=store.root, stopped=stopped, **_run_fields(run), **options,
+        folder, list(backbones), cache=str(store.root), stopped=stopped, **_run_fields(run), **options,
         layout=_layout(listing),
     )  # fmt: skip
     each = [Candidate(features.space, features.requests[0]) for features in done.each]

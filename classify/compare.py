@@ -20,6 +20,7 @@ import numpy as np
 
 from ..cache.datasets import latest_listing, load_listings
 from ..cache.listing import Listing
+from ..cache.place import Place
 from ..cache.store import cache_dir
 from ..errors import UsageError, printable
 from ..extract.features import dataset_folder
@@ -153,7 +154,7 @@ def compare(
     return comparison
 
 
-def _wanted_views(cache: Path, data: Path | None, count: int | None, augment: str | None) -> Views:
+def _wanted_views(cache: Place, data: Path | None, count: int | None, augment: str | None) -> Views:
     """Return the views of training images on which heads are trained, those that are cached if there is a choice."""
     views = Views.asked(count, augment, None if count in (None, 1) else "train")
     listing = latest_listing(cache, data) if views.count > 1 and augment is None else None

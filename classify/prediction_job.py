@@ -25,7 +25,7 @@ def predict(
     model: Path,
     paths: Iterable[Path],
     *,
-    cache: Path | None = None,
+    cache: str | os.PathLike[str] | None = None,
     form: str = "table",
     top: int | None = None,
     coverage: float | None = None,

@@ -16,6 +16,7 @@ from ..cache.datasets import load_listings
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
 from ..cache.part import Keys, recipe_name, recipe_words, recipes_of
+from ..cache.place import Place
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.verify import Verification
@@ -48,12 +49,12 @@ class _Candidates:
     rows: np.ndarray
 
 
-def verify(root: Path, sample: int = 0, seed: int = 0, run: RunOptions | None = None) -> Verification:
+def verify(root: Place, sample: int = 0, seed: int = 0, run: RunOptions | None = None) -> Verification:
     """Check every byte of a cache and, if asked, some rows against their images.
 
     Parameters
     ----------
-    root : Path
+    root : Path or RemotePath
         The cache's folder.
     sample : int, default 0
         How many cached images to embed anew. They are drawn at random over all spaces and datasets among those whose

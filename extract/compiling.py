@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache.memo import recall, remember
+from ..cache.place import Place
 from ..errors import CacheError, DeviceError
 from .device import available_cores, use_threads
 from .taps import drift
@@ -45,11 +45,11 @@ class Compiler:
     Parameters
     ----------
     embedder : Embedder
-    cache : Path
+    cache : Path or RemotePath
         Where figures are remembered.
     """
 
-    def __init__(self, embedder: Embedder, cache: Path) -> None:
+    def __init__(self, embedder: Embedder, cache: Place) -> None:
         self._embedder = embedder
         self._cache = cache
         self._seconds = 0.0

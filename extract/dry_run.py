@@ -13,6 +13,7 @@ import numpy as np
 from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
+from ..cache.place import Place
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from .engines.choice import division
@@ -215,7 +216,7 @@ def _spaces(
     return list(resolve(asked, run_options, store.root, write=False, device=device).spaces)
 
 
-def _reasons_to_read(cache: Path, listing: Listing, rows: np.ndarray) -> dict[str, int]:
+def _reasons_to_read(cache: Place, listing: Listing, rows: np.ndarray) -> dict[str, int]:
     """Count by reason the images whose bytes are not known."""
     previous = load_listing(cache, Path(listing.source))
     was = np.full(len(rows), -1) if previous is None else previous.paths.find(listing.paths.take(rows))

@@ -18,6 +18,7 @@ from ..cache.datasets import load_listings, require_listing
 from ..cache.export import Export, export
 from ..cache.listing import SPLITS, Listing
 from ..cache.part import Keys
+from ..cache.place import Place
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_option
 from ..cache.tags import Tags
@@ -243,7 +244,7 @@ def gathered(
 
 
 def load_features(
-    cache: Path,
+    cache: Place,
     data: Path | None = None,
     wanted: dict[str, Any] | None = None,
     features: str | Sequence[str] = (),
@@ -257,7 +258,7 @@ def load_features(
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder.
     data : Path, optional
         The dataset; that of the latest run where it is None.
@@ -309,7 +310,7 @@ def _named_space(name: str) -> dict[str, str]:
 
 
 def _newest_spaces(
-    cache: Path, listing: Listing, store: FeatureStore, asked: Sequence[dict[str, Any]]
+    cache: Place, listing: Listing, store: FeatureStore, asked: Sequence[dict[str, Any]]
 ) -> list[tuple[FeatureSpace, dict[str, Any]]]:
     """Return for each of `asked` the first fitting space of the dataset's newest run that had any, and its request."""
     found: dict[int, tuple[FeatureSpace, dict[str, Any]]] = {}

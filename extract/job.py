@@ -13,6 +13,7 @@ from typing import Any
 
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
+from ..cache.place import Place
 from ..cache.store import FeatureStore, cache_dir, cache_option
 from ..errors import DataError, UsageError, printable
 from .bottleneck import Bottleneck
@@ -359,7 +360,7 @@ def describe(images: ImageList) -> None:
         logger.info("note: %s", note)
 
 
-def _record(cache: Path, listing: Listing) -> None:
+def _record(cache: Place, listing: Listing) -> None:
     """Publish the listing unless the latest one says the same and is old enough to be believed next time."""
     latest = load_listing(cache, Path(listing.source))
     if latest is None or not latest.says_the_same(listing):

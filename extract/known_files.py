@@ -18,6 +18,7 @@ from ..cache import block
 from ..cache.datasets import listing_paths
 from ..cache.listing import Listing, carry_over, read_listing, settled
 from ..cache.names import Names
+from ..cache.place import Place
 from ..errors import HeadstartError
 
 logger = logging.getLogger("headstart.extract")
@@ -29,12 +30,12 @@ STATUS = 32  # bytes of a row of `Listing.stat`
 _read: dict[bytes, bytes] = {}
 
 
-def recall_files(cache: Path, listing: Listing) -> None:
+def recall_files(cache: Place, listing: Listing) -> None:
     """Fill in the digests of files that have not changed since they were read.
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder, whose datasets are asked for files that this process has not read.
     listing : Listing
         Of absolute paths; `digest` is changed.
@@ -62,7 +63,7 @@ def _rows(table: np.ndarray) -> list[bytes]:
     return [data[start : start + width] for start in range(0, len(data), width)]
 
 
-def _recall_datasets(cache: Path, listing: Listing) -> None:
+def _recall_datasets(cache: Place, listing: Listing) -> None:
     asked: set[str] = set()
     for path in listing_paths(cache):
         unknown = listing.paths.take(np.flatnonzero(~listing.known))
@@ -80,7 +81,7 @@ def _recall_datasets(cache: Path, listing: Listing) -> None:
             logger.debug("%s tells nothing of its files: %s", path, error)
 
 
-def _folder_of(path: Path) -> bytes:
+def _folder_of(path: Place) -> bytes:
     """Return the folder that a listing's paths are relative to, with a separator behind it."""
     facts = block.read_header(path).attributes
     try:

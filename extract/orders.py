@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
+from ..cache.place import Place
 from ..cache.space import FeatureSpace
 from .options import RunOptions, SpaceOptions
 from .runner import Outcome, Work
@@ -29,7 +29,7 @@ class Token:
     ----------
     version : str
         Of headstart.
-    path : Path
+    path : Path or RemotePath
         A small file in the cache.
     content : bytes
         What it holds.
@@ -38,7 +38,7 @@ class Token:
     """
 
     version: str
-    path: Path
+    path: Place
     content: bytes
     files: tuple[bytes, ...]
 
@@ -53,7 +53,7 @@ class Order:
         No two runs have the same.
     number : int
         Of the shard.
-    cache : Path
+    cache : Path or RemotePath
     networks : list of tuple of (list of FeatureSpace, list of SpaceOptions)
         The spaces of each network, and what leads to them.
     run : RunOptions
@@ -67,7 +67,7 @@ class Order:
 
     run_name: str
     number: int
-    cache: Path
+    cache: Place
     networks: list[Network]
     run: RunOptions
     work: Work

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cache.place import Place
 from .compiling import Compiler
 from .device import available_cores
 
@@ -61,7 +61,7 @@ class Pace:
         How many it may have to embed.
     decoding : callable
         Tells the seconds of one core that reading and decoding have taken so far, and of how many images.
-    cache : Path
+    cache : Path or RemotePath
         Where figures are remembered.
     wait : callable
         Waits until what was read ahead is decoded, but no longer than as many seconds.
@@ -72,7 +72,7 @@ class Pace:
         embedder: Embedder,
         images: int,
         decoding: Callable[[], tuple[float, int]],
-        cache: Path,
+        cache: Place,
         wait: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._wait = wait

@@ -13,6 +13,7 @@ from ..cache.datasets import load_listing
 from ..cache.failures import Failures
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing, carry_over
+from ..cache.place import Place
 from .decode import DECODER_RULES, versions
 from .images import ImageList
 from .phash import KnownHashes
@@ -46,7 +47,7 @@ def limited(images: ImageList, limit: int | None) -> ImageList:
 
 
 def recall_listing(
-    cache: Path,
+    cache: Place,
     images: ImageList,
     rules: str,
     *,
@@ -60,7 +61,7 @@ def recall_listing(
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder.
     images : ImageList
         The dataset as it is now.
@@ -129,7 +130,7 @@ def _carry(listing: Listing, previous: Listing, failures: Failures) -> None:
         listing.failures.add(again)
 
 
-def known_hashes(cache: Path, listing: Listing) -> KnownHashes:
+def known_hashes(cache: Place, listing: Listing) -> KnownHashes:
     """Return the perceptual hashes that the latest listing of the same dataset knows, by the pictures' digests."""
     previous = load_listing(cache, Path(listing.source)) or listing
     return KnownHashes.of(previous.digest, previous.phash)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache.listing import RACY_NS
 from ..cache.memo import recall, remember
+from ..cache.place import Place
 from ..cache.space import FeatureSpace, canonical_json
 from ..errors import CacheError, CacheFormatError, WeightsNotFoundError
 from .backbone import request_key
@@ -31,7 +31,7 @@ logger = logging.getLogger("headstart.extract")
 
 
 def resolve(
-    asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, write: bool = True, device: str | None = None
+    asked: Sequence[SpaceOptions], run: RunOptions, cache: Place, *, write: bool = True, device: str | None = None
 ) -> Embedder:
     """Find the feature spaces that `asked` lead to.
 
@@ -43,7 +43,7 @@ def resolve(
     asked : sequence of SpaceOptions
         At least one; they differ in the layer alone. Several that lead to one space count once.
     run : RunOptions
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder.
     write : bool, default True
     device : str, optional
@@ -73,7 +73,7 @@ def resolve(
     return Embedder(spaces, asked, run, backbone, partial(_remember, cache, keys))
 
 
-def recalled(options: SpaceOptions, cache: Path) -> FeatureSpace | None:
+def recalled(options: SpaceOptions, cache: Place) -> FeatureSpace | None:
     """Return the space that `resolve` found for the same options before, None where it did not."""
     known = recall(cache, _key(options))
     return None if known is None else _space(options, known)
@@ -127,7 +127,7 @@ def embedders_of(spaces: Sequence[FeatureSpace], requests: Sequence[dict[str, An
     return sorted(embedders, key=lambda embedder: embedder.asked[0].decoder != "cpu")
 
 
-def fewest_options(space: FeatureSpace, request: dict[str, Any], cache: Path) -> SpaceOptions:
+def fewest_options(space: FeatureSpace, request: dict[str, Any], cache: Place) -> SpaceOptions:
     """Return options that lead to a known space, no more of them than are needed by what the cache remembers.
 
     Parameters
@@ -135,7 +135,7 @@ def fewest_options(space: FeatureSpace, request: dict[str, Any], cache: Path) ->
     space : FeatureSpace
     request : dict
         What was kept with it.
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder. Where nothing that it remembers helps, every field of the space is named.
     """
     full = SpaceOptions.for_space(space, request)
@@ -167,7 +167,7 @@ def _space(options: SpaceOptions, known: dict[str, Any]) -> FeatureSpace:
     )
 
 
-def _remember(cache: Path, keys: list[dict[str, Any]], backbone: Backbone) -> None:
+def _remember(cache: Place, keys: list[dict[str, Any]], backbone: Backbone) -> None:
     """Remember what requests resolved to, under the file that was read: its name may have led to another before."""
     file = backbone.file
     if file and time.time_ns() - max(file["mtime_ns"], file["ctime_ns"]) < RACY_NS:

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..cache.failures import Failures
 from ..cache.names import Names
+from ..cache.place import Place
 from .batches import Batches, OnRows, Target
 from .explain import Miss
 from .gpu_decode import BATCH, gpu_decoder
@@ -172,7 +172,7 @@ class Hooks:
     on_rows: OnRows = lambda _space, _keys, _rows: None
 
 
-def run(work: Work, targets: Sequence[Target], options: RunOptions, cache: Path) -> Outcome:
+def run(work: Work, targets: Sequence[Target], options: RunOptions, cache: Place) -> Outcome:
     """Embed what the cache lacks; see `run_in_steps`."""
     return result_of(run_in_steps(work, targets, options, cache))
 
@@ -191,7 +191,7 @@ def run_in_steps(
     work: Work,
     targets: Sequence[Target],
     options: RunOptions,
-    cache: Path,
+    cache: Place,
     watch: Watch | None = None,
     hooks: Hooks | None = None,
 ) -> Steps:
@@ -204,7 +204,7 @@ def run_in_steps(
         The networks; each image is decoded once for all of them. What all of their spaces hold is read and hashed, and
         decoded only for a perceptual hash that is wanted and not known.
     options : RunOptions
-    cache : Path
+    cache : Path or RemotePath
         Where figures about speed are remembered.
     watch : Watch, optional
         Decodes the images, so that one which ends the process is passed by next time.
@@ -276,7 +276,7 @@ class _Flow:
         reader: Reader,
         targets: Sequence[Target],
         work: Work,
-        cache: Path,
+        cache: Place,
         hooks: Hooks,
         wait: Callable[[float], None],
     ) -> None:

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cache.place import Place
 from ..cache.publish import discard
 from ..cache.running import announced
 from ..errors import CacheError, DecodeError
@@ -70,7 +71,7 @@ class Watch:
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder, which is there.
     descriptor : int or None
         The file of this run, as `headstart.cache.running.running` gives it; None for none.
@@ -78,7 +79,7 @@ class Watch:
         Whether all of the run's pictures come this way. If not, the files of dead runs stay until `forget`.
     """
 
-    def __init__(self, cache: Path, descriptor: int | None, *, alone: bool = True) -> None:
+    def __init__(self, cache: Place, descriptor: int | None, *, alone: bool = True) -> None:
         self._cache = cache
         self._alone = alone
         self._dead: list[_DeadRun] = []
@@ -214,12 +215,12 @@ class Watch:
             raise _CrashError("not tried again, for the run was stopped")
 
 
-def forget(cache: Path, tried: Mapping[bytes, str]) -> None:
+def forget(cache: Place, tried: Mapping[bytes, str]) -> None:
     """Remove the files of dead runs that have nothing more to say, once several processes have tried their suspects.
 
     Parameters
     ----------
-    cache : Path
+    cache : Path or RemotePath
     tried : mapping of bytes to str
         As `Watch.tried`, of all of them.
     """
@@ -294,7 +295,7 @@ class _Notes:
                 self._descriptor = None
 
 
-def _dead_runs(cache: Path) -> list[_DeadRun]:
+def _dead_runs(cache: Place) -> list[_DeadRun]:
     try:
         return [run for path, alive in announced(cache) if not alive and (run := _dead_run(path)) is not None]
     except CacheError as error:

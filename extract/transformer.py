@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ..cache.part import Keys
+from ..cache.place import Place
 from ..cache.space import canonical_json
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import BackboneError, CacheMissError, DataError, UsageError
@@ -215,7 +215,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         )  # fmt: skip
         return asked, run
 
-    def _cache(self) -> Path:
+    def _cache(self) -> Place:
         return cache_dir(self.cache).absolute()
 
     def _embedder(self) -> Embedder:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 REFUSAL = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
     b"<Message>Please reduce your request rate.</Message></Error>"
+)
+FORBIDDEN = (
+    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>This is not for you.</Message></Error>'
 )
 
 
@@ -26,6 +30,8 @@ class Faults:
         So many requests are answered by 503 SlowDown.
     cut : int
         So many answers end, and the connection with them, in the middle of the object.
+    forbid : str
+        All requests are answered by 403 with this code, such as AccessDenied.
     seen : list of tuple of (str, str)
         Method and path of every request.
     done : dict of str to int
@@ -36,13 +42,14 @@ class Faults:
     wait: float = 0.0
     refuse: int = 0
     cut: int = 0
+    forbid: str = ""
     seen: list[tuple[str, str]] = field(default_factory=list)
     done: dict[str, int] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.Lock)
 
     def reset(self, **changes: Any) -> None:
         fresh = Faults(**changes)
-        for name in ("meets", "wait", "refuse", "cut"):
+        for name in ("meets", "wait", "refuse", "cut", "forbid"):
             setattr(self, name, getattr(fresh, name))
         self.seen.clear()
         self.done.clear()
@@ -72,13 +79,17 @@ class Faulty:
         if faults.wait:
             time.sleep(faults.wait)
         if faults.next_of("refuse"):
-            start_response(
-                "503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(REFUSAL)))]
-            )
-            return [REFUSAL]
+            return self._answer(start_response, "503 Slow Down", REFUSAL)
+        if faults.forbid:
+            return self._answer(start_response, "403 Forbidden", FORBIDDEN % faults.forbid.encode())
         if method == "GET" and faults.next_of("cut"):
             return self._cut(self.store(environ, start_response))
         return self.store(environ, start_response)
+
+    @staticmethod
+    def _answer(start_response: Any, status: str, content: bytes) -> Iterable[bytes]:
+        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))])
+        return [content]
 
     @staticmethod
     def _cut(answer: Iterable[bytes]) -> Iterator[bytes]:
@@ -99,6 +110,13 @@ class ObjectStore:
     @property
     def root(self) -> str:
         return f"s3://{self.bucket}"
+
+    def hold(self, url: str, data: bytes) -> None:
+        """Keep an object without a request, which is quicker for a thousand of them."""
+        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.s3.models import s3_backends
+
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(self.bucket, url.removeprefix(f"{self.root}/"), data)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -126,10 +144,12 @@ def serving(bucket: str = "photographs") -> Iterator[ObjectStore]:
     faults = Faults()
     application = Faulty(DomainDispatcherApplication(create_backend_app), faults)
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     store = ObjectStore(f"http://127.0.0.1:{server.server_port}", bucket, faults)
     known = store.environment
+    # What an earlier server of this process was given is still there.
+    urllib.request.urlopen(urllib.request.Request(f"{store.url}/moto-api/reset", method="POST")).close()
     client = boto3.client(
         "s3",
         endpoint_url=store.url,

@@ -24,6 +24,12 @@ def test_every_fault_has_a_test_that_is_named_for_it_and_exists():
         assert f"_f{int(number):02}_" in name, name
 
 
+def test_every_fault_of_a_bucket_has_a_test_that_exists():
+    rows = dict(re.findall(r"^\| B(\d+) \|.*\| `(\w+)` \|$", PAGE, re.MULTILINE))
+    assert [int(number) for number in rows] == list(range(1, 19))
+    assert set(rows.values()) <= TESTS
+
+
 def test_every_series_has_tests_that_are_named_for_it():
     numbers = {int(number) for name in TESTS for number in re.findall(r"^test_t(\d+)_", name)}
     assert numbers == {1, 2, 3, 4, 5, 6, 7, 8, 10, 11}, "T9 needs a network file system"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...cache.listing import Listing
+from ...cache.place import Place
 from ...cache.store import FeatureStore
 from ...errors import DataError, DecodeError, TrainingError, printable
 from ...extract.decode import decode
@@ -101,7 +102,7 @@ class Pictures:
 
 def load_pictures(
     data: Path,
-    cache: Path,
+    cache: Place,
     run: RunOptions,
     ranks: Ranks,
     *,
@@ -121,7 +122,7 @@ def load_pictures(
     Parameters
     ----------
     data : Path
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder; it need not be there.
     run : RunOptions
     ranks : Ranks

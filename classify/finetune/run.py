@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...cache.place import Place
 from ...errors import TrainingError
 from ...extract.device import Device
 from ...extract.options import RunOptions, SpaceOptions
@@ -45,7 +46,7 @@ class Asked:
 
     data: Path
     out: Path
-    cache: Path
+    cache: Place
     space: SpaceOptions
     run: RunOptions
     train: TrainOptions

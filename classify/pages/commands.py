@@ -6,9 +6,9 @@ import dataclasses
 import inspect
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ...cache.place import Place
 from ...cache.space import FeatureSpace
 from ...errors import printable
 from ...extract.options import as_words
@@ -27,7 +27,7 @@ _APART = ("train", "seed")
 _OF_PIXELS = ("resize", "crop", "interpolation", "mean", "std")
 
 
-def commands_of(model: SavedModel, cache: Path) -> list[str]:
+def commands_of(model: SavedModel, cache: Place) -> list[str]:
     """Return the commands, with what differs from the defaults.
 
     What follows from the data, such as how its folders are read, is left out.
@@ -35,7 +35,7 @@ def commands_of(model: SavedModel, cache: Path) -> list[str]:
     Parameters
     ----------
     model : SavedModel
-    cache : Path
+    cache : Path or RemotePath
         The cache's folder, which knows what the defaults of a backbone lead to.
     """
     root = shlex.quote(printable(model.training["root"]))

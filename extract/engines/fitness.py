@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from ... import __version__
-from ...cache.publish import discard, publish, sortable_id, temporary_path
+from ...cache import storage
+from ...cache.publish import sortable_id, temporary_path
 from ...cache.remote import is_url
 from ..files import os_reason
 from ..orders import Token
@@ -23,15 +25,16 @@ def shared_token(shards: Shards) -> Iterator[Token]:
     CacheError
         The cache cannot be written.
     """
-    path = temporary_path(shards.cache / "shared")
+    path = shards.cache / temporary_path(Path("shared")).name
     first = os.path.join(shards.work.base, shards.work.names[int(shards.rows[0][0])])  # noqa: PTH118  (bytes)
     files = tuple(name for name in (first, *shards.weights()) if not is_url(os.fsdecode(name)))
     token = Token(__version__, path, sortable_id().encode("ascii"), files)
-    publish(path, token.content)
+    storage.publish(path, token.content)
     try:
         yield token
     finally:
-        discard(path)
+        with contextlib.suppress(OSError):  # it has gone, or the cache has: nobody needs it any more
+            storage.delete(path)
 
 
 def lacking(token: Token) -> str:
@@ -40,9 +43,10 @@ def lacking(token: Token) -> str:
         return f"has headstart {__version__}, and the run is of {token.version}: install the same there"
     folder = token.path.parent
     try:
-        content = token.path.read_bytes()
+        content = storage.read_whole(token.path)
     except OSError as error:
-        return f"does not see the cache {folder} ({os_reason(error)}): share it, under the same path"
+        why = os_reason(error) if error.errno else str(error)
+        return f"does not see the cache {folder} ({why}): share it, under the same path"
     if content != token.content:
         return f"has another folder than the cache at {folder}: share it, under the same path"
     for name in token.files:

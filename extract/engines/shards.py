@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...cache.place import Place
 from ...cache.publish import sortable_id
 from ...cache.store import FeatureStore
 from ...errors import printable
@@ -85,7 +86,7 @@ class Shards:
     ----------
     name : str
         Of the run.
-    cache : Path
+    cache : Path or RemotePath
     networks : list of tuple of (list of FeatureSpace, list of SpaceOptions)
     run : RunOptions
     work : Work
@@ -98,7 +99,7 @@ class Shards:
     """
 
     name: str
-    cache: Path
+    cache: Place
     networks: list[Network]
     run: RunOptions
     work: Work

@@ -20,6 +20,7 @@ import numpy as np
 from ...cache.datasets import load_listing
 from ...cache.index import KeyIndex
 from ...cache.part import PartHead
+from ...cache.place import Place
 from ...cache.running import running
 from ...cache.store import FeatureStore
 from ..embedder import Embedder
@@ -109,7 +110,7 @@ class _Kept:
         Of the run that `heads` and `hashes` belong to.
     key : str
         What leads to the embedders.
-    heads : dict of str to dict of Path to PartHead
+    heads : dict of str to dict of place to PartHead
         The parts that have been read, by space: they never change.
     hashes : KnownHashes or None
     """
@@ -119,7 +120,7 @@ class _Kept:
     run_name: str = ""
     key: str = ""
     embedders: list[Embedder] = field(default_factory=list)
-    heads: dict[str, dict[Path, PartHead]] = field(default_factory=dict)
+    heads: dict[str, dict[Place, PartHead]] = field(default_factory=dict)
     hashes: KnownHashes | None = None
 
     def begin(self, order: Order, threads: int | None) -> None:
@@ -209,7 +210,7 @@ def _run_of(run: RunOptions, threads: int | None) -> RunOptions:
     return run if threads is None else replace(run, workers=min(run.workers or threads, threads))
 
 
-def _hashes(cache: Path, dataset: str) -> KnownHashes:
+def _hashes(cache: Place, dataset: str) -> KnownHashes:
     listing = load_listing(cache, Path(dataset))
     if listing is None:
         return KnownHashes.of(np.zeros((0, 32), np.uint8), np.zeros(0, np.uint64))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from headstart.cache.remote import is_url, passes, put, read_range, scheme_of
+from headstart.cache.remote import is_url, passes, put, read_range, retried, scheme_of
 from headstart.errors import MissingExtraError, UsageError
 
 
@@ -47,6 +47,22 @@ def test_an_unknown_scheme_is_a_mistake_and_a_missing_package_names_the_extra(mo
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(MissingExtraError, match=r'pip install "headstart\[gs\]"'):
         read_range("gs://a/b")
+
+
+def test_what_a_library_says_in_its_own_words_is_an_error_of_the_system():
+    from botocore.exceptions import NoCredentialsError, ParamValidationError
+
+    def fails(error):
+        raise error
+
+    with pytest.raises(PermissionError, match="Unable to locate credentials"):
+        retried(lambda: fails(NoCredentialsError()), "s3://b")
+    with pytest.raises(OSError, match="Invalid bucket name"):
+        retried(lambda: fails(ParamValidationError(report="Invalid bucket name")), "s3://B B")
+    with pytest.raises(PermissionError, match="Forbidden: gs://b"):
+        retried(lambda: fails(OSError("Forbidden: gs://b")), "gs://b")
+    with pytest.raises(ZeroDivisionError):
+        retried(lambda: 1 / 0, "s3://b")
 
 
 def test_errors_that_pass_are_told_from_those_that_stay():

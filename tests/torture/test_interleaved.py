@@ -135,7 +135,7 @@ def read_in_blocks(root):
 @pytest.mark.parametrize("other", ["compact-now", "copies", "twice"])
 @pytest.mark.parametrize("reader", [read_and_look_up, read_in_blocks], ids=["gather", "blocks"])
 def test_t5_one_job_at_every_step_of_a_reader(arena, small_parts, monkeypatch, reader, other):
-    monkeypatch.setattr("headstart.cache.store.READ_THREADS", 1)  # one order of steps, so that each is met
+    monkeypatch.setattr("headstart.cache.storage.READ_THREADS", 1)  # one order of steps, so that each is met
     template, root = arena / "template", arena / "base" / "cache"
     template.mkdir()
     arrange(template / "cache")

@@ -16,6 +16,7 @@ from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from . import block
 from .listing import Listing, dataset_id, is_listing, read_listing
 from .reading import files, folders, gone_or_unreadable, read_error, repeated
+from .source import Source
 
 logger = logging.getLogger("headstart.cache")
 
@@ -36,14 +37,14 @@ def listing_paths(cache: Path, dataset: str | None = None) -> list[Path]:
     return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
-def load_listing(cache: Path, root: Path | None = None) -> Listing | None:
+def load_listing(cache: Path, root: Source | None = None) -> Listing | None:
     """Return the latest listing of a dataset, or of any dataset, that can be read.
 
     Parameters
     ----------
     cache : Path
         The cache's folder; it need not exist.
-    root : Path, optional
+    root : Path or Url, optional
         The dataset. Without it the dataset of the latest run is taken.
 
     Returns
@@ -55,7 +56,7 @@ def load_listing(cache: Path, root: Path | None = None) -> Listing | None:
     return next(load_listings(cache, root), None)
 
 
-def load_listings(cache: Path, root: Path | None = None) -> Iterator[Listing]:
+def load_listings(cache: Path, root: Source | None = None) -> Iterator[Listing]:
     """Yield the listings of a dataset, or of all, the latest first; damaged ones are passed over with a warning."""
     for path in listing_paths(cache, dataset_id(root) if root else None):
         try:
@@ -75,7 +76,7 @@ def load_named(cache: Path, dataset: str) -> Iterator[str]:
             yield read_listing(path).root
 
 
-def latest_listing(cache: Path, root: Path | None = None) -> Listing | None:
+def latest_listing(cache: Path, root: Source | None = None) -> Listing | None:
     """Return the latest listing, for readers that believe it without looking at the files; None where there is none.
 
     Raises
@@ -86,7 +87,7 @@ def latest_listing(cache: Path, root: Path | None = None) -> Listing | None:
     return repeated(cache, partial_call(_latest, cache, root))
 
 
-def _latest(cache: Path, root: Path | None) -> Listing | None:
+def _latest(cache: Path, root: Source | None) -> Listing | None:
     for path in listing_paths(cache, dataset_id(root) if root else None):
         try:
             return read_listing(path)
@@ -101,7 +102,7 @@ def _latest(cache: Path, root: Path | None) -> Listing | None:
     return None
 
 
-def require_listing(cache: Path, root: Path | None = None) -> Listing:
+def require_listing(cache: Path, root: Source | None = None) -> Listing:
     """Return the latest listing, as `latest_listing` does.
 
     Raises

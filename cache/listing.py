@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 from ..errors import CacheFormatError, DamagedFileError
 from . import block
 from .publish import make_folder, publish, sortable_id
+from .source import Source, name_bytes, source_of
 from .space import ID_LENGTH, canonical_json
 from .tags import ARRAYS, Tags
 
@@ -135,12 +135,12 @@ class Listing:
     @property
     def dataset_id(self) -> str:
         """The id under which the dataset's listings are kept."""
-        return dataset_id(Path(self.source))
+        return dataset_id(source_of(self.source))
 
 
-def dataset_id(root: Path) -> str:
-    """Return the first 16 hex digits of the SHA-256 of the resolved path of a dataset."""
-    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:ID_LENGTH]
+def dataset_id(root: Source) -> str:
+    """Return the first 16 hex digits of the SHA-256 of the resolved path of a dataset, or of its URL."""
+    return hashlib.sha256(name_bytes(root.resolve())).hexdigest()[:ID_LENGTH]
 
 
 def save_listing(cache: Path, listing: Listing) -> Path:

@@ -12,6 +12,7 @@ from ..errors import CacheError, CacheMissError, UsageError
 from .datasets import listing_paths, load_named
 from .listing import dataset_id
 from .publish import sync_folder, temporary_path, write_error
+from .source import source_of
 from .store import FeatureStore
 
 
@@ -107,7 +108,7 @@ def remove_dataset(root: Path, wanted: str) -> Removal:
         The cache has no such dataset.
     """
     known = {path.parent.name for path in listing_paths(root)}
-    dataset = wanted if wanted in known else dataset_id(Path(wanted))
+    dataset = wanted if wanted in known else dataset_id(source_of(wanted))
     paths = listing_paths(root, dataset) if dataset in known else []
     if not paths:
         names = sorted({f"{name} ({dataset})" for dataset in known for name in load_named(root, dataset)})

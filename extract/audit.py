@@ -16,15 +16,16 @@ from ..cache.datasets import load_listings
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
 from ..cache.part import Keys, recipe_name, recipe_words, recipes_of
+from ..cache.source import source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.verify import Verification
 from ..cache.verify import verify as verify_bytes
 from ..errors import DataError, DecodeError, HeadstartError, printable
+from .access import read_anywhere
 from .csv_file import unique_lines
 from .decode import decode
 from .features import dataset_folder
-from .files import read_regular
 from .options import RunOptions
 from .progress import progress_bar
 from .resolve import embedder_of
@@ -127,7 +128,7 @@ def _named_here(listing: Listing, rows: np.ndarray) -> np.ndarray:
     if listing.layout != "csv":
         return np.ones(len(rows), bool)
     try:
-        lines, _ = unique_lines(Path(listing.source))
+        lines, _ = unique_lines(source_of(listing.source))
     except (DataError, OSError) as error:
         logger.debug("%s is not sampled: %s", printable(listing.source), error)
         return np.zeros(len(rows), bool)
@@ -144,7 +145,7 @@ def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:
         return None
     path = os.path.join(dataset_folder(listing, listing.source), name)  # noqa: PTH118
     try:
-        data = read_regular(path)
+        data = read_anywhere(path)[0]
     except DecodeError as error:
         logger.debug("%s is not sampled: %s", printable(path), error)
         return None

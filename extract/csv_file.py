@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..cache.remote import is_url
+from ..cache.source import Source, Url, source_of
 from ..cache.tags import BAR
-from ..errors import DataError, printable
+from ..errors import DataError, HeadstartError, printable
+from .elsewhere import csv_path, opened_csv
 from .files import os_reason, some, with_slashes
 from .layouts import SPLIT_CODE
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `c://` is a Windows drive
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Line:
         return self.label, self.labels, self.split
 
 
-def unique_lines(data: Path) -> tuple[dict[bytes, Line], int]:
+def unique_lines(data: Source) -> tuple[dict[bytes, Line], int]:
     """Read a CSV of images, one line for each.
 
     Parameters
     ----------
-    data : Path
-        A regular file in UTF-8, whose first line names the columns ``path``, ``label`` or ``labels``, and, if wanted,
-        ``split``. A cell of ``labels`` holds names with bars between them, ``cat|dog``, or nothing.
+    data : Path or Url
+        A regular file or an object, in UTF-8, whose first line names the columns ``path``, ``label`` or ``labels``,
+        and, if wanted, ``split``. A cell of ``labels`` holds names with bars between them, ``cat|dog``, or nothing.
 
     Returns
     -------
@@ -94,10 +94,8 @@ def doubtful_names(lines: Collection[Line]) -> list[str]:
     return [f"taken as one label each: {shown}; several names need bars between them, as in cat|dog"] if names else []
 
 
-def _csv_lines(data: Path) -> Iterator[tuple[bytes, Line]]:
-    _refuse_binary(data)
-    # surrogateescape lets a path of any bytes through, and os.fsencode gives those bytes back.
-    with data.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+def _csv_lines(data: Source) -> Iterator[tuple[bytes, Line]]:
+    with _opened(data) as file:
         reader = csv.reader(file, strict=True)
         try:
             columns = _columns(data, next(reader, []))
@@ -110,17 +108,21 @@ def _csv_lines(data: Path) -> Iterator[tuple[bytes, Line]]:
             ) from error
 
 
-def _refuse_binary(data: Path) -> None:
+def _opened(data: Source) -> io.TextIOWrapper:
     try:
-        with data.open("rb") as file:
-            start = file.read(1 << 16)
+        file = opened_csv(data)
+        start: bytes = file.buffer.peek()  # type: ignore[attr-defined]  # of a BufferedReader
     except OSError as error:
+        if isinstance(error, HeadstartError):
+            raise
         raise DataError(f"cannot read {printable(data)}: {os_reason(error)}; check its permissions") from error
     if b"\0" in start.split(b"\n", 1)[0]:
+        file.close()
         raise DataError(f"{printable(data)} is no CSV in UTF-8; name a folder, or a CSV with the columns path,label")
+    return file
 
 
-def _columns(data: Path, header: list[str]) -> dict[str, int]:
+def _columns(data: Source, header: list[str]) -> dict[str, int]:
     names = [name.strip().lower() for name in header]
     if {"label", "labels"} <= set(names):
         choice = "keep label where an image has one class, labels where it may have several, as in cat|dog"
@@ -135,7 +137,7 @@ def _columns(data: Path, header: list[str]) -> dict[str, int]:
     return {name: names.index(name) for name in ("path", label, "split") if name in names}
 
 
-def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) -> tuple[bytes, Line]:
+def _parsed(data: Source, number: int, row: list[str], columns: dict[str, int]) -> tuple[bytes, Line]:
     try:
         text = {name: row[index].strip() for name, index in columns.items()}
         split = SPLIT_CODE[text.get("split", "").lower()]
@@ -143,7 +145,7 @@ def _parsed(data: Path, number: int, row: list[str], columns: dict[str, int]) ->
         for name in (label, *(labels or ())):
             if "\0" in name:
                 raise DataError(f"the label {printable(name)} holds a NUL byte; name the class otherwise")
-        return _checked_path(row[columns["path"]]), Line(number, label, split, labels)
+        return _checked_path(row[columns["path"]], data), Line(number, label, split, labels)
     except IndexError:
         reason = f"{len(row)} fields, the header promises more; fill in the line"
     except KeyError:
@@ -160,12 +162,18 @@ def _names(cell: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _checked_path(text: str) -> bytes:
+def _checked_path(text: str, data: Source) -> bytes:
     if "\0" in text:
         raise DataError(f"the path {printable(text)} holds a NUL byte; name a file")
-    if _URL.match(text):
-        raise DataError(f"{printable(text)} is a URL; download the images and name the files")
+    if is_url(text):
+        named = source_of(text)
+        if isinstance(named, Url):
+            return csv_path(text)
+        text = str(named)
     path = with_slashes(os.fsencode(text))
+    if isinstance(data, Url) and os.path.isabs(path):  # noqa: PTH117  (names are bytes)
+        # Whoever may write to a store does not choose which files of this machine are read.
+        raise DataError(f"{printable(text)} lies on this machine, and the CSV does not; name it by a URL")
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]  # ./a and a are one image
     if not parts:
         raise DataError("the path is empty; name an image")

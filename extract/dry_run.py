@@ -13,6 +13,7 @@ import numpy as np
 from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
+from ..cache.source import source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from .explain import Miss, misses
@@ -194,7 +195,7 @@ def _spaces(store: FeatureStore, asked: Sequence[SpaceOptions], run_options: Run
 
 def _reasons_to_read(cache: Path, listing: Listing, rows: np.ndarray) -> dict[str, int]:
     """Count by reason the images whose bytes are not known."""
-    previous = load_listing(cache, Path(listing.source))
+    previous = load_listing(cache, source_of(listing.source))
     places = {} if previous is None else {name: row for row, name in enumerate(previous.paths)}
     was = np.array([places.get(listing.paths[row], -1) for row in rows], np.int64)
     there = was >= 0

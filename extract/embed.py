@@ -16,6 +16,7 @@ from ..cache.part import Keys
 from ..cache.running import running
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
+from .access import in_order_of_bytes
 from .embedder import Embedder
 from .explain import explain_misses, joined, warn_of_versions
 from .plan import known_hashes, share_hashes, to_look_at
@@ -120,6 +121,7 @@ def embed_stepwise(
         explained = [explain_misses(store, space, _lacking(listing, known, held[space.id]), held) for space in spaces]
         logger.info("looking at %d of %d images", todo.size, len(listing))
         counts = views.counts(listing.split)
+        todo = in_order_of_bytes(listing.paths, listing.stat, todo)
         work = Work(listing.paths, listing.stat, todo, base, views=views, counts=counts)
         if hashed:
             work = replace(work, hashes=known_hashes(store.root, listing))

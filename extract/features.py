@@ -18,11 +18,13 @@ from ..cache.datasets import load_listings, require_listing
 from ..cache.export import Export, export
 from ..cache.listing import SPLITS, Listing
 from ..cache.part import Keys
+from ..cache.source import Source, source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_option
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
 from .lacking import lacking_words
+from .tars import base_of, names_tars
 from .views import PLAIN, Views
 from .which_views import chosen_views
 
@@ -189,7 +191,10 @@ class Features:
 
 def dataset_folder(listing: Listing, root: str) -> str:
     """Return the folder that a listing's paths are relative to, for its `root` or its `source`."""
-    return str(Path(root).parent) if listing.layout == "csv" else root
+    source = source_of(root)
+    if listing.layout == "csv":
+        return str(source.parent)
+    return str(base_of(source)) if names_tars(source) else root
 
 
 def gather_joined(
@@ -243,7 +248,7 @@ def gathered(
 
 def load_features(
     cache: Path,
-    data: Path | None = None,
+    data: Source | None = None,
     wanted: dict[str, Any] | None = None,
     features: str | Sequence[str] = (),
     *,
@@ -295,7 +300,7 @@ def load_features(
                 f"({describe_space(spaces[place])}); name each once"
             )
     requests = tuple(request for _, request in found)
-    runs = load_listings(cache, Path(listing.source))
+    runs = load_listings(cache, source_of(listing.source))
     return Features(listing, spaces, store, requests, chosen_views(store, spaces, requests, runs, views, augment))
 
 
@@ -312,7 +317,7 @@ def _newest_spaces(
 ) -> list[tuple[FeatureSpace, dict[str, Any]]]:
     """Return for each of `asked` the first fitting space of the dataset's newest run that had any, and its request."""
     found: dict[int, tuple[FeatureSpace, dict[str, Any]]] = {}
-    for earlier in load_listings(cache, Path(listing.source)):
+    for earlier in load_listings(cache, source_of(listing.source)):
         spaces = [store.space(space_id) for space_id in earlier.spaces]
         for place in sorted(set(range(len(asked))) - set(found)):
             fitting = [space for space in spaces if fits(space, asked[place])]

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..cache.datasets import load_listing
+from ..cache.remote import is_url
+from ..cache.source import Named, Source, Url, name_bytes, source_of
 from ..cache.tags import Tags
 from ..errors import DataError, DataNotFoundError, UsageError, printable
+from .access import examined_anywhere
+from .bucket import examined_all
 from .csv_file import Line, doubtful_names, unique_lines
-from .files import NO_STAT, SUFFIXES, Stat, os_reason, refusal, some, stat_of, with_slashes
+from .elsewhere import Found, found_at, found_below, location, timeless, timeless_note
+from .files import SUFFIXES, examined, os_reason, some, with_slashes
 from .layouts import Reading, read_tree
+from .tars import Tars, list_tars, named_tars, names_tars, tars_in
 from .tree import Tree, walk
 
 LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
@@ -38,9 +45,9 @@ class ImageList:
 
     Attributes
     ----------
-    root : Path
-        The folder or CSV file as the user named it.
-    base : Path
+    root : Path or Url
+        The folder, CSV file or tars as the user named them.
+    base : Path or Url
         The folder that relative paths are relative to.
     layout : str
         One of `LAYOUTS`.
@@ -62,8 +69,8 @@ class ImageList:
         Labels of a dataset in which an image may have several; None for any other.
     """
 
-    root: Path
-    base: Path
+    root: Source
+    base: Source
     layout: str
     classes: tuple[str, ...]
     paths: list[bytes]
@@ -88,17 +95,20 @@ class _Rows:
     tags: Tags | None = None
 
 
-def list_images(data: Path, *, layout: str = "auto") -> ImageList:
-    """List the images of a folder or a CSV file with their labels and splits.
+def list_images(data: Named, *, layout: str = "auto", cache: Path | None = None) -> ImageList:
+    """List the images of a folder, a CSV file or tars, here or at a URL, with their labels and splits.
 
     Parameters
     ----------
-    data : Path
-        A folder, or a CSV file with the columns ``path`` and ``label``, or ``labels`` where an image may have several,
-        and, if wanted, ``split``.
+    data : path, str or Url
+        A folder, also one of tars; a CSV file with the columns ``path`` and ``label``, or ``labels`` where an image may
+        have several, and, if wanted, ``split``; a tar, or several by braces, ``train-{0000..0009}.tar``.
     layout : str, default "auto"
         ``"auto"``, or one of `LAYOUTS` to say how DATA is to be read; with ``"flat"`` every image below a folder is
         taken, without labels.
+    cache : Path, optional
+        The cache's folder, whose latest listing tells what tars hold that have not changed; they are all gone through
+        where it is None.
 
     Returns
     -------
@@ -112,21 +122,28 @@ def list_images(data: Path, *, layout: str = "auto") -> ImageList:
     DataNotFoundError
         There is no such folder or file.
     DataError
-        No images, or a CSV that cannot be read as asked.
+        No images, a CSV that cannot be read as asked, or a store that cannot be listed.
     """
     if layout not in ("auto", *LAYOUTS):
         raise UsageError(f"unknown layout {layout!r}; use auto, {', '.join(LAYOUTS)}")
-    data = Path(data)
-    mode = _status(data).st_mode
-    is_folder = stat.S_ISDIR(mode)
-    if not is_folder and not stat.S_ISREG(mode):
-        raise DataError(f"{printable(data)} is neither a folder nor a regular file; name a folder of images or a CSV")
+    data = source_of(data)
+    if names_tars(data):
+        return _list_tars(data, named_tars(data), layout, cache)
+    found = found_at(data) if isinstance(data, Url) else None
+    is_folder = _is_folder(data) if isinstance(data, Path) else found is not None
     if layout != "auto" and is_folder == (layout == "csv"):
         kind = "folder" if is_folder else "file"
         raise UsageError(
             f"layout {layout!r} does not fit {printable(data)}, which is a {kind}; leave the layout to auto"
         )
-    return _list_folder(data, layout) if is_folder else _list_csv(data)
+    return _list_folder(data, found, layout, cache) if is_folder else _list_csv(data)
+
+
+def _is_folder(data: Path) -> bool:
+    mode = _status(data).st_mode
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"{printable(data)} is neither a folder nor a regular file; name a folder of images or a CSV")
+    return stat.S_ISDIR(mode)
 
 
 def _status(data: Path) -> os.stat_result:
@@ -143,7 +160,7 @@ def _status(data: Path) -> os.stat_result:
 
 
 def _assembled(
-    root: Path, base: Path, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
+    root: Source, base: Source, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
 ) -> ImageList:
     order: list[int] = sorted(np.flatnonzero(rows.keep).tolist(), key=rows.paths.__getitem__)
     taken = np.array(order, np.int64)
@@ -168,14 +185,32 @@ def _assembled(
 # Folders
 
 
-def _list_folder(data: Path, layout: str) -> ImageList:
-    tree = walk(os.fsencode(data))
-    reading = read_tree(tree, layout)
+def _list_folder(data: Source, found: Found | None, layout: str, cache: Path | None) -> ImageList:
+    if found is not None:
+        tree, tars = found.tree, Tars(data, found.tars)
+    else:
+        assert isinstance(data, Path)
+        tree = walk(os.fsencode(data))
+        tars = Tars(data, {}) if tree.paths or not tree.ignored[".tar"] else tars_in(data)
+    if tars.stats and not tree.paths:
+        return _list_tars(data, tars, layout, cache)
+    return _of_tree(data, data, tree, read_tree(tree, layout), [])
+
+
+def _list_tars(data: Source, tars: Tars, layout: str, cache: Path | None) -> ImageList:
+    tree, reading, notes = list_tars(
+        tars, layout, lambda: None if cache is None else load_listing(cache, data)
+    )  # fmt: skip
+    return _of_tree(data, tars.base, tree, reading, [f"members of {len(tars.stats)} tar files", *notes])
+
+
+def _of_tree(data: Source, base: Source, tree: Tree, reading: Reading, notes: list[str]) -> ImageList:
     rows = _rows_of_tree(tree, reading)
     if not rows.keep.any():
         raise DataError(_nothing_found(data, reading.layout, tree))
-    notes = [*reading.notes, *_empty_classes(reading, rows), *_oddities(tree)]
-    return _assembled(data, data, reading.layout, reading.classes, rows, notes)
+    notes += [*reading.notes, *_empty_classes(reading, rows), *_oddities(tree)]
+    notes += timeless_note(int((timeless(rows.stats) & rows.keep).sum()))
+    return _assembled(data, base, reading.layout, reading.classes, rows, notes)
 
 
 def _rows_of_tree(tree: Tree, reading: Reading) -> _Rows:
@@ -184,7 +219,7 @@ def _rows_of_tree(tree: Tree, reading: Reading) -> _Rows:
     return _Rows(tree.paths, label[tree.folder], split[tree.folder], tree.stats, tree.reasons, keep[tree.folder])
 
 
-def _nothing_found(data: Path, layout: str, tree: Tree) -> str:
+def _nothing_found(data: Source, layout: str, tree: Tree) -> str:
     where = {"splits": "in split folders (train, val, test) ", "classes": "in class folders "}.get(layout, "")
     found = f"{len(tree.paths)} images elsewhere in it" if tree.paths else _ignored_text(tree) or "no files"
     return (
@@ -217,12 +252,12 @@ def _oddities(tree: Tree) -> list[str]:
 # Images and folders named one by one
 
 
-def list_paths(paths: Iterable[Path]) -> ImageList:
+def list_paths(paths: Iterable[Named]) -> ImageList:
     """List images and folders of images named one by one, without labels.
 
     Parameters
     ----------
-    paths : iterable of Path
+    paths : iterable of path, str or Url
         Images of any name, and folders, which are searched at any depth.
 
     Returns
@@ -237,7 +272,7 @@ def list_paths(paths: Iterable[Path]) -> ImageList:
     DataError
         There are no images.
     """
-    named = [Path(path) for path in paths]
+    named = [source_of(path) for path in paths]
     files: _Files = {}
     notes: list[str] = []
     for path in named:
@@ -245,23 +280,46 @@ def list_paths(paths: Iterable[Path]) -> ImageList:
     if not files:
         looked = some([printable(path) for path in named]) or "nothing"
         raise DataError(f"no images in {looked}: looked for {_SUFFIX_TEXT}; name images or a folder that holds some")
-    base = Path.cwd() if any(not path.is_absolute() for path in named) else Path(named[0].anchor)
+    local = [path for path in named if isinstance(path, Path)]
+    base = Path(local[0].anchor) if local and all(path.is_absolute() for path in local) else Path.cwd()
     rows = _rows_of(files, [-1] * len(files), [0] * len(files))
-    return _assembled(base, base, "flat", (), rows, notes)
+    return _assembled(base, base, "flat", (), rows, notes + timeless_note(int(timeless(rows.stats).sum())))
 
 
-def _add_named(files: _Files, notes: list[str], path: Path) -> None:
-    name = os.fsencode(path)
-    found, reason = examined(name)
+def _add_named(files: _Files, notes: list[str], path: Source) -> None:
+    name = name_bytes(path)
+    if names_tars(path):
+        _add_tars(files, notes, path, named_tars(path))
+        return
+    if isinstance(path, Url) and path.suffix[1:].lower().encode() not in SUFFIXES:
+        found = found_below(path)
+        _add_tree(files, notes, path, found.tree, lambda below: location(name, below))
+        if found.tars and not found.tree.paths:
+            _add_tars(files, notes, path, Tars(path, found.tars))
+        return
+    stat_, reason = examined_anywhere(name)
     if reason == "not found":
         raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
     if reason != "is a directory":
-        files[with_slashes(name)] = (found, reason)
+        files[name if isinstance(path, Url) else with_slashes(name)] = (stat_, reason)
         return
-    tree = walk(name)
     prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
+    tree = walk(name)
+    _add_tree(files, notes, path, tree, lambda below: prefix + below)
+    if isinstance(path, Path) and not tree.paths and tree.ignored[".tar"]:
+        _add_tars(files, notes, path, tars_in(path))
+
+
+def _add_tars(files: _Files, notes: list[str], path: Source, tars: Tars) -> None:
+    tree, _, more = list_tars(tars, "flat")
+    base = b"" if tars.base == Path() else name_bytes(tars.base)
+    _add_tree(files, notes, path, tree, lambda below: location(base, below))
+    notes += more
+
+
+def _add_tree(files: _Files, notes: list[str], path: Source, tree: Tree, named: Callable[[bytes], bytes]) -> None:
     for index, (below, found) in enumerate(zip(tree.paths, tree.stats.tolist(), strict=True)):
-        files[prefix + below] = (found, tree.reasons.get(index))
+        files[named(below)] = (found, tree.reasons.get(index))
     notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
 
 
@@ -272,37 +330,31 @@ def _rows_of(files: _Files, label: list[int], split: list[int]) -> _Rows:
     return _Rows(list(files), np.array(label, np.int32), np.array(split, np.uint8), stats, reasons, keep)
 
 
-def examined(path: bytes) -> tuple[Stat, str | None]:
-    """Return a file's status and, where it cannot be read, the reason."""
-    try:
-        found = os.stat(path)  # noqa: PTH116  (names are bytes)
-    except OSError as error:
-        reason = os_reason(error)
-        dangling = reason == "not found" and os.path.islink(path)  # noqa: PTH114  (names are bytes)
-        return NO_STAT, "dangling link" if dangling else reason
-    except ValueError:  # a NUL inside the name
-        return NO_STAT, "not found"
-    return stat_of(found), refusal(found, path)
-
-
 # CSV
 
 
-def _list_csv(data: Path) -> ImageList:
+def _list_csv(data: Source) -> ImageList:
     lines, merged = unique_lines(data)
     if not lines:
         raise DataError(f"{printable(data)} lists no images below its header; add lines of path,label")
     names = {name for line in lines.values() for name in (line.label, *(line.labels or ()))}
     classes = tuple(sorted(names - {""}))
     number = {"": -1} | {name: index for index, name in enumerate(classes)}
-    folder = os.fsencode(data.parent)
-    files: _Files = {path: examined(os.path.join(folder, path)) for path in lines}  # noqa: PTH118  (names are bytes)
+    files = _named_by_csv(data, lines)
     label = [number[line.label] for line in lines.values()]
     rows = _rows_of(files, label, [line.split for line in lines.values()])
     rows = replace(rows, tags=_tags(lines.values(), number))
     notes = [f"merged {merged} lines that say the same of an image"] if merged else []
-    notes += doubtful_names(lines.values())
+    notes += doubtful_names(lines.values()) + timeless_note(int(timeless(rows.stats).sum()))
     return _assembled(data, data.parent, "csv", classes, rows, notes)
+
+
+def _named_by_csv(data: Source, lines: Iterable[bytes]) -> _Files:
+    """Look at the files of this machine one after the other, and at objects many at once."""
+    places = {name: location(name_bytes(data.parent), name) for name in lines}
+    remote = {name: os.fsdecode(place) for name, place in places.items() if is_url(os.fsdecode(place))}
+    known = dict(zip(remote, examined_all(list(remote.values())), strict=True))
+    return {name: known[name] if name in known else examined(place) for name, place in places.items()}
 
 
 def _tags(lines: Collection[Line], number: dict[str, int]) -> Tags | None:

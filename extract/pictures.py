@@ -25,8 +25,7 @@ from ..errors import CacheError, DecodeError, UsageError, printable
 from .decode import as_bmp, pixels_of
 from .embed import embed_listing
 from .embedder import Embedder
-from .files import os_reason
-from .images import examined
+from .files import examined, os_reason
 from .known_files import recall_files, remember_files
 from .plan import failure_rules
 

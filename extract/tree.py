@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..errors import DataError, printable
 from .files import NO_STAT, READABLE_BY_ALL, SUFFIXES, Stat, os_reason, refusal, stat_of
 
-_SKIPPED_NAMES = frozenset((b"__MACOSX", b"@eaDir"))
+SKIPPED_NAMES = frozenset((b"__MACOSX", b"@eaDir"))
 _ENDINGS = tuple(b"." + suffix for suffix in SUFFIXES)
 _KIND = stat.S_IFMT(0xFFFF)  # the bits of a mode that say what a file is
 # What is asked of many images at once: the columns of a `Stat`, then what decides whether a file may be read.
@@ -135,7 +135,7 @@ class _Walker:
     def _place_all(self, entries: list[os.DirEntry[bytes]], prefix: bytes, folder: int) -> None:
         others = self._add_plain(entries, prefix, folder) if len(entries) >= _FEW else entries
         for entry in others:
-            if entry.name not in _SKIPPED_NAMES:
+            if entry.name not in SKIPPED_NAMES:
                 self._place(entry, prefix + entry.name, folder)
 
     def _add_plain(self, entries: list[os.DirEntry[bytes]], prefix: bytes, folder: int) -> Iterable[os.DirEntry[bytes]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...cache.source import Source
 from ...errors import TrainingError
 from ...extract.device import Device
 from ...extract.options import RunOptions, SpaceOptions
@@ -43,7 +44,7 @@ logger = logging.getLogger("headstart.finetune")
 class Asked:
     """What a run was asked for, of all its stages."""
 
-    data: Path
+    data: Source
     out: Path
     cache: Path
     space: SpaceOptions

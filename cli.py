@@ -28,12 +28,14 @@ from .cli_options import (
     Pictures,
     cache_option,
     device_options,
+    engine_options,
     given_of,
     grid_options,
     layer_option,
     layout_option,
     made_views_options,
     max_pixels_option,
+    memory_options,
     only_one_of,
     positive,
     prediction_options,
@@ -84,9 +86,7 @@ def commands(context: click.Context) -> None:
               help="Compile the network [default: where the images left repay it].")  # fmt: skip
 @click.option("--decoder", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
               help="gpu: an NVIDIA GPU decodes JPEGs too; a feature space of its own.")  # fmt: skip
-@click.option(
-    "--processes", type=positive, metavar="N", help="Share the work between N [default: one a GPU, four for long runs]."
-)
+@engine_options
 @layout_option
 @click.option("--limit", type=positive, metavar="N", help="Take only N images, spread evenly over the listing.")
 @click.option("--rehash", is_flag=True, help="Read every file, also those that did not change.")
@@ -125,7 +125,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 @click.argument("data", type=Pictures, required=False)
 @click.option("--head", type=click.Choice(["logistic", "linear", "mlp", "knn", "ncm"]), default="logistic",
               show_default=True, help="knn: nearest neighbours; ncm: nearest class mean.")  # fmt: skip
-@click.option("--cv", type=click.IntRange(min=2), help="Folds of the cross-validation [default: 5].")
+@click.option("--cv", type=positive, help="Folds of the cross-validation; 1: none [default: 5].")
 @click.option("--class-weight", type=click.Choice(["none", "balanced"]),
               help="balanced: each class counts alike (logistic, linear, mlp) [default: none].")  # fmt: skip
 @click.option("--l2-norm", is_flag=True, default=None, help="Divide each embedding by its length first.")
@@ -156,6 +156,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
               help="Also how good the head is with 1, 2, 4 and up to K images a class.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(min=2), metavar="R",
               help="Of each point of --curve and --shots [default: 10].")  # fmt: skip
+@memory_options
 @seed_option
 @cache_option
 @common
@@ -172,6 +173,8 @@ def fit_head(data: Path | None, **given: Any) -> Any:
     headstart fit-head --details --curve
     headstart fit-head --shots 16 --repeats 20
     headstart fit-head --views 8
+    headstart fit-head --memory 2GiB
+    headstart fit-head --C .01 --cv 1 --engine dask --address tcp://10.0.0.1:8786
     headstart fit-head --features resnet18 --features mobilenet_v3_small:features.8
     """
     from .classify.fit import fit_head as run

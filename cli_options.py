@@ -82,6 +82,18 @@ device_options = options(
     click.option("--workers", type=positive, metavar="N", help="Threads that read and decode [default: one a core]."),
     max_pixels_option,
 )
+cluster_options = options(
+    click.option("--engine", type=click.Choice(["local", "dask", "ray"]), default="local", show_default=True,
+                 help="Have the workers of a cluster do the work."),
+    click.option("--address", metavar="ADDRESS", help="The cluster's: tcp://HOST:8786, or Ray's HOST:6379 or auto."),
+)  # fmt: skip
+engine_options = options(
+    click.option("--processes", type=positive, metavar="N",
+                 help="Share the work between N [default: one a GPU, four for long runs]."),
+    cluster_options,
+    click.option("--shard-images", type=positive, metavar="N",
+                 help="Images that a worker is given at a time [default: 2000, fewer where there are few]."),
+)  # fmt: skip
 prediction_options = options(
     click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table."),
     click.option("--jsonl", "as_jsonl", is_flag=True, help="Print a JSON object a line, each as soon as it is known."),
@@ -122,6 +134,12 @@ trained_options = options(
     click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="(linear, mlp) [default: 0]"),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="(not knn, ncm) [default: auto]"),
 )  # fmt: skip
+memory_options = options(
+    click.option(
+        "--memory", metavar="SIZE", help="Go by blocks where more would be taken: 500MB, 2GiB [default: auto]."
+    ),
+    cluster_options,
+)
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 result_options = options(
     click.option("--out", "-o", type=Data, metavar="DIR", help="Where to write the result."),

@@ -14,7 +14,6 @@ the JSON, NUL bytes up to the size of the user block (a power of two from 512), 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -36,7 +35,6 @@ LONGEST = 1 << 40
 PIECE = 1 << 19
 _LINE = b"headstart-block %d %010d %010d %s\n"
 _LINE_LENGTH = len(_LINE % (BLOCK_FORMAT, 0, 0, b"0" * 32))
-_numbers = itertools.count()
 _DTYPES = frozenset({"|u1", "<u2", "<u4", "<u8", "<i4", "<i8", "<f2", "<f4"})
 
 
@@ -66,8 +64,8 @@ class Header:
     image_checksum: str
 
 
-def build(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> list[bytes]:
-    """Build a block in memory.
+def build(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> list[bytes | memoryview]:
+    """Build a block in memory, around the arrays: they are not copied where they are contiguous.
 
     Parameters
     ----------
@@ -78,27 +76,94 @@ def build(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int])
 
     Returns
     -------
-    list of bytes
-        The user block and the HDF5 image, to be written one after the other.
+    list of bytes or memoryview
+        The user block and the HDF5 image in pieces, to be written one after the other. Some of them are the memory of
+        `arrays`, which must stay as they are until then.
     """
     import h5py
 
     ready = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    # HDF5 refuses two open files of one name, also in memory, and several threads may build at once.
-    name_in_memory = f"block-{next(_numbers)}"
-    with h5py.File(name_in_memory, "w", driver="core", backing_store=False, libver=("earliest", "v110")) as file:
-        datasets = {name: file.create_dataset(name, data=array) for name, array in ready.items()}
+    skeleton = _Skeleton()
+    with h5py.File(skeleton, "w", libver=("earliest", "v110")) as file:
+        offsets = {name: reserve(file, name, array.shape, array.dtype) for name, array in ready.items()}
         for name, value in attributes.items():
             file.attrs[name] = value
-        file.flush()
-        offsets = {name: dataset.id.get_offset() or 0 for name, dataset in datasets.items()}
-        image: bytes = file.id.get_file_image()
+    pieces = skeleton.around({offsets[name]: _flat(array) for name, array in ready.items() if array.nbytes})
     described = {
         name: {"dtype": array.dtype.str, "shape": array.shape, "offset": offsets[name], "xxh3": _checksum(array)}
         for name, array in ready.items()
     }
-    content = {"attributes": dict(attributes), "arrays": described, "image": len(image), "xxh3": _checksum(image)}
-    return [_user_block(json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")), image]
+    size = sum(len(piece) for piece in pieces)
+    content = {"attributes": dict(attributes), "arrays": described, "image": size, "xxh3": file_hash(pieces)}
+    return [_user_block(json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")), *pieces]
+
+
+def reserve(target: Any, name: str, shape: tuple[int, ...], dtype: Any) -> int:
+    """Make a contiguous dataset with its place in an open HDF5 file, without writing it; return its offset."""
+    import h5py
+
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # the same arrays make the same file at any time
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    dataset = h5py.h5d.create(target.id, name.encode(), kind, h5py.h5s.create_simple(shape), properties)
+    return dataset.get_offset() or 0
+
+
+class _Skeleton:
+    """A file for HDF5 of which only what is written is kept: all but the arrays, whose places are reserved."""
+
+    def __init__(self) -> None:
+        self._written: list[tuple[int, bytes]] = []
+        self._place = self._size = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        """Refuse: h5py takes what has a method of this name for a file, and reads by `readinto`."""
+        raise NotImplementedError
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        view[:] = self._between(self._place, self._place + len(view))
+        return len(view)
+
+    def write(self, data: Any) -> int:
+        self._written.append((self._place, bytes(data)))
+        self._place += len(self._written[-1][1])
+        self._size = max(self._size, self._place)
+        return len(self._written[-1][1])
+
+    def truncate(self, size: int) -> int:
+        self._size = size
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer."""
+
+    def around(self, reserved: Mapping[int, memoryview]) -> list[bytes | memoryview]:
+        """Return the file with what belongs in the places that were reserved, by their offsets."""
+        pieces: list[bytes | memoryview] = []
+        end = 0
+        for offset, data in sorted(reserved.items()):
+            pieces += [self._between(end, offset), data]
+            end = offset + len(data)
+        return [*pieces, self._between(end, self._size)]
+
+    def _between(self, start: int, stop: int) -> bytes:
+        found = bytearray(stop - start)
+        for place, data in self._written:
+            low, high = max(place, start), min(place + len(data), stop)
+            if low < high:
+                found[low - start : high - start] = data[low - place : high - place]
+        return bytes(found)
 
 
 def _user_block(text: bytes) -> bytes:
@@ -115,11 +180,11 @@ def _flat(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def file_hash(buffers: Sequence[bytes | np.ndarray]) -> str:
+def file_hash(buffers: Sequence[bytes | memoryview | np.ndarray]) -> str:
     """Return the XXH3-128 of the buffers in a row, in hex: the hash in the name of a part."""
     hasher = xxhash.xxh3_128()
     for buffer in buffers:
-        hasher.update(buffer if isinstance(buffer, bytes) else _flat(buffer))
+        hasher.update(_flat(buffer) if isinstance(buffer, np.ndarray) else buffer)
     return hasher.hexdigest()
 
 

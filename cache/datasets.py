@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
 from . import block
 from .listing import Listing, dataset_id, is_listing, read_listing
+from .names import Names
 from .reading import files, folders, gone_or_unreadable, read_error, repeated
 from .source import Source
 
@@ -139,17 +140,19 @@ def digests_in_use(listings: Iterable[Listing]) -> np.ndarray:
         and where the latest was limited, all that the earlier ones have count.
     """
     found: list[np.ndarray] = []
-    unknown: set[bytes] | None = None
+    unknown: Names | None = None
     for listing in listings:
         known = listing.known
         rows = np.flatnonzero(known)
         if unknown is not None:
-            rows = np.array([row for row in rows.tolist() if listing.paths[row] in unknown], np.int64)
+            rows = rows[unknown.find(listing.paths.take(rows)) >= 0]
         found.append(listing.digest[rows])
         if listing.request.get("limit"):
             continue
-        missing = {listing.paths[row] for row in np.flatnonzero(~known).tolist()}
-        unknown = missing if unknown is None else unknown - {listing.paths[row] for row in rows.tolist()}
+        if unknown is None:
+            unknown = listing.paths.take(np.flatnonzero(~known))
+        else:
+            unknown = unknown.take(np.flatnonzero(listing.paths.take(rows).find(unknown) < 0))
         if not unknown:
             break
     return np.concatenate(found) if found else np.zeros((0, 32), np.uint8)

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import CacheError, HeadstartError, printable
+from .block import reserve
 from .listing import SPLITS, Listing
 from .part import Keys
 from .publish import discard, make_folder, sync_folder, temporary_path, write_error
@@ -107,7 +108,7 @@ def _write_columns(file: io.FileIO, listing: Listing, rows: np.ndarray, space: F
     import h5py
 
     columns = {
-        "path": _strings([listing.paths[row] for row in rows]),
+        "path": _strings(listing.paths.take(rows)),
         "label": _labels(listing, rows),
         "split": _strings([name.encode() for name in SPLITS])[listing.split[rows]],
         "digest": listing.digest[rows],
@@ -116,7 +117,7 @@ def _write_columns(file: io.FileIO, listing: Listing, rows: np.ndarray, space: F
     try:
         # The newer format lets an attribute be longer than 64 kB: there may be thousands of classes.
         with h5py.File(sink, "w", libver=("v110", "v110")) as target:
-            offset = _reserve(target, len(rows), space.dim)
+            offset = reserve(target, "embedding", (len(rows), space.dim), "<f4")
             for name, column in columns.items():
                 target.create_dataset(name, data=column.astype(_h5_type(column)))
             target.attrs["classes"] = np.array([*map(os.fsencode, listing.classes)], dtype=h5py.string_dtype())
@@ -131,19 +132,6 @@ def _write_columns(file: io.FileIO, listing: Listing, rows: np.ndarray, space: F
     if sink.error is not None:
         raise sink.error
     return offset
-
-
-def _reserve(target: Any, count: int, dim: int) -> int:
-    """Make the dataset of embeddings with its place in the file, without writing it; return its offset."""
-    import h5py
-
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple((count, dim))
-    dataset = h5py.h5d.create(target.id, b"embedding", h5py.h5t.IEEE_F32LE, space, properties)
-    return dataset.get_offset() or 0
 
 
 def _labels(listing: Listing, rows: np.ndarray) -> np.ndarray:

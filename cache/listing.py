@@ -18,12 +18,17 @@ import numpy as np
 
 from ..errors import CacheFormatError, DamagedFileError
 from . import block
+from .failures import ARRAY as WHY
+from .failures import Failures
+from .names import AT_ONCE, Names, same_column
 from .publish import make_folder, publish, sortable_id
 from .source import Source, name_bytes, source_of
 from .space import ID_LENGTH, canonical_json
 from .tags import ARRAYS, Tags
 
 LISTING_FORMAT = 1
+# Of listings with so many failures that their reasons are kept in columns: the newest that is read.
+COLUMNS_FORMAT = 2
 _NAME = re.compile(r"0[0-9a-f]{23}\.h5")
 SPLITS = ("", "train", "val", "test")
 # Columns of `stat`. On Windows the third is the time of creation, which an edit leaves as it is.
@@ -34,7 +39,7 @@ RACY_NS = 2_000_000_000
 # A row of `stat` that no file has.
 NEVER = -1
 # Arrays that not every listing has.
-OPTIONAL = (*ARRAYS, "phash")
+OPTIONAL = (*ARRAYS, "phash", WHY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Listing:
         How it was read: "splits", "classes", "csv" or "flat".
     classes : tuple of str
         Class names, in the order of the labels.
-    paths : list of bytes, N
+    paths : Names, N
         As the file system has them, relative to the folder (for a CSV file, its folder), with "/" between folders;
         sorted, unique.
     label : ndarray of shape (N,), dtype int32
@@ -64,7 +69,7 @@ class Listing:
         SHA-256 of the bytes; zeros where they were never read.
     phash : ndarray of shape (N,), dtype uint64
         Perceptual hash of the picture; 0 where it is not known, as in listings that were written before there was one.
-    failures : dict of int to str
+    failures : Failures
         Why an image could not be used, by its index.
     spaces : tuple of str
         Ids of the feature spaces that the run asked for.
@@ -82,12 +87,12 @@ class Listing:
     source: str
     layout: str
     classes: tuple[str, ...]
-    paths: list[bytes]
+    paths: Names
     label: np.ndarray
     split: np.ndarray
     stat: np.ndarray
     digest: np.ndarray
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: Failures = field(default_factory=Failures)
     spaces: tuple[str, ...] = ()
     request: dict[str, Any] = field(default_factory=dict)
     rules: str = ""
@@ -96,6 +101,8 @@ class Listing:
     phash: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", Names.of(self.paths))  # any sequence serves
+        object.__setattr__(self, "failures", Failures.of(self.failures))
         if not self.phash.size:  # nothing is known of any
             object.__setattr__(self, "phash", np.zeros(len(self.paths), np.uint64))
 
@@ -105,13 +112,14 @@ class Listing:
     @property
     def known(self) -> np.ndarray:
         """Which images' bytes were read, (N,) bool."""
-        return np.asarray(self.digest.any(axis=1))
+        words = np.ascontiguousarray(self.digest).view(np.uint64)  # four of 8 bytes are faster than 32 bytes
+        return np.asarray((words[:, 0] | words[:, 1] | words[:, 2] | words[:, 3]) != 0)
 
     @property
     def usable(self) -> np.ndarray:
         """Which images were read and did not fail, (N,) bool."""
         mask = self.known
-        mask[list(self.failures)] = False
+        mask[self.failures.rows] = False
         return mask
 
     @property
@@ -128,7 +136,7 @@ class Listing:
         columns = ("label", "split", "stat", "digest", "phash")
         return (
             all(getattr(self, name) == getattr(newer, name) for name in names)
-            and all(np.array_equal(getattr(self, name), getattr(newer, name)) for name in columns)
+            and all(same_column(getattr(self, name), getattr(newer, name)) for name in columns)
             and bool(settled(self.stat, self.scanned_ns).all())
         )
 
@@ -155,21 +163,19 @@ def save_listing(cache: Path, listing: Listing) -> Path:
     folder = cache / "datasets" / listing.dataset_id
     latest = max((path.stem for path in folder.glob("[!.]*.h5") if is_listing(path)), default="")
     path = folder / f"{sortable_id(after=latest)}.h5"
-    failed = sorted(listing.failures)
     arrays = {
-        "path": np.frombuffer(b"".join(name + b"\0" for name in listing.paths), np.uint8),
-        "label": listing.label.astype("<i4"),
-        "split": listing.split.astype("|u1"),
-        "stat": listing.stat.astype("<i8"),
-        "digest": listing.digest.astype("|u1"),
-        "phash": listing.phash.astype("<u8"),
-        "failed": np.array(failed, "<i8"),
-        "reason": _text([listing.failures[index] for index in failed]),
+        "path": listing.paths.joined,
+        "label": np.asarray(listing.label, "<i4"),
+        "split": np.asarray(listing.split, "|u1"),
+        "stat": np.asarray(listing.stat, "<i8"),
+        "digest": np.asarray(listing.digest, "|u1"),
+        "phash": np.asarray(listing.phash, "<u8"),
         "classes": _text(list(listing.classes)),
+        **listing.failures.arrays(),
         **({} if listing.tags is None else listing.tags.arrays()),
     }
     attributes: dict[str, str | int] = {
-        "schema": LISTING_FORMAT,
+        "schema": COLUMNS_FORMAT if WHY in arrays else LISTING_FORMAT,
         "root": canonical_json(listing.root),
         "source": canonical_json(listing.source),
         "layout": listing.layout,
@@ -197,9 +203,9 @@ def read_listing(path: Path) -> Listing:
     """Read one listing, every byte that is used checked."""
     header = block.read_header(path)
     schema = header.attributes.get("schema")
-    if isinstance(schema, int) and schema > LISTING_FORMAT:
+    if isinstance(schema, int) and schema > COLUMNS_FORMAT:
         raise CacheFormatError(
-            f"{path} was written by format {schema}, this reads up to {LISTING_FORMAT}; upgrade headstart"
+            f"{path} was written by format {schema}, this reads up to {COLUMNS_FORMAT}; upgrade headstart"
         )
     columns = ("path", "label", "split", "stat", "digest", "failed", "reason", "classes")
     optional = tuple(name for name in OPTIONAL if name in header.arrays)
@@ -221,11 +227,12 @@ def _check(listing: Listing) -> None:
     words = (listing.root, listing.source, listing.layout, listing.rules, *listing.classes, *listing.spaces)
     if not all(isinstance(word, str) and "\0" not in word for word in words) or not isinstance(listing.request, dict):
         raise ValueError("no text where text should be")
-    if not isinstance(listing.scanned_ns, int) or not all(isinstance(why, str) for why in listing.failures.values()):
+    if not isinstance(listing.scanned_ns, int):
         raise ValueError("values of another kind")
     if count and not (listing.label.min() >= -1 and listing.label.max() < len(listing.classes)):
         raise ValueError("labels without a class")
-    if (count and listing.split.max() >= len(SPLITS)) or any(not 0 <= row < count for row in listing.failures):
+    failed = listing.failures.rows
+    if (count and listing.split.max() >= len(SPLITS)) or (len(failed) and not 0 <= failed[0] <= failed[-1] < count):
         raise ValueError("splits or failures out of range")
     if listing.tags is not None:
         listing.tags.check(count, len(listing.classes))
@@ -234,8 +241,7 @@ def _check(listing: Listing) -> None:
 
 
 def _assembled(header: block.Header, arrays: dict[str, np.ndarray]) -> Listing:
-    paths = arrays["path"].tobytes().split(b"\0")[:-1]
-    reasons = json.loads(arrays["reason"].tobytes())
+    paths = Names.read(arrays["path"])
     return Listing(
         root=json.loads(header.attributes["root"]),
         source=json.loads(header.attributes["source"]),
@@ -246,7 +252,7 @@ def _assembled(header: block.Header, arrays: dict[str, np.ndarray]) -> Listing:
         split=arrays["split"],
         stat=arrays["stat"],
         digest=arrays["digest"],
-        failures=dict(zip(arrays["failed"].tolist(), reasons, strict=True)),
+        failures=Failures.read(arrays),
         spaces=tuple(json.loads(header.attributes["spaces"])),
         request=json.loads(header.attributes["request"]),
         rules=header.attributes["rules"],
@@ -256,15 +262,14 @@ def _assembled(header: block.Header, arrays: dict[str, np.ndarray]) -> Listing:
     )
 
 
-def carry_over(previous: Listing, paths: list[bytes], stat: np.ndarray) -> np.ndarray:
+def carry_over(previous: Listing, paths: Names, stat: np.ndarray) -> np.ndarray:
     """Find for each file the row of an earlier listing that still describes its bytes.
 
     Parameters
     ----------
     previous : Listing
         The earlier listing, of the same base folder.
-    paths : list of bytes, N
-        Sorted, as in `Listing`.
+    paths : Names, N
     stat : ndarray of shape (N, 4), dtype int64
         What the file system says now.
 
@@ -273,10 +278,18 @@ def carry_over(previous: Listing, paths: list[bytes], stat: np.ndarray) -> np.nd
     ndarray of shape (N,), dtype int64
         Rows of `previous`, -1 where the file is new, was touched, or was listed too soon after it was written.
     """
-    rows = _rows_by_path(previous.paths, paths)
-    same = (rows >= 0) & (previous.stat[rows] == stat).all(axis=1) if len(previous) else np.zeros(len(paths), bool)
-    same &= settled(stat, previous.scanned_ns)
+    rows = previous.paths.find(Names.of(paths))
+    same = _same_rows(previous.stat, rows, stat) & settled(stat, previous.scanned_ns)
     return np.where(same, rows, -1)
+
+
+def _same_rows(table: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Tell where a row of a table, none where it is -1, is the one that is wanted, (N,) bool."""
+    same = np.zeros(len(rows), bool)
+    for start in range(0, len(rows) if len(table) else 0, AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        same[some] = (rows[some] >= 0) & (table[rows[some]] == wanted[some]).all(axis=1)
+    return same
 
 
 def settled(stat: np.ndarray, scanned_ns: int) -> np.ndarray:
@@ -287,10 +300,3 @@ def settled(stat: np.ndarray, scanned_ns: int) -> np.ndarray:
 def _changed(stat: np.ndarray) -> np.ndarray:
     # ctime cannot be set back, so an edit that restores size and mtime is still seen; Windows has mtime alone.
     return np.asarray(stat[:, MTIME] if sys.platform == "win32" else stat[:, CTIME])
-
-
-def _rows_by_path(previous: list[bytes], paths: list[bytes]) -> np.ndarray:
-    if previous == paths:
-        return np.arange(len(paths), dtype=np.int64)
-    places = {name: row for row, name in enumerate(previous)}
-    return np.array([places.get(name, -1) for name in paths], np.int64)

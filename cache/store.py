@@ -177,8 +177,16 @@ class FeatureStore:
         except OSError as error:
             logger.debug("the use of space %s is not noted: %s", space_id, error)
 
-    def survey(self, space_id: str) -> tuple[list[PartHead], list[tuple[Path, HeadstartError]]]:
+    def survey(
+        self, space_id: str, read: dict[Path, PartHead] | None = None
+    ) -> tuple[list[PartHead], list[tuple[Path, HeadstartError]]]:
         """Read what the parts of a space say of themselves; nothing is changed.
+
+        Parameters
+        ----------
+        space_id : str
+        read : dict of Path to PartHead, optional
+            Those that the caller has read before, which are not read again; afterwards, those that are there now.
 
         Returns
         -------
@@ -187,16 +195,19 @@ class FeatureStore:
         bad : list of tuple of (Path, HeadstartError)
             Parts that are damaged, cannot be read or are of a newer format, and why.
         """
-        known: dict[Path, PartHead | HeadstartError] = {}
+        known: dict[Path, PartHead | HeadstartError] = dict(read or {})
 
-        def read() -> list[Path]:
+        def look() -> list[Path]:
             paths = self.parts(space_id)
             for path in paths:
                 if path not in known:
                     known[path] = _head_or_error(path)
             return paths
 
-        found = [known[path] for path in repeated(self.root, read)]
+        found = [known[path] for path in repeated(self.root, look)]
+        if read is not None:
+            read.clear()
+            read.update((head.path, head) for head in found if isinstance(head, PartHead))
         # A part that was passed over serves nobody, so it supersedes nothing; what is superseded harms nobody.
         heads = [head for head in found if isinstance(head, PartHead) and head.path.name not in self._passed_over]
         superseded = {name for head in heads for name in head.supersedes}
@@ -204,17 +215,17 @@ class FeatureStore:
         bad = [(path, error) for path, error in errors if path.name not in superseded]
         return [head for head in heads if head.path.name not in superseded], bad
 
-    def heads(self, space_id: str) -> list[PartHead]:
+    def heads(self, space_id: str, read: dict[Path, PartHead] | None = None) -> list[PartHead]:
         """Read what the parts of a space say of themselves, by name, without those that others supersede.
 
-        A damaged part is set aside, with a warning, and is not among them.
+        A damaged part is set aside, with a warning, and is not among them. `read` is as `survey` takes it.
 
         Raises
         ------
         CacheFormatError, CacheError
             A part is of a newer format, or cannot be read.
         """
-        heads, bad = self.survey(space_id)
+        heads, bad = self.survey(space_id, read)
         for path, error in bad:
             if not isinstance(error, DamagedFileError):
                 raise error

@@ -52,27 +52,60 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray) -> float:
         raise TrainingError("a temperature cannot be fitted: the logits hold NaN or infinity")
     if not logits.size:
         return 1.0
-    if np.ndim(y) == 2:  # sigmoid(z) is the second part of softmax(0, z)
-        logits = np.stack([np.zeros(logits.size), logits.ravel()], axis=1)
-        y = np.asarray(y, bool).ravel().astype(np.int64)
-    return _best(logits - logits.max(axis=1, keepdims=True), np.asarray(y))
+    if np.ndim(y) == 2:
+        logits, y = _as_pairs(logits, y)
+    return temperature_of(lambda inverse: _sums(logits, np.asarray(y), inverse))
 
 
-def _best(logits: np.ndarray, y: np.ndarray) -> float:
-    """Minimise over 1/T; the largest logit of each row is 0."""
-    true = logits[np.arange(len(y)), y].mean()
-    extra = 1 / (len(y) + 1)
-    target = (1 - extra) * true + extra * logits.mean()
+def heat_sums(logits: np.ndarray, y: np.ndarray, inverse: float) -> np.ndarray:
+    """Return what a temperature is fitted by, (6,) float64, summed over some rows; see `temperature_of`.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n, K), dtype float
+    y : ndarray of shape (n,), dtype int, or of shape (n, K), dtype bool
+    inverse : float
+        1/T.
+    """
+    logits = np.asarray(logits, np.float64)
+    return _sums(*(_as_pairs(logits, y) if np.ndim(y) == 2 else (logits, np.asarray(y))), inverse)
+
+
+def _as_pairs(logits: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return every label by itself as one of two classes: sigmoid(z) is the second part of softmax(0, z)."""
+    return np.stack([np.zeros(logits.size), logits.ravel()], axis=1), np.asarray(Y, bool).ravel().astype(np.int64)
+
+
+def _sums(logits: np.ndarray, y: np.ndarray, inverse: float) -> np.ndarray:
+    logits = logits - logits.max(axis=1, keepdims=True)
+    weight = np.exp(inverse * logits)
+    total = weight.sum(axis=1, keepdims=True)
+    weight /= total
+    mean = (weight * logits).sum(axis=1)
+    curvature = (weight * logits**2).sum(axis=1) - mean**2
+    true = logits[np.arange(len(y)), y].sum()
+    return np.array([len(y), true, logits.mean(axis=1).sum(), mean.sum(), curvature.sum(), np.log(total).sum()])
+
+
+def temperature_of(sums: Callable[[float], np.ndarray]) -> float:
+    """Return the temperature by what `heat_sums` returns for all rows at a value of 1/T.
+
+    Parameters
+    ----------
+    sums : callable
+        Of 1/T; returns the number of rows, and summed over them the logit of the label, the mean logit, the mean
+        logit by probability, its variance, and the logarithm of the sum of exponentials, each row's largest logit
+        taken away.
+    """
 
     def slope(inverse: float) -> tuple[float, float]:
-        weight = np.exp(inverse * logits)
-        weight /= weight.sum(axis=1, keepdims=True)
-        mean = (weight * logits).sum(axis=1)
-        curvature = (weight * logits**2).sum(axis=1) - mean**2
-        return float(mean.mean() - target), float(curvature.mean())
+        n, true, plain, mean, curvature, _ = sums(inverse)
+        extra = 1 / (n + 1)
+        return float((mean - (1 - extra) * true - extra * plain) / n), float(curvature / n)
 
     def loss(inverse: float) -> float:
-        return float(np.log(np.exp(inverse * logits).sum(axis=1)).mean() - inverse * true)
+        n, true, *_, total = sums(inverse)
+        return float((total - inverse * true) / n)
 
     inverse = _root(slope, 1 / BOUNDS[1], 1 / BOUNDS[0])
     return 1 / inverse if loss(inverse) <= loss(1.0) else 1.0

@@ -119,7 +119,12 @@ def kept_probabilities(proba: np.ndarray, y: np.ndarray) -> np.ndarray:
     ndarray of shape (min(n, 10,000),), dtype float64
         With all their digits: where many probabilities are equal, as those of knn are, rounding would move a whole set.
     """
-    true = np.sort(proba[np.arange(len(y)), y].astype(np.float64))
+    return thinned(proba[np.arange(len(y)), y].astype(np.float64))
+
+
+def thinned(true: np.ndarray) -> np.ndarray:
+    """Return probabilities (n,) ascending, 10,000 of them evenly chosen where they are more."""
+    true = np.sort(true)
     if len(true) <= KEPT_PROBABILITIES:
         return true
     return np.asarray(true[np.linspace(0, len(true) - 1, KEPT_PROBABILITIES).astype(np.int64)])

@@ -160,7 +160,7 @@ def _nothing_to_learn(features: Features) -> str:
     root, failures = features.listing.root, features.listing.failures
     if len(failures) < len(features.listing):
         return f"no image of {root} has a label: make one folder a class, or a CSV with path,label"
-    first = min(failures)
+    first = int(failures.rows[0])
     name = printable(features.listing.paths[first])
     return f"none of the {len(failures)} images of {root} could be used; the first, {name}: {failures[first]}"
 

@@ -16,6 +16,7 @@ from ..cache.source import source_of
 from ..cache.store import cache_dir
 from ..errors import TrainingError, UsageError, printable
 from ..extract.features import Features, load_features
+from .block_fit import BlockFit, BlockPlan, check_blocks, plan_blocks
 from .conformal import kept_probabilities
 from .curve import learning_curve
 from .dataset import LabelledSet, held_out_share, labelled_set, warn_of_copies
@@ -55,6 +56,9 @@ def fit_head(
     repeats: int | None = None,
     views: int | None = None,
     augment: str | None = None,
+    memory: str | int = "auto",
+    engine: str = "local",
+    address: str | None = None,
     seed: int = 0,
     **head_options: Any,
 ) -> Fit:
@@ -100,6 +104,14 @@ def fit_head(
         alone. As many as the run of `extract` was asked for that is taken, where it is None.
     augment : str, optional
         Their preset, where the dataset was extracted with several.
+    memory : str or int, default "auto"
+        What the fit may take beside the interpreter, its libraries and columns of some hundred bytes an image: bytes,
+        or a size such as "500MB" or "2GiB"; on each worker, where there are some. Where training in memory would take
+        more, rows are read block by block, to the same end; "auto" is half of what is free.
+    engine : {"local", "dask", "ray"}, default "local"
+        Where the rows are: here, or divided among the workers of a cluster, which all read this cache.
+    address : str, optional
+        Of the cluster.
     seed : int, default 0
     **head_options
         Arguments of the head: ``C``, ``cv``, ``class_weight``, ``lr`` and so on.
@@ -126,6 +138,12 @@ def fit_head(
     loaded = load_features(cache_dir(cache), folder, wanted, features, views=views, augment=augment)
     target = Path(out) if out is not None else _default_folder(loaded, head)
     check_target(target, overwrite=overwrite)
+    plan = plan_blocks(loaded, memory, engine, address)
+    if plan is not None:
+        check_blocks(plan, {"--curve": curve, "--shots": shots, "--near-copies all": near_copies == "all"})
+        if details:
+            logger.info("doubtful labels, outliers and near copies are not looked for in a fit by blocks")
+        near_copies = "none"
     labelled = labelled_set(loaded, share, dedupe=dedupe, near_copies=near_copies)
     if val_fraction and not labelled.held_out:
         logger.warning("--val-fraction has no effect: the dataset has a validation split")
@@ -135,32 +153,35 @@ def fit_head(
             "take --curve, or leave it out"
         )
     warn_of_copies(labelled)
-    train = training_rows(labelled)
-    fitted = head_for(labelled, train, head, {"random_state": seed, **head_options})
-    novelty = novelty_of(labelled, train, seed)
-    model = SavedModel(
-        kind=head,
-        classes=loaded.classes,
-        spaces=[space.as_dict() for space in loaded.spaces],
-        network=fitted.network_,
-        facts=fitted.facts(),
-        temperature=fitted.temperature_,
-        multi_label=labelled.Y is not None,
-        thresholds=fitted.thresholds_.tolist() if isinstance(fitted, LabelsHead) else [],
-        true_probabilities=_true_probabilities(fitted, labelled),
-        novelty=novelty,
-        training=training_facts(labelled, loaded.requests, seed=seed, val_fraction=share, near_copies=near_copies),
-    )
-    scores = measured(fitted, model, (plain_of(train[0]), train[1]), labelled.part("val"))
-    diagnostics = diagnose(labelled, novelty, fitted.oof_proba_, seed) if details else None
-    repeats = repeats or REPEATS
-    grown = learning_curve(fitted, *train, repeats=repeats, seed=seed) if curve else None
-    few = few_shot_curve(fitted, *train, shots=shots, repeats=repeats, seed=seed) if shots else None
+    unfitted = _unfitted(labelled, head, {"random_state": seed, **head_options})
+    with _trained(labelled, unfitted, plan, seed) as trained:
+        fitted = trained.head
+        model = SavedModel(
+            kind=head,
+            classes=loaded.classes,
+            spaces=[space.as_dict() for space in loaded.spaces],
+            network=fitted.network_,
+            facts=fitted.facts(),
+            temperature=fitted.temperature_,
+            multi_label=labelled.Y is not None,
+            thresholds=fitted.thresholds_.tolist() if isinstance(fitted, LabelsHead) else [],
+            true_probabilities=trained.true_probabilities(),
+            novelty=trained.novelty,
+            training=training_facts(labelled, loaded.requests, seed=seed, val_fraction=share, near_copies=near_copies),
+        )
+        scores = trained.measured(model)
+        told = trained.told()
+    diagnostics = grown = few = None
+    if isinstance(trained, InMemoryFit):
+        repeats, train = repeats or REPEATS, trained.train
+        diagnostics = diagnose(labelled, trained.novelty, fitted.oof_proba_, seed) if details else None
+        grown = learning_curve(fitted, *train, repeats=repeats, seed=seed) if curve else None
+        few = few_shot_curve(fitted, *train, shots=shots, repeats=repeats, seed=seed) if shots else None
     scores |= {name: None if found is None else found.as_dict() for name, found in (("curve", grown), ("shots", few))}
     seconds = time.perf_counter() - begin
     model = replace(model, scores=scores, training=model.training | {"seconds": round(seconds, 3)})
     save_model(target, model, overwrite=overwrite)
-    return Fit(model, fitted, labelled, target, seconds, diagnostics, grown, few)
+    return Fit(model, fitted, labelled, target, seconds, diagnostics, grown, few, told)
 
 
 def _check_repeats(curve: bool, shots: int | None, repeats: int | None) -> None:
@@ -210,12 +231,67 @@ def head_for(data: LabelledSet, train: TrainingRows, kind: str, options: dict[st
     UsageError
         No such head for such labels, or an option means nothing to it.
     """
-    X, y, groups = train
-    if not len(y):
+    return _fitted(data, train, _unfitted(data, kind, options))
+
+
+def _unfitted(data: LabelledSet, kind: str, options: dict[str, Any]) -> Head:
+    """Return a head for the labels of a dataset, as `head_for` does before it is fitted."""
+    if not (data.split == "train").any():
         raise TrainingError(f"{printable(data.features.listing.root)} has no training image with a label")
-    unfitted = make_head(kind, **options) if data.Y is None else labels_head(kind, **options)
+    return make_head(kind, **options) if data.Y is None else labels_head(kind, **options)
+
+
+def _fitted(data: LabelledSet, train: TrainingRows, unfitted: Head) -> Head:
+    X, y, groups = train
     try:
         return unfitted.fit(X, y, data.features.classes, groups=groups, blocks=data.features.dims)
+    except TrainingError as error:
+        raise _told_of_held_out(error, data) from error
+
+
+class InMemoryFit:
+    """A head fitted to the training images of a dataset, all of which are in memory; it has what `BlockFit` has.
+
+    Attributes
+    ----------
+    train : (X, y, groups)
+    head : Head
+    novelty : Novelty or None
+    """
+
+    def __init__(self, data: LabelledSet, unfitted: Head, seed: int) -> None:
+        self._data, self._unfitted, self._seed = data, unfitted, seed
+
+    def __enter__(self) -> InMemoryFit:
+        self.train = training_rows(self._data)
+        self.head = _fitted(self._data, self.train, self._unfitted)
+        self.novelty = novelty_of(self._data, self.train, self._seed)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def true_probabilities(self) -> np.ndarray:
+        """Return what cross-validation gave the true classes, ascending, thinned evenly where they are many."""
+        if self._data.Y is not None or not self.head.cv_:
+            return np.zeros(0)
+        return kept_probabilities(self.head.oof_proba_, self.train[1])
+
+    def measured(self, model: SavedModel) -> dict[str, Any]:
+        """Return the scores of the head; see `scores.measured`."""
+        X, y, _ = self.train
+        return measured(self.head, model, (plain_of(X), y), self._data.part("val"))
+
+    def told(self) -> None:
+        """Return None: nothing went by blocks."""
+
+
+def _trained(data: LabelledSet, unfitted: Head, plan: BlockPlan | None, seed: int) -> InMemoryFit | BlockFit:
+    """Return what fits a head when it is entered."""
+    if plan is None:
+        return InMemoryFit(data, unfitted, seed)
+    try:
+        return BlockFit(data, unfitted, plan, seed)
     except TrainingError as error:
         raise _told_of_held_out(error, data) from error
 
@@ -235,13 +311,6 @@ def novelty_of(data: LabelledSet, train: TrainingRows, seed: int) -> Novelty | N
     if len(np.unique(groups)) < 2:
         return None
     return fit_novelty(plain_of(X), data.y[data.split == "train"], groups=groups, random_state=seed)
-
-
-def _true_probabilities(head: Head, data: LabelledSet) -> np.ndarray:
-    """Return what cross-validation gave the true classes, ascending, thinned evenly where they are many."""
-    if data.Y is not None:
-        return np.zeros(0)
-    return kept_probabilities(head.oof_proba_, data.y[data.split == "train"])
 
 
 def _default_folder(features: Features, head: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import printable
 from ..extract.features import spaces_as_json
+from .block_fit import ByBlocks
 from .curve import LearningCurve
 from .dataset import LabelledSet
 from .diagnostics import Diagnostics
@@ -16,6 +17,9 @@ from .few_shots import FewShots
 from .head import Head
 from .model import SavedModel
 from .scores import calibration_words
+
+# What is told of memory where all rows were in it.
+NO_BLOCKS = {"limit": None, "blocks": 0, "passes": None, "put_aside": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Fit:
         Where it was asked for.
     shots : FewShots or None
         Where it was asked for.
+    blocks : ByBlocks or None
+        Where rows were read block by block.
     """
 
     model: SavedModel
@@ -48,6 +54,7 @@ class Fit:
     diagnostics: Diagnostics | None = None
     curve: LearningCurve | None = None
     shots: FewShots | None = None
+    blocks: ByBlocks | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of ``fit-head --json``."""
@@ -70,6 +77,8 @@ class Fit:
             "conformal": scores["conformal"],
             "dedupe": self.model.training["dedupe"],
             "notes": self.head.notes_,
+            "memory": NO_BLOCKS if self.blocks is None else self.blocks.summary(),
+            "engine": "local" if self.blocks is None else self.blocks.engine,
             "seconds": round(self.seconds, 3),
             "out": str(self.out),
         }
@@ -94,6 +103,7 @@ class Fit:
             f"{counts['train']} training{views}, {counts['val']} validation images{held}, "
             f"{len(self.model.classes)} {what}",
             f"{self.model.kind} head on {_joined_features(self.data)}, {sum(features.dims)} wide: {self.head.choice()}",
+            *([] if self.blocks is None else [self.blocks.line()]),
             f"cross-validation: {_cross_validated(scores['cv'])}",
             *validation_lines(scores, multi_label=self.model.multi_label),
         ]
@@ -134,7 +144,9 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _cross_validated(cv: dict[str, Any]) -> str:
+def _cross_validated(cv: dict[str, Any] | None) -> str:
+    if cv is None:
+        return "none, so probabilities are taken as they come"
     spread = f" (folds differ by {100 * cv['accuracy_std']:.1f})" if "accuracy_std" in cv else ""
     if "map" in cv:
         found = "no label could be ranked" if cv["map"] is None else f"mean average precision {100 * cv['map']:.1f} %"
@@ -205,6 +217,8 @@ def _table_lines(scores: dict[str, Any], *, multi_label: bool) -> list[str]:
             f"ROC AUC {auc}{top}"
         )
         sets = scores["conformal"]
+        if sets is None:  # nothing was cross-validated
+            return lines
         lines.append(
             f"  sets that promise {_percent(sets['promised'])} %: hold the class of {_percent(sets['coverage'])} % "
             f"({_percent(sets['low'])} to {_percent(sets['high'])}), {sets['mean_size']:.2f} classes each"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
 from ..errors import TrainingError, UsageError
-from .calibration import fit_temperature
+from .calibration import fit_temperature, temperature_of
+from .held_out import Heat, HeldOut, ece_of
 from .metrics import expected_calibration_error, log_loss
 from .network import Network, softmax
-from .preparation import Preparation, fit_preparation
+from .preparation import Preparation, axes_of_gram, check_pca, fit_preparation, standardisation_of
 from .splits import check_trainable, stratified_folds
+from .team import Team, total
 from .views import as_rows, plain_of, with_views
 
 if TYPE_CHECKING:
+    from .shard import Survey
     from .voters import Neighbours
 
 
@@ -59,7 +62,8 @@ class Head:
     pca : int or float, optional
         Keep so many principal components, or as many as explain this share of the variance.
     cv : int, default 5
-        Folds.
+        Folds. With 1 there are none: settings are those that were given, nothing is cross-validated, and probabilities
+        are taken as they come.
     random_state : int, default 0
 
     Attributes
@@ -71,11 +75,12 @@ class Head:
     classes_ : tuple of str
     cv_ : dict
         ``folds``, ``accuracy`` (of all held-out rows), ``accuracy_std`` (over folds), ``log_loss`` and ``ece``; the
-        last two also after temperature scaling, as ``log_loss_calibrated`` and ``ece_calibrated``.
+        last two also after temperature scaling, as ``log_loss_calibrated`` and ``ece_calibrated``. Empty without folds.
     temperature_ : float
         What logits are divided by, fitted on those of held-out rows.
     oof_logits_, oof_proba_ : ndarray of shape (n, K), dtype float64
-        Of each training row by the fit that did not see it; the probabilities after temperature scaling.
+        Of each training row by the fit that did not see it; the probabilities after temperature scaling. Of no row
+        where there are no folds, or where rows are fitted in blocks.
     notes_ : list of str
         What a person should know of the fit.
     """
@@ -125,17 +130,125 @@ class Head:
         TrainingError
             As `check_trainable` says, or the embeddings hold NaN or infinity.
         """
+        check_rows(X, y)
+        y, folds = self.begin(y, class_names, groups, blocks)
+        X = np.asarray(X, np.float32)
+        self.preparation_ = fit_preparation(plain_of(X), l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
+        Z = _prepared(self.preparation_, X)
+        if self.cv > 1:
+            self._fit(Z, y, folds)
+        else:
+            self._settle()
+            self.network_ = self._again(self.preparation_, Z, y)  # type: ignore[assignment]
+        return self
+
+    def begin(
+        self,
+        y: np.ndarray,
+        class_names: Sequence[str] | None = None,
+        groups: np.ndarray | None = None,
+        blocks: Sequence[int] = (),
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Check labels and settings before any embedding is touched, and forget an earlier fit.
+
+        Parameters
+        ----------
+        y, class_names, groups, blocks
+            As in `fit`.
+
+        Returns
+        -------
+        y : ndarray of shape (n,), dtype int64, or (n, K), dtype bool
+            Labels as the fit takes them.
+        folds : ndarray of shape (n,), dtype int64
+            The fold of each image; -1 without folds.
+
+        Raises
+        ------
+        TrainingError, UsageError
+            As `fit`; also where there are several settings to choose from and no folds.
+        """
         y = self._labels(y)
         self.classes_ = tuple(map(str, range(self._n_classes(y)))) if class_names is None else tuple(class_names)
-        self.notes_ = []
-        check_rows(X, y)
+        self.notes_, self._blocks = [], tuple(blocks)
+        self.cv_, self.temperature_ = {}, 1.0
+        self.oof_logits_ = self.oof_proba_ = np.zeros((0, len(self.classes_)))
         self._check_labels(y, groups)
-        folds = stratified_folds(self._strata(y), self.cv, random_state=self.random_state, groups=groups)
-        X = np.asarray(X, np.float32)
-        self._blocks = tuple(blocks)
-        self.preparation_ = fit_preparation(plain_of(X), l2_norm=self.l2_norm, blocks=blocks, pca=self.pca)
-        self._fit(_prepared(self.preparation_, X), y, folds)
-        return self
+        if self.cv > 1:
+            return y, stratified_folds(self._strata(y), self.cv, random_state=self.random_state, groups=groups)
+        self._check_settled()
+        return y, np.full(len(y), -1)
+
+    def _check_settled(self) -> None:
+        """Raise UsageError where there is something to choose, which takes folds."""
+
+    def prepare_over(self, team: Team, survey: Survey) -> None:
+        """Learn from what shards have found how rows are prepared, and have the shards put them aside like that.
+
+        Parameters
+        ----------
+        team : Team
+        survey : Survey
+            Of all rows.
+        """
+        if self.pca is not None:
+            check_pca(self.pca)
+        mean, scale = standardisation_of(*survey.prepared.unbiased(), self._blocks)
+        widths = np.array(self._blocks or (len(mean),), np.int64) if self.l2_norm else np.zeros(0, np.int64)
+        team.every("hold", mean, scale, self.l2_norm, max(1, self.cv), len(self.classes_))
+        axes = None
+        if self.pca is not None:
+            axes = axes_of_gram(total(team, "gram"), survey.prepared.count, self.pca)
+            team.every("project", axes)
+        self.preparation_ = Preparation(mean, scale, widths, axes)
+
+    def fit_over(self, team: Team, y: np.ndarray, folds: np.ndarray) -> None:
+        """Fit rows that shards have put aside.
+
+        Parameters
+        ----------
+        team : Team
+        y, folds
+            As `begin` returned them.
+
+        Raises
+        ------
+        UsageError
+            This head needs all rows in memory.
+        """
+        self.check_blocks()
+        raise NotImplementedError
+
+    def check_blocks(self) -> None:
+        """Raise UsageError where this head cannot be fitted to rows that do not fit into memory."""
+        self._refuse_blocks()
+
+    def _refuse_blocks(self) -> NoReturn:
+        raise UsageError(
+            f"--head {self.kind} needs all rows in memory: give it more with --memory, or take --head logistic, which "
+            "is fitted block by block"
+        )
+
+    def _score_over(self, team: Team, W: np.ndarray) -> None:
+        """Set `cv_` and `temperature_` from fits (P, K, r + 1), each of all rows but one fold's."""
+        team.every("keep", W)
+        self.temperature_ = temperature_of(lambda inverse: total(team, "reduce", Heat(inverse))["sums"])
+        found = total(team, "reduce", HeldOut(self.temperature_, self.cv))
+        self.cv_ = self._scores_of_folds(team, found)
+
+    def _scores_of_folds(self, team: Team, found: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return `cv_` by what `HeldOut` found."""
+        n = float(found["n"].sum())
+        by_fold = found["right"] / found["n"]
+        return {
+            "folds": self.cv,
+            "accuracy": float(found["right"].sum() / n),
+            "accuracy_std": float(np.std(by_fold)),
+            "log_loss": float(found["loss_plain"] / n),
+            "ece": ece_of(found["gap_plain"], n),
+            "log_loss_calibrated": float(found["loss_calibrated"] / n),
+            "ece_calibrated": ece_of(found["gap_calibrated"], n),
+        }
 
     def _labels(self, y: np.ndarray) -> np.ndarray:
         """Return labels as the fit takes them."""

@@ -10,6 +10,9 @@ import numpy as np
 
 from ..errors import TrainingError, UsageError
 from ..extract.progress import progress_bar
+from .block_linear import Buffers
+from .block_linear import cross_validate as cross_validate_over
+from .block_linear import train as train_over
 from .grid import Trial, cross_validate, grid
 from .head import Head, check_options
 from .knn import KNNHead, NCMHead
@@ -17,6 +20,9 @@ from .logistic import LogisticHead
 from .network import Network
 from .optimizers import OPTIMIZERS, SCHEDULES
 from .preparation import Preparation, principal_axes
+from .shard import Problem
+from .task import Task
+from .team import Elsewhere, LocalTeam, Team, total
 from .training import Recipe, Rows, Setting, train
 from .views import as_rows, plain_of
 
@@ -127,14 +133,49 @@ class LinearHead(Head):
             trials = cross_validate(rows, folds, settings, recipe, tick)
         best = self._best(trials)
         self._score_folds(y, folds, best.logits)
-        self.cv_ |= {"fits": len(trials) * self.cv, "grid": [trial.as_dict() for trial in trials]}
-        self.setting_, self.epochs_, self.history_ = best.setting.as_dict(), best.epochs, best.history
-        self._best_setting = best.setting
+        self._set_chosen(best, trials)
         self.network_ = self._trained(self.preparation_, rows, axes)
+
+    def check_blocks(self) -> None:
+        """Raise UsageError where there are hidden layers."""
+        if self.kind != LinearHead.kind:
+            self._refuse_blocks()
+
+    def fit_over(self, team: Team, y: np.ndarray, folds: np.ndarray) -> None:
+        """Fit rows that a shard in this process has put aside, by mini-batches; see `block_linear`."""
+        assert isinstance(team, LocalTeam), "steps come one after the other"
+        n_classes, n_fits = len(self.classes_), max(1, self.cv)
+        whole = Elsewhere((len(y) * team.n_views, self.preparation_.n_outputs))
+        team.every("begin", Problem.of(Task(whole, y, folds, "softmax", n_classes, np.ones((n_fits, n_classes)))))
+        buffers = Buffers(team.shard, n_fits, n_classes, self._recipe(), self.class_weight == "balanced")
+        if self.cv > 1:
+            self._choose_over(team, buffers, np.bincount(folds))
+        else:
+            self._settle()
+        W = train_over(buffers, self._best_setting, self.epochs_)
+        team.passes += buffers.epochs
+        if not np.isfinite(W).all():
+            raise TrainingError(f"the last fit diverged: try a smaller --lr than {self._best_setting.lr:g}")
+        weight, bias = W[:, :-1].astype(np.float32), W[:, -1].astype(np.float32)
+        self.network_ = Network(self.preparation_, (weight,), (bias,))
+
+    def _choose_over(self, team: Team, buffers: Buffers, counts: np.ndarray) -> None:
+        """Cross-validate all settings, and set what `_fit` sets of the best."""
+        settings = self._grid()
+        with progress_bar(len(settings) * self.epochs, "trying", "epoch") as tick:
+            trials, fits = cross_validate_over(buffers, counts, settings, lambda W: total(team, "judge", W), tick)
+        best = self._best(trials)
+        self._score_over(team, fits[settings.index(best.setting)])
+        self._set_chosen(best, trials)
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
         axes = self._axes(preparation, Z)
         return self._trained(preparation, self._rows(self._recipe(), Z, y, axes), axes)
+
+    def _set_chosen(self, best: Trial, trials: list[Trial]) -> None:
+        self.cv_ |= {"fits": len(trials) * self.cv, "grid": [trial.as_dict() for trial in trials]}
+        self.setting_, self.epochs_, self.history_ = best.setting.as_dict(), best.epochs, best.history
+        self._best_setting = best.setting
 
     def _rows(self, recipe: Recipe, Z: np.ndarray, y: np.ndarray, axes: np.ndarray | None) -> Rows:
         """Return prepared embeddings (n, V, r) on their device, along the axes if there are any."""
@@ -144,9 +185,17 @@ class LinearHead(Head):
     def _searches(self) -> bool:
         return True  # among epochs at least
 
+    def _check_settled(self) -> None:
+        tried = len(self._grid())
+        if tried > 1:
+            raise UsageError(
+                f"--cv 1 makes no folds by which one of {tried} settings could be chosen: name one value each, --lr too"
+            )
+
     def _settle(self) -> None:
         settings = self._grid()
         self._best_setting, self.epochs_ = settings[len(settings) // 2], self.epochs
+        self.setting_, self.history_ = self._best_setting.as_dict(), []
 
     def _trained(self, preparation: Preparation, rows: Rows, axes: np.ndarray | None) -> Network:
         """Return a network trained on all rows with the setting and the number of epochs that were chosen."""
@@ -229,7 +278,7 @@ class LinearHead(Head):
     def choice(self) -> str:
         """Return in a few words what was chosen by cross-validation."""
         words = [f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in self.setting_.items()]
-        tried = len(self.cv_["grid"])
+        tried = len(self.cv_.get("grid", ()))
         best = f", the best of {tried} settings in {self.cv_['fits']} fits" if tried > 1 else ""
         return f"{', '.join(words)}, {self.epochs_} epoch{'' if self.epochs_ == 1 else 's'}{best}"
 

@@ -11,6 +11,9 @@ from .head import Head
 from .metrics import log_loss
 from .network import Network, forward, softmax
 from .preparation import Preparation, of_length_one
+from .shard import Problem
+from .task import Task
+from .team import Elsewhere, Team
 from .views import as_rows
 from .voters import BLOCK_NUMBERS, Neighbours, distances_to, nearest_rows, vote_logits
 
@@ -104,7 +107,7 @@ class KNNHead(Head):
 
     def choice(self) -> str:
         """Return in a few words what was chosen by cross-validation."""
-        tried = len(self.cv_["grid"])
+        tried = len(self.cv_.get("grid", ()))
         return f"k = {self.k_}" + (f", the best of {tried} in cross-validation" if tried > 1 else "")
 
     def facts(self) -> dict[str, Any]:
@@ -146,6 +149,25 @@ class NCMHead(Head):
         self.cv = cv
         self.random_state = random_state
 
+    def check_blocks(self) -> None:
+        """Return: means are sums over blocks."""
+
+    def fit_over(self, team: Team, y: np.ndarray, folds: np.ndarray) -> None:
+        """Fit rows that shards have put aside: sums by class and fold in one pass make the means of all fits."""
+        n_classes = len(self.classes_)
+        task = Task(
+            Elsewhere((len(y) * team.n_views, self.preparation_.n_outputs)), y, folds, "softmax", n_classes,
+            np.ones((max(1, self.cv), n_classes)),
+        )  # fmt: skip
+        team.every("begin", Problem.of(task))
+        found = team.every("class_means", max(1, self.cv), n_classes)
+        sums, counts = (np.sum(several, axis=0) for several in zip(*found, strict=True))
+        if self.cv > 1:
+            fits = [_of_sums(sums.sum(0) - own, counts.sum(0) - n) for own, n in zip(sums, counts, strict=True)]
+            self._score_over(team, np.stack([np.column_stack(fit) for fit in fits]).astype(np.float64))
+        weight, bias = _of_sums(sums.sum(axis=0), counts.sum(axis=0))
+        self.network_ = Network(self.preparation_, (weight,), (bias,))
+
     def _fit(self, Z: np.ndarray, y: np.ndarray, folds: np.ndarray) -> None:
         logits = np.empty((len(y), len(self.classes_)))
         for fold in range(self.cv):
@@ -163,8 +185,14 @@ class NCMHead(Head):
 def _nearest_mean(Z: np.ndarray, y: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return weights (K, r) and biases (K,), float32; a class without rows is never the nearest."""
     counts = np.bincount(y, minlength=n_classes)
-    means = np.zeros((n_classes, Z.shape[1]))
+    sums = np.zeros((n_classes, Z.shape[1]))
     for label in np.flatnonzero(counts):
-        means[label] = Z[y == label].mean(axis=0, dtype=np.float64)
+        sums[label] = Z[y == label].sum(axis=0, dtype=np.float64)
+    return _of_sums(sums, counts)
+
+
+def _of_sums(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and biases by the sums (K, r) of the rows of each class, and their numbers (K,)."""
+    means = sums / np.maximum(counts, 1)[:, None]
     bias = np.where(counts > 0, -0.5 * np.square(means).sum(axis=1), _NEVER)
     return means.astype(np.float32), bias.astype(np.float32)

@@ -209,13 +209,9 @@ def _mean_f1(table: Sequence[dict[str, Any]]) -> float:
     return float(np.mean([row["f1"] for row in table if row["f1"] is not None]))
 
 
-def _top_k(y: np.ndarray, proba: np.ndarray) -> dict[str, Any] | None:
-    """Return the share within the first k: five, yet no more than half of the classes, and two at least."""
-    n_classes = proba.shape[1]
-    if n_classes <= 2:
-        return None
-    k = max(2, min(TOP_K, n_classes // 2))
-    return {"k": k, "accuracy": top_k_accuracy(y, proba, k)}
+def top_k_of(n_classes: int) -> int | None:
+    """Return among how many classes the true one is looked for: five, at most half of them; None of two classes."""
+    return max(2, min(TOP_K, n_classes // 2)) if n_classes > 2 else None
 
 
 def score(y: np.ndarray, proba: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -236,9 +232,29 @@ def score(y: np.ndarray, proba: np.ndarray, class_names: Sequence[str]) -> dict[
         images), macro_f1, top_k (k and accuracy; None for two classes), roc_auc (None where undefined), log_loss, ece,
         per_class, confusion. Fractions, not percent.
     """
-    predicted = proba.argmax(axis=1)
-    n, right = len(y), int((predicted == y).sum())
-    confusion = confusion_matrix(y, predicted, len(class_names))
+    k = top_k_of(proba.shape[1])
+    return scores_by(
+        confusion_matrix(y, proba.argmax(axis=1), len(class_names)),
+        class_names,
+        top_k=None if k is None else top_k_accuracy(y, proba, k),
+        roc_auc=roc_auc(y, proba),
+        log_loss=log_loss(y, proba),
+        ece=expected_calibration_error(y, proba),
+    )
+
+
+def scores_by(
+    confusion: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    top_k: float | None,
+    roc_auc: float | None,
+    log_loss: float,
+    ece: float,
+) -> dict[str, Any]:
+    """Return what `score` does, by the confusion matrix (K, K) and what cannot be read off it."""
+    n, right = int(confusion.sum()), int(np.trace(confusion))
+    k = top_k_of(len(class_names))
     table = per_class(confusion, class_names)
     low, high = wilson_interval(right, n)
     return {
@@ -248,10 +264,10 @@ def score(y: np.ndarray, proba: np.ndarray, class_names: Sequence[str]) -> dict[
         "high": high,
         "balanced_accuracy": float(np.mean([row["recall"] for row in table if row["recall"] is not None])),
         "macro_f1": _mean_f1(table),
-        "top_k": _top_k(y, proba),
-        "roc_auc": roc_auc(y, proba),
-        "log_loss": log_loss(y, proba),
-        "ece": expected_calibration_error(y, proba),
+        "top_k": None if k is None else {"k": k, "accuracy": top_k},
+        "roc_auc": roc_auc,
+        "log_loss": log_loss,
+        "ece": ece,
         "per_class": table,
         "confusion": confusion.tolist(),
     }

@@ -127,39 +127,65 @@ def score_multilabel(Y: np.ndarray, proba: np.ndarray, thresholds: np.ndarray, n
     """
     Y, proba = np.asarray(Y, bool), np.asarray(proba, np.float64)
     given = proba >= thresholds
-    n, exact = len(Y), int((given == Y).all(axis=1).sum())
+    return scores_by_label(
+        [score_of_label(Y[:, i], given[:, i], proba[:, i]) for i in range(Y.shape[1])],
+        names,
+        thresholds,
+        n=len(Y),
+        exact=int((given == Y).all(axis=1).sum()),
+        log_loss=binary_log_loss(Y, proba),
+        ece=reliability_curve(proba.ravel(), Y.ravel()).ece,
+    )
+
+
+def scores_by_label(
+    table: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    thresholds: np.ndarray,
+    *,
+    n: int,
+    exact: int,
+    log_loss: float,
+    ece: float,
+) -> dict[str, Any]:
+    """Return what `score_multilabel` does, by what `score_of_label` says of each label and what it does not say."""
     low, high = wilson_interval(exact, n)
-    table = [_label_scores(Y[:, i], given[:, i], proba[:, i]) for i in range(Y.shape[1])]
     f1 = [row["f1"] for row in table if row["f1"] is not None]
     average = [row["average_precision"] for row in table if row["average_precision"] is not None]
-    together = int(Y.sum()) + int(given.sum())
+    together = sum(row["n"] + row["claimed"] for row in table)
     return {
         "n": n,
         "map": float(np.mean(average)) if average else None,
-        "micro_f1": 2 * int((Y & given).sum()) / together if together else None,
+        "micro_f1": 2 * sum(row["hit"] for row in table) / together if together else None,
         "macro_f1": float(np.mean(f1)) if f1 else None,
         "subset_accuracy": exact / n,
         "low": low,
         "high": high,
-        "log_loss": binary_log_loss(Y, proba),
-        "ece": reliability_curve(proba.ravel(), Y.ravel()).ece,
+        "log_loss": log_loss,
+        "ece": ece,
         "per_label": [
-            {"label": name, **row, "threshold": float(threshold)}
+            {"label": name, **_shown(row), "threshold": float(threshold)}
             for name, row, threshold in zip(names, table, thresholds, strict=True)
         ],
     }
 
 
-def _label_scores(y: np.ndarray, given: np.ndarray, proba: np.ndarray) -> dict[str, Any]:
-    """Return the scores of one label; None where nothing was measured."""
+def score_of_label(y: np.ndarray, given: np.ndarray, proba: np.ndarray) -> dict[str, Any]:
+    """Return the scores of one label, None where nothing was measured, and how often it is ``claimed``, and ``hit``."""
     hit, n, claimed = int((y & given).sum()), int(y.sum()), int(given.sum())
     return {
+        "hit": hit,
+        "claimed": claimed,
         "n": n,
         "precision": hit / claimed if claimed else None,
         "recall": hit / n if n else None,
         "f1": 2 * hit / (n + claimed) if n + claimed else None,
         "average_precision": average_precision(y, proba),
     }
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("hit", "claimed")}
 
 
 def binary_log_loss(Y: np.ndarray, proba: np.ndarray) -> float:

@@ -126,16 +126,40 @@ def fit_novelty(
         Fewer than 2 pictures that are not copies of each other.
     """
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
+    kept, probe = novelty_rows(y, most, random_state)
+    return novelty_between(X[kept], X[probe], groups[kept], groups[probe])
+
+
+def novelty_rows(y: np.ndarray, most: int = MOST_ROWS, random_state: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the rows that `fit_novelty` keeps, and of those that tell it the distances."""
     kept = references(np.asarray(y), most, random_state)
-    reference = of_length_one(X[kept])
-    probe = kept
-    if len(y) > len(kept):
-        others = np.setdiff1d(np.arange(len(y)), kept, assume_unique=True)
-        probe = np.random.default_rng(random_state).permutation(others)[:most]
-    distances = _distance(X[probe], reference, groups[probe], groups[kept])
+    if len(y) == len(kept):
+        return kept, kept
+    others = np.setdiff1d(np.arange(len(y)), kept, assume_unique=True)
+    return kept, np.random.default_rng(random_state).permutation(others)[:most]
+
+
+def novelty_between(kept: np.ndarray, probe: np.ndarray, kin: np.ndarray, own: np.ndarray) -> Novelty:
+    """Return what `fit_novelty` does, by the rows that it takes.
+
+    Parameters
+    ----------
+    kept, probe : ndarray of shape (r, D) and (c, D), dtype float32
+        Embeddings of the rows that `novelty_rows` names.
+    kin, own : ndarray of shape (r,) and (c,), dtype int
+        Their groups.
+
+    Raises
+    ------
+    TrainingError
+        All of them are copies of one picture.
+    """
+    reference = of_length_one(kept)
+    distances = _distance(probe, reference, own, kin)
     distances = np.sort(distances[np.isfinite(distances)])
     if not distances.size:
-        raise TrainingError(f"novelty needs 2 different training pictures, and there are {len(np.unique(groups))}")
+        there = len(np.unique(np.concatenate([kin, own])))
+        raise TrainingError(f"novelty needs 2 different training pictures, and there are {there}")
     return Novelty(reference, distances.astype(np.float32))
 
 

@@ -23,11 +23,16 @@ from .threads import one_thread_each
 TILE_ROWS = 256  # with 512 float32 features half a megabyte: a core's second-level cache
 FLUSH_TILES = 16  # float32 sums over more tiles than this go to float64
 WHOLE_CURVATURE_UP_TO = 4096  # features; the eigenvectors of a larger second moment would cost more than they save
+# Rows a feature by which the curvature is known well enough: it shapes steps, and not where they end. Its product is
+# the one that grows with the square of the features, so of more rows some tiles, evenly chosen, stand for all.
+CURVED_ROWS = 100
 _GPU_FROM = 2e10  # floating-point operations a pass: a tenth of a second and more on a CPU, and there are hundreds
 THREADS_FROM = 3_000_000  # multiplications a pass; smaller ones are done before a second thread has begun
 
 
-def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextManager[PassesLike]:
+def passes_over(
+    task: Task, device: str = "auto", threads: int | None = None
+) -> contextlib.AbstractContextManager[PassesLike]:
     """Return what goes over the rows of a task, on the device that suits it.
 
     Parameters
@@ -35,6 +40,8 @@ def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextM
     task : Task
     device : {"auto", "cpu", "cuda"}, default "auto"
         "auto" is an NVIDIA GPU where there is one and the work is long enough for it to repay loading torch.
+    threads : int, optional
+        At most so many on a CPU; one a core where it is None.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device must be auto, cpu or cuda, and is {device!r}")
@@ -49,7 +56,7 @@ def passes_over(task: Task, device: str = "auto") -> contextlib.AbstractContextM
         from .torch_passes import TorchPasses
 
         return TorchPasses(task, "cuda", diagonal=diagonal)
-    return Passes(task, diagonal=diagonal)
+    return Passes(task, diagonal=diagonal, threads=threads)
 
 
 def _has_gpu() -> bool:
@@ -66,15 +73,18 @@ class Passes:
     task : Task
     diagonal : bool, default False
         Keep only the diagonal of the features' second moment, where D is too large for the whole.
+    threads : int, optional
+        At most so many; one a core where it is None.
     """
 
-    def __init__(self, task: Task, *, diagonal: bool = False) -> None:
+    def __init__(self, task: Task, *, diagonal: bool = False, threads: int | None = None) -> None:
         self.task = task
         self.count = 0
         n, width = task.rows.shape
         self._diagonal = diagonal
+        self._curved_every = max(1, n // (CURVED_ROWS * width))
         large = n * width * task.n_outputs * task.n_fits >= THREADS_FROM
-        self._threads = available_cores() if large else 1
+        self._threads = (threads or available_cores()) if large else 1
         self._stack = contextlib.ExitStack()
         self.pool: Executor | None = None
 
@@ -121,11 +131,11 @@ class Passes:
 
     def _sum(self, tiles: Sequence[_Tile], joined: _Joined, curvature: bool) -> _Accumulator:
         total = _Accumulator(self.task, curvature, self._diagonal)
-        for number, tile in enumerate(tiles, 1):
+        for number, tile in enumerate(tiles):
             fits, weights, bias = joined.of(tile.fold)
             if len(fits):
-                total.take(tile, fits, weights, bias)
-            if number % FLUSH_TILES == 0:
+                total.take(tile, fits, weights, bias, curved=curvature and number % self._curved_every == 0)
+            if number % FLUSH_TILES == FLUSH_TILES - 1:
                 total.flush()
         total.flush()
         return total
@@ -141,9 +151,9 @@ class _Tile:
 
 
 def _tiles(numbers: np.ndarray, Z: np.ndarray, fold: np.ndarray) -> Iterator[_Tile]:
-    """Cut a block into tiles of one fold each."""
+    """Cut a block into tiles of one fold each; rows are moved only where their folds change all the time."""
     mine = fold[numbers]
-    if (np.diff(mine) < 0).any():
+    if np.count_nonzero(np.diff(mine)) * TILE_ROWS > len(mine):
         order = np.argsort(mine, kind="stable")
         numbers, Z, mine = numbers[order], Z[order], mine[order]
     ends = np.flatnonzero(np.append(np.diff(mine) != 0, True)) + 1
@@ -184,25 +194,29 @@ class _Accumulator:
         self._recent = np.zeros(self.gradient.shape, task.rows.dtype)
         self.curved = curvature
         if curvature:
+            self.rows = self.curved_rows = 0
             self.weight = 0.0
             self.mean = np.zeros(width)
             self.second = np.zeros(width if diagonal else (width, width))
             self.outputs = np.zeros((task.n_outputs, task.n_outputs))
 
-    def take(self, tile: _Tile, fits: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> None:
-        """Add one tile to the sums of some fits."""
+    def take(self, tile: _Tile, fits: np.ndarray, weights: np.ndarray, bias: np.ndarray, *, curved: bool) -> None:
+        """Add one tile to the sums of some fits, and to those of the curvature where it is one that counts there."""
         task = self._task
         logits = (weights @ tile.Z.T).reshape(len(fits), task.n_outputs, len(tile.Z))
         logits += bias
         residual = softmax_loss if task.link == "softmax" else sigmoid_loss
         weight = _weights(task, fits, tile.numbers, logits.dtype)
-        loss, slope, spread = residual(logits, task.target[tile.numbers], weight, self.curved)
+        loss, slope, spread = residual(logits, task.target[tile.numbers], weight, curved)
         self.loss[fits] += loss
         # With a row a fit or a few columns a product is a sum; in general it is the second large product of a tile.
         gradient = slope.reshape(len(weights), -1) @ tile.Z
         self._recent[fits, :, :-1] += gradient.reshape(len(fits), task.n_outputs, -1)
         self._recent[fits, :, -1] += slope.sum(axis=2)
+        if self.curved:
+            self.rows += len(fits) * len(tile.Z)
         if spread is not None:
+            self.curved_rows += len(fits) * len(tile.Z)
             self._curve(tile.Z, *spread)
 
     def _curve(self, Z: np.ndarray, share: np.ndarray, outputs: np.ndarray) -> None:
@@ -223,6 +237,8 @@ class _Accumulator:
         self.loss += other.loss
         self.gradient += other.gradient
         if self.curved:
+            self.rows += other.rows
+            self.curved_rows += other.curved_rows
             self.weight += other.weight
             self.mean += other.mean
             self.second += other.second
@@ -237,7 +253,8 @@ class _Accumulator:
         mean = self.mean / weight
         square = mean * mean if self._diagonal else np.outer(mean, mean)
         trace = max(float(np.trace(self.outputs)), np.finfo(np.float64).tiny)
-        return Curvature(self.weight / n_fits, mean, self.second / weight - square, self.outputs / trace)
+        of_all = self.weight * self.rows / max(1, self.curved_rows)
+        return Curvature(of_all / n_fits, mean, self.second / weight - square, self.outputs / trace)
 
 
 def _weights(task: Task, fits: np.ndarray, numbers: np.ndarray, dtype: Float) -> np.ndarray:

@@ -274,7 +274,9 @@ class Classifier:
 
     def _answers(self, listing: Listing, rows: range, recent: RecentRows, asked: _Asked) -> Iterator[Prediction]:
         """Score some pictures; the predictions, each with all its probabilities, are made one by one."""
-        usable = np.array([row for row in rows if row not in listing.failures], np.int64)
+        failed = listing.failures.rows
+        low, high = np.searchsorted(failed, (rows.start, rows.stop))
+        usable = np.setdiff1d(np.arange(rows.start, rows.stop), failed[low:high])
         X = recent.gather(listing.digest[usable])
         ends = np.searchsorted(usable, np.arange(rows.start + SCORED, rows.stop, SCORED))
         together = [block for block in np.split(X, ends) if len(block)]

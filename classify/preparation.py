@@ -38,7 +38,13 @@ def standardisation(X: np.ndarray, blocks: Sequence[int] = ()) -> tuple[np.ndarr
     mean, scale : ndarray of shape (D,), dtype float32
         The scale is 1 where a feature never varies.
     """
-    mean, variance, noise = _moments(X)
+    return standardisation_of(*_moments(X), blocks)
+
+
+def standardisation_of(
+    mean: np.ndarray, variance: np.ndarray, noise: np.ndarray, blocks: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `standardisation` does, by mean, unbiased variance and sampling variance of that, (D,) float64."""
     scale = np.empty(len(mean))
     for start, end in itertools.pairwise([0, *np.cumsum(blocks or [len(mean)]).tolist()]):
         scale[start:end] = np.sqrt(_shrunk(variance[start:end], noise[start:end]))
@@ -110,7 +116,7 @@ class Preparation:
         """
         if X.ndim != 2 or X.shape[1] != self.n_features:
             raise ModelError(f"the head takes embeddings of width {self.n_features}, and got an array of {X.shape}")
-        Z = (_blocks_of_length_one(X, self.blocks) - self.mean) / self.scale
+        Z = (blocks_of_length_one(X, self.blocks) - self.mean) / self.scale
         return np.asarray(Z if self.projection is None else Z @ self.projection, np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -164,7 +170,7 @@ def fit_preparation(
         `pca` means nothing.
     """
     widths = np.array(blocks or (X.shape[1],), np.int64) if l2_norm else np.zeros(0, np.int64)
-    scaled = _blocks_of_length_one(X, widths)
+    scaled = blocks_of_length_one(X, widths)
     mean, scale = standardisation(scaled, blocks)
     return Preparation(mean, scale, widths, None if pca is None else principal_axes((scaled - mean) / scale, pca))
 
@@ -175,7 +181,8 @@ def of_length_one(X: np.ndarray) -> np.ndarray:
     return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), _TINY), np.float32)
 
 
-def _blocks_of_length_one(X: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def blocks_of_length_one(X: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Return rows (n, D) float32 whose blocks of these widths have length one each; `X` itself where there are none."""
     if not widths.size:
         return X
     ends = np.cumsum(widths).tolist()
@@ -187,16 +194,32 @@ def _blocks_of_length_one(X: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 def principal_axes(Z: np.ndarray, pca: float) -> np.ndarray:
     """Return the axes of largest variance, (D, r) float32, by the smaller of the two Gram matrices."""
-    if not 0 < pca < float("inf") or (pca >= 1 and pca != int(pca)):
-        raise UsageError(f"--pca must be a number of components or a share between 0 and 1, and is {pca:g}")
+    check_pca(pca)
     wide = Z.shape[1] > Z.shape[0]
     gram = (Z @ Z.T if wide else Z.T @ Z).astype(np.float64)
+    values, axes = _axes_of(gram, len(Z), pca)
+    return np.asarray(Z.T @ (axes / np.sqrt(values)) if wide else axes, np.float32)
+
+
+def axes_of_gram(gram: np.ndarray, n_rows: int, pca: float) -> np.ndarray:
+    """Return the axes of largest variance, (D, r) float32, of so many rows whose products ``Z.T @ Z`` (D, D) are."""
+    check_pca(pca)
+    return np.asarray(_axes_of(gram, n_rows, pca)[1], np.float32)
+
+
+def check_pca(pca: float) -> None:
+    """Raise UsageError where a number or share of components is none."""
+    if not 0 < pca < float("inf") or (pca >= 1 and pca != int(pca)):
+        raise UsageError(f"--pca must be a number of components or a share between 0 and 1, and is {pca:g}")
+
+
+def _axes_of(gram: np.ndarray, n_rows: int, pca: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest eigenvalues (r,) of products of rows, and their axes, in columns."""
     values, vectors = np.linalg.eigh(gram)
     values, vectors = values[::-1].clip(0), vectors[:, ::-1]
     usable = int((values > 1e-7 * values[0]).sum())
     if not usable:
         raise TrainingError("all training embeddings are the same: nothing can be learnt from them")
     share = np.cumsum(values[:usable]) / values[:usable].sum()
-    count = min(usable, len(Z) - 1, int(pca) if pca >= 1 else int(np.searchsorted(share, pca)) + 1)
-    axes = vectors[:, :count]
-    return np.asarray(Z.T @ (axes / np.sqrt(values[:count])) if wide else axes, np.float32)
+    count = min(usable, n_rows - 1, int(pca) if pca >= 1 else int(np.searchsorted(share, pca)) + 1)
+    return values[:count], vectors[:, :count]

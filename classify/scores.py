@@ -37,7 +37,11 @@ def measured(head: Head, model: SavedModel, train: Rows, val: Rows) -> dict[str,
         ``train``, ``cv``, ``temperature``, ``val`` (None without such a split), ``baseline``, ``conformal`` (None
         without a validation split, or with several labels an image), ``per_class``: the validation images' table.
     """
-    scores: dict[str, Any] = {"train": _on_training(head, *train), "cv": head.cv_, "temperature": head.temperature_}
+    scores: dict[str, Any] = {
+        "train": _on_training(head, *train),
+        "cv": head.cv_ or None,
+        "temperature": head.temperature_,
+    }
     if not len(val[1]):
         return scores | {"val": None, "baseline": _baseline(model, None, None), "conformal": None, "per_class": []}
     full = scores_of(model, model.logits(val[0]), val, train)

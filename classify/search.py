@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import TrainingError
 from .passes import passes_over
 from .path import Solution, better_start, solve_path
-from .task import Float, InMemory, Rows, Task
+from .task import Float, InMemory, PassesLike, Rows, Task
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Turns held-out logits (n, K) and coefficients (P, K, D + 1) into how good each fold is, (P,); more is better."""
@@ -71,30 +71,84 @@ def search(
     device : {"auto", "cpu", "cuda"}, default "auto"
         "auto" is an NVIDIA GPU where there is one and the work is long enough for it to be worth loading torch.
     """
-    best: tuple[Solution, np.ndarray] | None = None
-    scores, steps = np.empty((len(Cs), task.n_fits)), np.empty(len(Cs), np.int64)
     with passes_over(task, device) as passes:
-        for number, solution in enumerate(solve_path(passes, Cs, tol=_FOLDS_LOOSER * tol, max_iter=max_iter)):
+
+        def judge(solution: Solution) -> tuple[np.ndarray, np.ndarray]:
             logits = passes.decide(solution.W)
-            scores[number], steps[number] = score(logits, solution.W), solution.steps
-            if np.isnan(scores[number]).any():
-                raise TrainingError(f"the score of a fold is not a number at C = {solution.C:.3g}")
-            if best is None or scores[number].mean() > scores[:number].mean(axis=1).max():
-                best = solution, logits
+            return score(logits, solution.W), logits
+
+        best = best_along(passes, Cs, judge, tol=tol, max_iter=max_iter)
+    with passes_over(without_folds(task), device) as passes:
+        fit = fit_from(passes, best.solution, tol=tol, max_iter=max_iter)
+    converged = best.solution.converged and fit.converged
+    return Search(best.solution.C, best.scores, best.kept, fit, best.steps, converged)
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best of several values of C.
+
+    Attributes
+    ----------
+    solution : Solution
+        Of all folds.
+    kept : ndarray
+        What `judge` gave beside its scores.
+    scores : ndarray of shape (n_Cs, P), dtype float64
+    steps : ndarray of shape (n_Cs,), dtype int64
+    """
+
+    solution: Solution
+    kept: np.ndarray
+    scores: np.ndarray
+    steps: np.ndarray
+
+
+def best_along(
+    passes: PassesLike,
+    Cs: Sequence[float],
+    judge: Callable[[Solution], tuple[np.ndarray, np.ndarray]],
+    *,
+    tol: float,
+    max_iter: int,
+) -> Best:
+    """Fit all folds at each C, and return the one with the best mean score.
+
+    Parameters
+    ----------
+    passes : PassesLike
+    Cs, tol, max_iter
+        As in `search`.
+    judge : callable
+        Given a solution, returns how good each fold is, (P,), more being better, and what is to be kept of the best.
+    """
+    n_fits = passes.task.n_fits
+    best: tuple[Solution, np.ndarray] | None = None
+    scores, steps = np.empty((len(Cs), n_fits)), np.empty(len(Cs), np.int64)
+    for number, solution in enumerate(solve_path(passes, Cs, tol=_FOLDS_LOOSER * tol, max_iter=max_iter)):
+        scores[number], kept = judge(solution)
+        steps[number] = solution.steps
+        if np.isnan(scores[number]).any():
+            raise TrainingError(f"the score of a fold is not a number at C = {solution.C:.3g}")
+        if best is None or scores[number].mean() > scores[:number].mean(axis=1).max():
+            best = solution, kept
     assert best is not None
-    with passes_over(_without_folds(task), device) as passes:
-        start = better_start(passes, best[0].C, best[0].W.mean(axis=0, keepdims=True))
-        fit = next(solve_path(passes, [best[0].C], start=start, tol=tol, max_iter=max_iter))
-    return Search(best[0].C, scores, best[1], fit, steps, best[0].converged and fit.converged)
+    return Best(*best, scores, steps)
+
+
+def fit_from(passes: PassesLike, folds: Solution, *, tol: float, max_iter: int) -> Solution:
+    """Return the fit to all rows at the C of the folds' fits, which it starts from."""
+    start = better_start(passes, folds.C, folds.W.mean(axis=0, keepdims=True))
+    return next(solve_path(passes, [folds.C], start=start, tol=tol, max_iter=max_iter))
 
 
 def fit_rows(task: Task, C: float, *, tol: float = 1e-6, max_iter: int = 500, device: str = "auto") -> Solution:
     """Return the fit to all rows at one C, which nothing was searched for."""
-    with passes_over(_without_folds(task), device) as passes:
+    with passes_over(without_folds(task), device) as passes:
         return next(solve_path(passes, [C], tol=tol, max_iter=max_iter))
 
 
-def _without_folds(task: Task) -> Task:
+def without_folds(task: Task) -> Task:
     """Return the task of one fit to all rows."""
     weight = task.all_weight
     if weight is None:
@@ -196,7 +250,15 @@ def _by_fold(Z: np.ndarray, fold: np.ndarray) -> InMemory:
     return InMemory(np.ascontiguousarray(Z[order]), order)
 
 
-def label_task(Z: np.ndarray, Y: np.ndarray, folds: np.ndarray, *, balanced: bool = False, n_views: int = 1) -> Task:
+def label_task(
+    Z: np.ndarray,
+    Y: np.ndarray,
+    folds: np.ndarray,
+    *,
+    balanced: bool = False,
+    rows: Rows | None = None,
+    n_views: int = 1,
+) -> Task:
     """Return the task of giving each of K labels by itself.
 
     Parameters
@@ -208,6 +270,8 @@ def label_task(Z: np.ndarray, Y: np.ndarray, folds: np.ndarray, *, balanced: boo
         From 0; -1 for images that are in no test set.
     balanced : bool, default False
         Weigh images so that presence and absence of each label count alike.
+    rows : Rows, optional
+        What is read instead of Z.
     n_views : int, default 1
         V, the rows of an image; each counts a V-th of it.
     """
@@ -215,7 +279,7 @@ def label_task(Z: np.ndarray, Y: np.ndarray, folds: np.ndarray, *, balanced: boo
     inside = np.stack([folds != fold for fold in range(n_folds)])
     weight, all_weight = (_label_weights(Y, some, balanced) / n_views for some in (inside, np.ones((1, len(Y)), bool)))
     target, fold = Y.repeat(n_views, axis=0), folds.repeat(n_views)
-    return Task(_by_fold(Z, fold), target, fold, "sigmoid", Y.shape[1], weight, all_weight, n_views)
+    return Task(rows or _by_fold(Z, fold), target, fold, "sigmoid", Y.shape[1], weight, all_weight, n_views)
 
 
 def _label_weights(Y: np.ndarray, inside: np.ndarray, balanced: bool) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,13 +10,14 @@ import numpy as np
 from ..errors import TrainingError, UsageError
 from .calibration import fit_temperature
 from .head import check_options
-from .logistic import LogisticHead
+from .held_out import AllRight, column_groups, ece_of
+from .logistic import NO_ROWS, LogisticHead
 from .metrics import reliability_curve
-from .multilabel import best_thresholds, binary_log_loss, mean_average_precision
+from .multilabel import THRESHOLD, average_precision, best_thresholds, binary_log_loss, mean_average_precision
 from .network import sigmoid
 from .search import label_task
-from .task import Task
-from .turning import Turned
+from .task import Rows, Task
+from .team import Team, total
 
 
 class LabelsHead(LogisticHead):
@@ -72,10 +73,23 @@ class LabelsHead(LogisticHead):
                 "what is said of them means little"
             )
 
-    def _task(self, features: Turned, y: np.ndarray, folds: np.ndarray) -> Task:
-        balanced, n_views = self.class_weight == "balanced", len(features.Z) // len(y)
-        task = label_task(features.Z, y, folds, balanced=balanced, n_views=n_views)
-        return replace(task, along_axes=features.along_axes)
+    def begin(
+        self,
+        y: np.ndarray,
+        class_names: Sequence[str] | None = None,
+        groups: np.ndarray | None = None,
+        blocks: Sequence[int] = (),
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Check labels and settings, as `Head.begin`."""
+        y, folds = super().begin(y, class_names, groups, blocks)
+        self.thresholds_ = np.full(len(self.classes_), THRESHOLD)
+        return y, folds
+
+    def _task(
+        self, y: np.ndarray, folds: np.ndarray, Z: np.ndarray = NO_ROWS, *, n_views: int = 0, rows: Rows | None = None
+    ) -> Task:
+        n_views, balanced = n_views or len(Z) // len(y), self.class_weight == "balanced"
+        return label_task(Z, y, folds, balanced=balanced, rows=rows, n_views=n_views)
 
     def _loss(self, y: np.ndarray, logits: np.ndarray) -> float:
         return binary_log_loss(y, sigmoid(logits))
@@ -96,6 +110,27 @@ class LabelsHead(LogisticHead):
             "ece": reliability_curve(plain.ravel(), y.ravel()).ece,
             "log_loss_calibrated": binary_log_loss(y, self.oof_proba_),
             "ece_calibrated": reliability_curve(self.oof_proba_.ravel(), y.ravel()).ece,
+        }
+
+    def _scores_of_folds(self, team: Team, found: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return `cv_`, and set the thresholds, a group of labels at a time: ranks take all images of a label."""
+        n, n_labels = float(found["n"].sum()), len(self.classes_)
+        average: list[float | None] = []
+        for low, high in column_groups(int(n), n_labels, team.memory // 2):
+            values, Y = (np.concatenate(several) for several in zip(*team.every("columns", low, high), strict=True))
+            proba = sigmoid(values / self.temperature_)
+            self.thresholds_[low:high] = best_thresholds(Y, proba)
+            average += [average_precision(Y[:, label], proba[:, label]) for label in range(high - low)]
+        known = [value for value in average if value is not None]
+        right = total(team, "reduce", AllRight(self.temperature_, self.thresholds_))["right"]
+        return {
+            "folds": self.cv,
+            "map": float(np.mean(known)) if known else None,
+            "accuracy": float(right / n),
+            "log_loss": float(found["loss_plain"] / n),
+            "ece": ece_of(found["gap_plain"], n * n_labels),
+            "log_loss_calibrated": float(found["loss_calibrated"] / n),
+            "ece_calibrated": ece_of(found["gap_calibrated"], n * n_labels),
         }
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -187,6 +187,29 @@ class Sums:
     loss: np.ndarray
     gradient: np.ndarray
     curvature: Curvature | None
+
+
+def summed(several: Sequence[Sums]) -> Sums:
+    """Return the sums over all rows, of those over some of them each."""
+    loss = np.sum([one.loss for one in several], axis=0)
+    gradient = several[0].gradient if len(several) == 1 else np.sum([one.gradient for one in several], axis=0)
+    return Sums(loss, gradient, _joined([one.curvature for one in several if one.curvature is not None]))
+
+
+def _joined(several: Sequence[Curvature]) -> Curvature | None:
+    """Return the curvature of all rows: spreads around means of their own and the spread of those means add up."""
+    if len(several) < 2:
+        return several[0] if several else None
+    shares = np.array([max(one.total, np.finfo(np.float64).tiny) for one in several])
+    total = float(shares.sum())
+    shares /= total
+    mean = np.sum([share * one.mean for share, one in zip(shares, several, strict=True)], axis=0)
+    second, outputs = np.zeros_like(several[0].second), np.zeros_like(several[0].outputs)
+    for share, one in zip(shares, several, strict=True):
+        apart = one.mean - mean
+        second += share * (one.second + (apart * apart if second.ndim == 1 else np.outer(apart, apart)))
+        outputs += share * one.outputs
+    return Curvature(total, mean, second, outputs)
 
 
 class PassesLike(Protocol):

@@ -158,10 +158,10 @@ class Batches:
         The images that each fold trains on.
     size : int or None
         At most so many images a batch; 64 where it is None, or so many that an epoch has 64 steps.
-    random_state : int
+    random_state : int or sequence of int
     """
 
-    def __init__(self, members: Sequence[np.ndarray], size: int | None, random_state: int) -> None:
+    def __init__(self, members: Sequence[np.ndarray], size: int | None, random_state: int | Sequence[int]) -> None:
         most = max(map(len, members))
         self.steps = math.ceil(most / (size or max(_BATCH, math.ceil(most / STEPS_AT_MOST))))
         self._members = members

@@ -14,7 +14,8 @@ from ..cache.remote import is_url, read_range
 from ..errors import DecodeError
 from .bucket import IN_FLIGHT, MAX_BYTES, examined_objects, read_object, reason_of, stat_of_object
 from .elsewhere import location
-from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, examined, os_reason, read_with_stat, stat_of
+from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, os_reason, read_with_stat, stat_of
+from .status import examined
 from .tars import FETCHED, INSIDE, examined_member, offset_of, split_member, tar_mark
 
 _OTHER_TAR = "the tar is another one by now; run again"

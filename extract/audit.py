@@ -128,11 +128,11 @@ def _named_here(listing: Listing, rows: np.ndarray) -> np.ndarray:
     if listing.layout != "csv":
         return np.ones(len(rows), bool)
     try:
-        lines, _ = unique_lines(source_of(listing.source))
+        named = unique_lines(source_of(listing.source)).paths
     except (DataError, OSError) as error:
         logger.debug("%s is not sampled: %s", printable(listing.source), error)
         return np.zeros(len(rows), bool)
-    return np.array([listing.paths[row] in lines for row in rows.tolist()], bool)
+    return np.asarray(named.find(listing.paths.take(rows)) >= 0)
 
 
 def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:

@@ -16,10 +16,11 @@ from ..cache.listing import Listing
 from ..cache.source import source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
+from .engines.choice import division
 from .explain import Miss, misses
 from .features import spaces_as_json
 from .images import ImageList
-from .options import RunOptions, SpaceOptions
+from .options import EngineOptions, RunOptions, SpaceOptions
 from .plan import failure_rules, recall_listing, to_look_at
 from .registry import find
 from .resolve import recalled, resolve
@@ -44,6 +45,10 @@ class DryRun:
     failed_rows : int
         The rows that those would have, in one space.
     views : Views
+    engine : str
+        Where it would be done: "local", "dask" or "ray".
+    workers, shards : int
+        How many processes there are now that would share the work, and into how many pieces it would be cut for them.
     new, changed, unread, again : int
         Images whose bytes would have to be read: that the latest listing does not have; that have another size, time or
         inode than there; that the latest run did not come to read; and that are read again because that was asked for,
@@ -71,6 +76,9 @@ class DryRun:
     misses: list[Miss]
     failed_rows: int
     views: Views
+    engine: str
+    workers: int
+    shards: int
 
     @property
     def to_read(self) -> int:
@@ -96,6 +104,9 @@ class DryRun:
             **self.views.summary(),
             "views_split": self.views.split,
             "to_read": self.to_read,
+            "engine": self.engine,
+            "workers": self.workers,
+            "shards": self.shards,
             "misses": [asdict(miss) for miss in self.misses],
         }
 
@@ -121,6 +132,9 @@ class DryRun:
             each = f" in up to {self.an_image} rows each" if self.an_image > 1 else ""
             lines.append(f"{self.to_read} would be read, and embedded{each} where their bytes are new: {text}")
         lines += [f"the weights of {name} are not on this machine: they would be downloaded" for name in self.absent]
+        if self.shards > 1 or self.engine != "local":
+            where = "processes of this machine" if self.engine == "local" else f"workers of {self.engine}"
+            lines.append(f"in {self.shards} shards, for {self.workers} {where}")
         if not self.missing and not self.to_read:
             lines.append("nothing would be done")
         return lines
@@ -135,17 +149,20 @@ def dry_run(
     rehash: bool = False,
     retry_failed: bool = False,
     views: Views = PLAIN,
+    engine: EngineOptions,
 ) -> DryRun:
     """Find out what `headstart.extract` would do with the same arguments.
 
-    Where a request is new to the cache, its weights are loaded to know the feature space, but never downloaded.
+    Where a request is new to the cache, its weights are loaded to know the feature space, but never downloaded. A
+    cluster is asked how many workers it has.
 
     Raises
     ------
     BackboneError
         As the run itself would.
     """
-    found = {group[0].backbone: _spaces(store, group, run_options) for group in asked}
+    device = None if engine.local else "cpu"
+    found = {group[0].backbone: _spaces(store, group, run_options, device) for group in asked}
     spaces = [space for group in found.values() for space in group]
     rules, scanned_ns = failure_rules(run_options.max_pixels), time.time_ns()
     listing = recall_listing(
@@ -160,8 +177,9 @@ def dry_run(
     digest = listing.digest[known]
     missing = sum(views.lacking_rows(index, digest, counts[known]) for index in held)
     lacking = [digest[views.lacking(index, digest, np.ones(len(known), np.int64)) > 0] for index in held]
-    failed_rows = int(counts[list(listing.failures)].sum())
-    counts[list(listing.failures)] = counts[todo[~listing.known[todo]]] = 0
+    failed_rows = int(counts[listing.failures.rows].sum())
+    counts[listing.failures.rows] = counts[todo[~listing.known[todo]]] = 0
+    workers, shards = division(engine, run_options, int(todo.size))
     return DryRun(
         root=listing.root,
         cache=str(store.root),
@@ -175,6 +193,9 @@ def dry_run(
         missing=missing,
         failed_rows=failed_rows,
         views=views,
+        engine=engine.engine,
+        workers=workers,
+        shards=shards,
         misses=[
             miss
             for space, digest in zip(spaces, lacking, strict=False)  # the rest is of absent weights
@@ -184,20 +205,21 @@ def dry_run(
     )
 
 
-def _spaces(store: FeatureStore, asked: Sequence[SpaceOptions], run_options: RunOptions) -> list[FeatureSpace]:
+def _spaces(
+    store: FeatureStore, asked: Sequence[SpaceOptions], run_options: RunOptions, device: str | None
+) -> list[FeatureSpace]:
     known = [recalled(options, store.root) for options in asked]
     if all(known):
         return list({space.id: space for space in known if space is not None}.values())
     if asked[0].weights == "default" and not find(asked[0].backbone).weights_here():
         return []
-    return list(resolve(asked, run_options, store.root, write=False).spaces)
+    return list(resolve(asked, run_options, store.root, write=False, device=device).spaces)
 
 
 def _reasons_to_read(cache: Path, listing: Listing, rows: np.ndarray) -> dict[str, int]:
     """Count by reason the images whose bytes are not known."""
     previous = load_listing(cache, source_of(listing.source))
-    places = {} if previous is None else {name: row for row, name in enumerate(previous.paths)}
-    was = np.array([places.get(listing.paths[row], -1) for row in rows], np.int64)
+    was = np.full(len(rows), -1) if previous is None else previous.paths.find(listing.paths.take(rows))
     there = was >= 0
     same, read = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     if previous is not None and len(previous):

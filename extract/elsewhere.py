@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from ..cache.listing import CTIME
+from ..cache.names import GrowingNames
 from ..cache.remote import filesystem, is_url, key_of, scheme_of
 from ..cache.source import Source, Url, name_bytes
 from ..errors import DataError, printable
@@ -74,11 +76,11 @@ class Found:
 
     def __init__(self, entries: Iterable[tuple[bytes, Stat, str | None]]) -> None:
         self.tree = Tree()
+        paths = GrowingNames()
         self.tars: dict[bytes, Stat] = {}
         self.empty = True
         self._places: dict[bytes, int] = {}
-        stats: list[Stat] = []
-        folders: list[int] = []
+        stats, folders = array("q"), array("q")
         for name, stat, reason in entries:
             self.empty = False
             if is_hidden(name):
@@ -86,16 +88,17 @@ class Found:
             suffix = _suffix(name)
             if suffix in SUFFIXES:
                 if reason is not None:
-                    self.tree.reasons[len(stats)] = reason
-                self.tree.paths.append(name)
+                    self.tree.reasons[len(paths)] = reason
+                paths.append(name)
                 folders.append(self._place(name.rpartition(b"/")[0]))
-                stats.append(stat)
+                stats.extend(stat)
                 continue
             if suffix == _TAR:
                 self.tars[name] = stat
             self.tree.ignored[printable(b"." + suffix) if suffix else "no suffix"] += 1
-        self.tree.folder = np.array(folders, np.int64)
-        self.tree.stats = np.array(stats, np.int64).reshape(-1, 4)
+        self.tree.paths = paths.finished()
+        self.tree.folder = np.frombuffer(folders, np.int64)
+        self.tree.stats = np.frombuffer(stats, np.int64).reshape(-1, 4)
 
     def _place(self, folder: bytes) -> int:
         if folder not in self._places:
@@ -135,13 +138,9 @@ def _on_pages(url: Url) -> Iterator[tuple[bytes, Stat, str | None]]:
         yield name, stat, reason
 
 
-def timeless(stats: np.ndarray) -> np.ndarray:
-    """Tell of which images, (N, 4) int64, nothing is known that an edit would change, (N,) bool."""
-    return np.asarray(stats[:, CTIME] == UNKNOWN_TIME)
-
-
-def timeless_note(count: int) -> list[str]:
-    """Say that pictures have nothing by which an unchanged one is told; no line where there are none."""
+def timeless_note(stats: np.ndarray) -> list[str]:
+    """Say that images, (N, 4) int64, have nothing by which an unchanged one is told; no line where none has."""
+    count = int((stats[:, CTIME] == UNKNOWN_TIME).sum())
     said = "their server gives neither a time nor an ETag, so they are read again by each extract"
     return [f"{count} pictures: {said}"] if count else []
 

@@ -18,13 +18,15 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from .access import in_order_of_bytes
 from .embedder import Embedder
+from .engines.choice import engine_for
+from .engines.shards import embed_in_shards
 from .explain import explain_misses, joined, warn_of_versions
+from .options import EngineOptions
 from .plan import known_hashes, share_hashes, to_look_at
 from .progress import progress_bar
 from .recent import RecentRows
 from .resolve import library_versions
 from .runner import Hooks, Outcome, Steps, Work, result_of
-from .scale import embed_in_processes, processes_for
 from .views import PLAIN, Views
 from .work import embed_in_steps
 
@@ -32,6 +34,7 @@ logger = logging.getLogger("headstart.extract")
 
 STEP_SECONDS = 0.1  # between two steps: of each there is some work
 LONG_SECONDS = 5  # runs with less than this left get no estimate
+HERE = EngineOptions()
 
 
 def embed_listing(
@@ -44,9 +47,13 @@ def embed_listing(
     *,
     hashed: bool = False,
     views: Views = PLAIN,
+    engine: EngineOptions = HERE,
 ) -> tuple[Listing, Outcome]:
     """Embed the images of a listing that the cache lacks in any of some feature spaces; see `embed_stepwise`."""
-    return result_of(embed_stepwise(store, embedders, listing, base, stopped, record, hashed=hashed, views=views))
+    steps = embed_stepwise(
+        store, embedders, listing, base, stopped, record, hashed=hashed, views=views, engine=engine
+    )  # fmt: skip
+    return result_of(steps)
 
 
 def embed_stepwise(
@@ -60,6 +67,7 @@ def embed_stepwise(
     hashed: bool = False,
     recent: RecentRows | None = None,
     views: Views = PLAIN,
+    engine: EngineOptions = HERE,
 ) -> Generator[int, None, tuple[Listing, Outcome]]:
     """Embed the images of a listing that the cache lacks in any of some feature spaces, and say how far it has come.
 
@@ -87,6 +95,8 @@ def embed_stepwise(
         Takes the rows that are computed, so that they need not be read back.
     views : Views, default `PLAIN`
         Which views of each image are embedded.
+    engine : EngineOptions, default this machine
+        Where that is done.
 
     Yields
     ------
@@ -112,7 +122,7 @@ def embed_stepwise(
         if not todo.size:
             record(listing)
             yield len(listing)
-            return listing, replace(Outcome.empty(0), embedded=dict.fromkeys(held, 0))
+            return listing, replace(Outcome.empty(0), embedded=dict.fromkeys(held, 0), processes=0, shards=0)
         versions = library_versions()
         for space in spaces:
             store.prepare(space, versions)
@@ -123,15 +133,18 @@ def embed_stepwise(
         counts = views.counts(listing.split)
         todo = in_order_of_bytes(listing.paths, listing.stat, todo)
         work = Work(listing.paths, listing.stat, todo, base, views=views, counts=counts)
-        if hashed:
-            work = replace(work, hashes=known_hashes(store.root, listing))
-        with progress_bar(int(todo.size), "embedding") as progress:
+        # Whoever takes rows as they come would wait for the end where readers are added for speed alone.
+        chosen = engine_for(engine, embedders, int(todo.size), at_once=recent is not None)
+        with chosen as several, progress_bar(int(todo.size), "embedding") as progress:
             hooks = Hooks(stopped, progress, _Estimate(int(todo.size), work.rows, spaces))
-            # Whoever takes rows as they come would wait for the end where readers are added for speed alone.
-            count = processes_for(embedders[0].run, embedders, int(todo.size), at_once=recent is not None)
-            if count > 1:
-                outcome = embed_in_processes(store, embedders, work, count, hooks)
+            if several is not None:
+                outcome = embed_in_shards(
+                    store, embedders, work, several, hooks, shard_images=engine.shard_images,
+                    hashes_of=listing.source if hashed else None,
+                )  # fmt: skip
             else:
+                if hashed:
+                    work = replace(work, hashes=known_hashes(store.root, listing))
                 hooks = replace(hooks, on_rows=recent.add) if recent else hooks
                 outcome = yield from _through(listing, embed_in_steps(store, embedders, held, work, descriptor, hooks))
         _take_in(listing, outcome, 0, len(listing))
@@ -174,7 +187,8 @@ def _take_in(listing: Listing, outcome: Outcome, first: int, last: int) -> None:
     read = first + np.flatnonzero(outcome.digest[first:last].any(axis=1))
     listing.digest[read] = outcome.digest[read]
     listing.phash[read] = outcome.phash[read]
-    listing.failures.update({row: outcome.failures[row] for row in range(first, last) if row in outcome.failures})
+    failures = outcome.failures
+    listing.failures.add(failures.select((failures.rows >= first) & (failures.rows < last)))
 
 
 def _lacking(listing: Listing, rows: np.ndarray, index: KeyIndex) -> np.ndarray:

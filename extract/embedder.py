@@ -61,6 +61,7 @@ class Embedder:
         self.faster: tuple[int, Forward] | None = None  # a batch size, and the forward pass for it
         self.threads: int | None = None  # that the network uses; None: as torch has it
         self.most_threads = 1  # that torch had when the network was loaded
+        self.cores: int | None = None  # that are there for the network; None: as torch finds them
         self._backbone = backbone
         self._on_change = on_change
         self._device: Device | None = None
@@ -106,6 +107,8 @@ class Embedder:
         """
         import torch
 
+        if self.cores is not None:
+            use_threads(self.cores)
         _ = self.backbone, self.batch_size
         self.most_threads = torch.get_num_threads()
 

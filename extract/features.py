@@ -174,7 +174,8 @@ class Features:
     def paths(self) -> np.ndarray:
         """Path of each image below the dataset's folder as the user named it, (N,) of str."""
         folder = dataset_folder(self.listing, self.listing.root)
-        return np.array([os.path.join(folder, os.fsdecode(self.listing.paths[row])) for row in self.rows], dtype=object)  # noqa: PTH118
+        names = map(os.fsdecode, self.listing.paths.take(self.rows))
+        return np.fromiter((os.path.join(folder, name) for name in names), object, len(self.rows))  # noqa: PTH118
 
     def export(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Export:
         """Write embeddings, paths, labels and splits to one HDF5 file; see `headstart.cache.export.export`.

@@ -212,16 +212,3 @@ def refusal(found: os.stat_result, path: bytes) -> str | None:
     if mode & READABLE_BY_ALL != READABLE_BY_ALL and not os.access(path, os.R_OK):
         return "permission denied"
     return None
-
-
-def examined(path: bytes) -> tuple[Stat, str | None]:
-    """Return a file's status and, where it cannot be read, the reason."""
-    try:
-        found = os.stat(path)  # noqa: PTH116  (names are bytes)
-    except OSError as error:
-        reason = os_reason(error)
-        dangling = reason == "not found" and os.path.islink(path)  # noqa: PTH114  (names are bytes)
-        return NO_STAT, "dangling link" if dangling else reason
-    except ValueError:  # a NUL inside the name
-        return NO_STAT, "not found"
-    return stat_of(found), refusal(found, path)

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..cache.datasets import load_listing
+from ..cache.failures import Failures
+from ..cache.names import GrowingNames, Names
 from ..cache.remote import is_url
 from ..cache.source import Named, Source, Url, name_bytes, source_of
 from ..cache.tags import Tags
 from ..errors import DataError, DataNotFoundError, UsageError, printable
 from .access import examined_anywhere
 from .bucket import examined_all
-from .csv_file import Line, doubtful_names, unique_lines
-from .elsewhere import Found, found_at, found_below, location, timeless, timeless_note
-from .files import SUFFIXES, examined, os_reason, some, with_slashes
+from .csv_file import unique_lines
+from .elsewhere import Found, found_at, found_below, location, timeless_note
+from .files import SUFFIXES, os_reason, some, with_slashes
 from .layouts import Reading, read_tree
+from .status import all_examined
 from .tars import Tars, list_tars, named_tars, names_tars, tars_in
 from .tree import Tree, walk
 
@@ -35,7 +38,6 @@ LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
 SPLITS: tuple[str, ...] = ("", "train", "val", "test")
 """Split names; the code of a split is its index, and 0 means that DATA says nothing."""
 
-_Files = dict[bytes, tuple[Sequence[int], str | None]]  # path -> status, and the reason where it cannot be read
 _SUFFIX_TEXT = " ".join(sorted("." + suffix.decode() for suffix in SUFFIXES))
 
 
@@ -53,7 +55,7 @@ class ImageList:
         One of `LAYOUTS`.
     classes : tuple of str
         Class names, sorted; bytes that are no UTF-8 are lone surrogates, as `os.fsdecode` has it.
-    paths : list of bytes
+    paths : Names, N
         Unique paths with ``/`` between names; absolute where the user or the CSV says so.
     label : ndarray of int32, shape (N,)
         Index into `classes`, -1 for none, and everywhere in a dataset of several labels an image.
@@ -61,7 +63,7 @@ class ImageList:
         Index into `SPLITS`.
     stat : ndarray of int64, shape (N, 4)
         Size in bytes, mtime and ctime in nanoseconds, inode cut to 63 bits; zeros where there is none.
-    unreadable : dict of int to str
+    unreadable : Failures
         Index into `paths` -> reason, for what is known to be bad without opening it.
     notes : tuple of str
         Lines for people: what was ignored, and how DATA was read where that is in doubt.
@@ -73,11 +75,11 @@ class ImageList:
     base: Source
     layout: str
     classes: tuple[str, ...]
-    paths: list[bytes]
+    paths: Names
     label: npt.NDArray[np.int32]
     split: npt.NDArray[np.uint8]
     stat: npt.NDArray[np.int64]
-    unreadable: dict[int, str]
+    unreadable: Failures
     notes: tuple[str, ...]
     tags: Tags | None = None
 
@@ -86,13 +88,20 @@ class ImageList:
 class _Rows:
     """Images in the order in which they were met, before sorting; those outside the dataset still among them."""
 
-    paths: list[bytes]
+    paths: Names
     label: npt.NDArray[np.int32]
     split: npt.NDArray[np.uint8]
     stats: npt.NDArray[np.int64]
-    reasons: dict[int, str]
+    reasons: Failures
     keep: npt.NDArray[np.bool_]
     tags: Tags | None = None
+
+    def taken(self, rows: npt.NDArray[np.int64]) -> _Rows:
+        """Return some of them, in the order of their numbers in `rows`."""
+        return _Rows(
+            self.paths.take(rows), self.label[rows], self.split[rows], self.stats[rows], self.reasons.take(rows),
+            self.keep[rows], self.tags and self.tags.take(rows),
+        )  # fmt: skip
 
 
 def list_images(data: Named, *, layout: str = "auto", cache: Path | None = None) -> ImageList:
@@ -162,23 +171,21 @@ def _status(data: Path) -> os.stat_result:
 def _assembled(
     root: Source, base: Source, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
 ) -> ImageList:
-    order: list[int] = sorted(np.flatnonzero(rows.keep).tolist(), key=rows.paths.__getitem__)
-    taken = np.array(order, np.int64)
-    unreadable = {}
-    if rows.reasons:
-        unreadable = {new: rows.reasons[old] for new, old in enumerate(order) if old in rows.reasons}
+    if not (rows.keep.all() and rows.paths.ascends()):
+        kept = np.flatnonzero(rows.keep)
+        rows = rows.taken(kept[rows.paths.take(kept).order()])
     return ImageList(
         root=root,
         base=base,
         layout=layout,
         classes=classes,
-        paths=[rows.paths[index] for index in order],
-        label=rows.label[taken],
-        split=rows.split[taken],
-        stat=rows.stats[taken],
-        unreadable=unreadable,
+        paths=rows.paths,
+        label=rows.label,
+        split=rows.split,
+        stat=rows.stats,
+        unreadable=rows.reasons,
         notes=tuple(notes),
-        tags=rows.tags and rows.tags.take(taken),
+        tags=rows.tags,
     )
 
 
@@ -209,7 +216,7 @@ def _of_tree(data: Source, base: Source, tree: Tree, reading: Reading, notes: li
     if not rows.keep.any():
         raise DataError(_nothing_found(data, reading.layout, tree))
     notes += [*reading.notes, *_empty_classes(reading, rows), *_oddities(tree)]
-    notes += timeless_note(int((timeless(rows.stats) & rows.keep).sum()))
+    notes += timeless_note(rows.stats[rows.keep])
     return _assembled(data, base, reading.layout, reading.classes, rows, notes)
 
 
@@ -258,7 +265,7 @@ def list_paths(paths: Iterable[Named]) -> ImageList:
     Parameters
     ----------
     paths : iterable of path, str or Url
-        Images of any name, and folders, which are searched at any depth.
+        Images of any name, folders, which are searched at any depth, and tars.
 
     Returns
     -------
@@ -273,97 +280,112 @@ def list_paths(paths: Iterable[Named]) -> ImageList:
         There are no images.
     """
     named = [source_of(path) for path in paths]
-    files: _Files = {}
-    notes: list[str] = []
+    files = _NamedFiles()
     for path in named:
-        _add_named(files, notes, path)
-    if not files:
+        files.add(path)
+    rows = files.rows()
+    if not rows.paths:
         looked = some([printable(path) for path in named]) or "nothing"
         raise DataError(f"no images in {looked}: looked for {_SUFFIX_TEXT}; name images or a folder that holds some")
     local = [path for path in named if isinstance(path, Path)]
     base = Path(local[0].anchor) if local and all(path.is_absolute() for path in local) else Path.cwd()
-    rows = _rows_of(files, [-1] * len(files), [0] * len(files))
-    return _assembled(base, base, "flat", (), rows, notes + timeless_note(int(timeless(rows.stats).sum())))
+    return _assembled(base, base, "flat", (), rows, files.notes + timeless_note(rows.stats))
 
 
-def _add_named(files: _Files, notes: list[str], path: Source) -> None:
-    name = name_bytes(path)
-    if names_tars(path):
-        _add_tars(files, notes, path, named_tars(path))
-        return
-    if isinstance(path, Url) and path.suffix[1:].lower().encode() not in SUFFIXES:
-        found = found_below(path)
-        _add_tree(files, notes, path, found.tree, lambda below: location(name, below))
-        if found.tars and not found.tree.paths:
-            _add_tars(files, notes, path, Tars(path, found.tars))
-        return
-    stat_, reason = examined_anywhere(name)
-    if reason == "not found":
-        raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
-    if reason != "is a directory":
-        files[name if isinstance(path, Url) else with_slashes(name)] = (stat_, reason)
-        return
-    prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
-    tree = walk(name)
-    _add_tree(files, notes, path, tree, lambda below: prefix + below)
-    if isinstance(path, Path) and not tree.paths and tree.ignored[".tar"]:
-        _add_tars(files, notes, path, tars_in(path))
+class _NamedFiles:
+    """Images and folders of images as they are named, in columns."""
 
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._paths = GrowingNames()
+        self._stats: list[npt.NDArray[np.int64]] = [np.zeros((0, 4), np.int64)]
+        self._reasons = Failures()
 
-def _add_tars(files: _Files, notes: list[str], path: Source, tars: Tars) -> None:
-    tree, _, more = list_tars(tars, "flat")
-    base = b"" if tars.base == Path() else name_bytes(tars.base)
-    _add_tree(files, notes, path, tree, lambda below: location(base, below))
-    notes += more
+    def add(self, path: Source) -> None:
+        """Take in an image, or all that a folder or a tar holds."""
+        name = name_bytes(path)
+        if names_tars(path):
+            self._add_tars(path, named_tars(path))
+        elif isinstance(path, Url) and path.suffix[1:].lower().encode() not in SUFFIXES:
+            found = found_below(path)
+            self._add_tree(path, found.tree, lambda below: location(name, below))
+            if found.tars and not found.tree.paths:
+                self._add_tars(path, Tars(path, found.tars))
+        else:
+            self._add_here(path, name)
 
+    def _add_here(self, path: Source, name: bytes) -> None:
+        found, reason = examined_anywhere(name)
+        if reason == "not found":
+            raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
+        if reason != "is a directory":
+            if reason is not None:
+                self._reasons[len(self._paths)] = reason
+            self._paths.append(name if isinstance(path, Url) else with_slashes(name))
+            self._stats.append(np.array([found], np.int64))
+            return
+        tree = walk(name)
+        prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
+        self._add_tree(path, tree, lambda below: prefix + below)
+        if isinstance(path, Path) and not tree.paths and tree.ignored[".tar"]:
+            self._add_tars(path, tars_in(path))
 
-def _add_tree(files: _Files, notes: list[str], path: Source, tree: Tree, named: Callable[[bytes], bytes]) -> None:
-    for index, (below, found) in enumerate(zip(tree.paths, tree.stats.tolist(), strict=True)):
-        files[named(below)] = (found, tree.reasons.get(index))
-    notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
+    def _add_tars(self, path: Source, tars: Tars) -> None:
+        tree, _, notes = list_tars(tars, "flat")
+        base = b"" if tars.base == Path() else name_bytes(tars.base)
+        self._add_tree(path, tree, lambda below: location(base, below))
+        self.notes += notes
 
+    def _add_tree(self, path: Source, tree: Tree, named: Callable[[bytes], bytes]) -> None:
+        self._reasons.add(tree.reasons.moved(tree.reasons.rows + len(self._paths)))
+        for part in tree.paths.parts():
+            self._paths.extend([named(below) for below in part])
+        self._stats.append(tree.stats)
+        self.notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
 
-def _rows_of(files: _Files, label: list[int], split: list[int]) -> _Rows:
-    reasons = {index: reason for index, (_, reason) in enumerate(files.values()) if reason is not None}
-    stats = np.array([found for found, _ in files.values()], np.int64).reshape(-1, 4)
-    keep = np.ones(len(files), bool)
-    return _Rows(list(files), np.array(label, np.int32), np.array(split, np.uint8), stats, reasons, keep)
+    def rows(self) -> _Rows:
+        """Return them sorted, each once."""
+        paths, stats = self._paths.finished(), np.concatenate(self._stats)
+        none, keep = np.full(len(paths), -1, np.int32), np.ones(len(paths), bool)
+        rows = _Rows(paths, none, np.zeros(len(paths), np.uint8), stats, self._reasons, keep)
+        if not paths.ascends():
+            rows = rows.taken(paths.order())
+            rows = rows.taken(np.flatnonzero(~rows.paths.repeats()))
+        return rows
 
 
 # CSV
 
 
 def _list_csv(data: Source) -> ImageList:
-    lines, merged = unique_lines(data)
-    if not lines:
+    lines = unique_lines(data)
+    if not lines.paths:
         raise DataError(f"{printable(data)} lists no images below its header; add lines of path,label")
-    names = {name for line in lines.values() for name in (line.label, *(line.labels or ()))}
-    classes = tuple(sorted(names - {""}))
-    number = {"": -1} | {name: index for index, name in enumerate(classes)}
-    files = _named_by_csv(data, lines)
-    label = [number[line.label] for line in lines.values()]
-    rows = _rows_of(files, label, [line.split for line in lines.values()])
-    rows = replace(rows, tags=_tags(lines.values(), number))
-    notes = [f"merged {merged} lines that say the same of an image"] if merged else []
-    notes += doubtful_names(lines.values()) + timeless_note(int(timeless(rows.stats).sum()))
-    return _assembled(data, data.parent, "csv", classes, rows, notes)
+    stats, reasons = _examined_lines(data, lines.paths)
+    keep = np.ones(len(lines.paths), bool)
+    rows = _Rows(lines.paths, lines.label, lines.split, stats, reasons, keep, lines.tags)
+    notes = [f"merged {lines.merged} lines that say the same of an image"] if lines.merged else []
+    return _assembled(data, data.parent, "csv", lines.classes, rows, notes + lines.doubts + timeless_note(stats))
 
 
-def _named_by_csv(data: Source, lines: Iterable[bytes]) -> _Files:
-    """Look at the files of this machine one after the other, and at objects many at once."""
-    places = {name: location(name_bytes(data.parent), name) for name in lines}
-    remote = {name: os.fsdecode(place) for name, place in places.items() if is_url(os.fsdecode(place))}
-    known = dict(zip(remote, examined_all(list(remote.values())), strict=True))
-    return {name: known[name] if name in known else examined(place) for name, place in places.items()}
-
-
-def _tags(lines: Collection[Line], number: dict[str, int]) -> Tags | None:
-    several = [line.labels for line in lines if line.labels is not None]
-    if not several:
-        return None
-    count = np.array([len(names) for names in several], np.int32)
-    # Sorted names have ascending numbers, because classes are sorted.
-    return Tags(count, np.fromiter((number[name] for names in several for name in names), np.int32, int(count.sum())))
+def _examined_lines(data: Source, names: Names) -> tuple[npt.NDArray[np.int64], Failures]:
+    """Look at the files of this machine, and at objects, many at once."""
+    base = name_bytes(data.parent)
+    remote = isinstance(data, Url) or np.array([b"://" in name and is_url(os.fsdecode(name)) for name in names], bool)
+    rows = np.flatnonzero(np.broadcast_to(remote, len(names)))
+    if not rows.size:
+        return all_examined(base, names)
+    stats, reasons = np.zeros((len(names), 4), np.int64), Failures()
+    here = np.setdiff1d(np.arange(len(names)), rows)
+    if here.size:
+        stats[here], found = all_examined(base, names.take(here))
+        reasons.add(found.moved(here[found.rows]))
+    urls = [os.fsdecode(location(base, name)) for name in names.take(rows)]
+    for row, (stat_, reason) in zip(rows.tolist(), examined_all(urls), strict=True):
+        stats[row] = stat_
+        if reason is not None:
+            reasons[row] = reason
+    return stats, reasons
 
 
 # Counts

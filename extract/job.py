@@ -22,10 +22,10 @@ from .dry_run import DryRun, dry_run
 from .embed import embed_listing
 from .embedder import Embedder
 from .explain import Miss
-from .failures import report_failures
+from .failures import NamedFailures, report_failures
 from .features import Features, dataset_folder, describe_space, spaces_as_json
 from .images import ImageList, count_table, list_images
-from .options import DEFAULT_BACKBONE, RunOptions, SpaceOptions, check_limit
+from .options import DEFAULT_BACKBONE, EngineOptions, RunOptions, SpaceOptions, check_limit
 from .plan import base_folder, failure_rules, limited, recall_listing
 from .resolve import resolve
 from .runner import STAGES, Outcome
@@ -54,12 +54,16 @@ class Extraction(Features):
         The features in each of the spaces that were asked for, in that order.
     embedded_in : dict of str to int
         Rows computed in this run, by the id of the feature space, in the order asked for.
-    failures : list of tuple of (str, str)
+    failures : sequence of tuple of (str, str)
         Path and reason of each image that could not be used.
     passed : int
         Images that went through a network in this run.
     device : str
         Where the forward passes ran; "none" where there were none.
+    engine : str
+        "local", "dask" or "ray".
+    workers, shards, retried : int
+        Processes that did the work, the pieces it was cut into for them, and how often one of those was begun again.
     seconds : float
         Wall time of the run.
     stages : dict of str to float
@@ -74,9 +78,13 @@ class Extraction(Features):
 
     each: list[Features] = field(default_factory=list)
     embedded_in: dict[str, int] = field(default_factory=dict)
-    failures: list[tuple[str, str]] = field(default_factory=list)
+    failures: Sequence[tuple[str, str]] = ()
     passed: int = 0
     device: str = "none"
+    engine: str = "local"
+    workers: int = 0
+    shards: int = 0
+    retried: int = 0
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     bottleneck: Bottleneck | None = None
@@ -91,7 +99,7 @@ class Extraction(Features):
     @property
     def failed(self) -> int:
         """Rows that are not there because their image could not be used, of one space."""
-        return int(self.views.counts(self.listing.split[list(self.listing.failures)]).sum())
+        return int(self.views.counts(self.listing.split[self.listing.failures.rows]).sum())
 
     @property
     def embedded(self) -> int:
@@ -121,6 +129,10 @@ class Extraction(Features):
             "spaces": [{**space, **count} for space, count in zip(spaces, counts, strict=True)],
             "cache": str(self.store.root),
             "device": self.device,
+            "engine": self.engine,
+            "workers": self.workers,
+            "shards": self.shards,
+            "retried": self.retried,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.passed / self.seconds, 2) if self.passed else 0.0,
             "stages": {name: round(self.stages.get(name, 0.0), 6) for name in STAGES},
@@ -208,7 +220,8 @@ def extract(
         Asked before each image; when it says True the part in progress is finished and the run ends.
     **options
         Fields of `SpaceOptions` (weights, pool, resize, crop, interpolation, mean, std, precision, store_dtype,
-        decoder, seed) and `RunOptions` (device, batch_size, workers, max_pixels, processes, compile).
+        decoder, seed), `RunOptions` (device, batch_size, workers, max_pixels, processes, compile) and `EngineOptions`
+        (engine, address, shard_images).
 
     Returns
     -------
@@ -223,7 +236,7 @@ def extract(
         `stopped` said True. All finished work is in the cache.
     """
     begin, scanned_ns = time.perf_counter(), time.time_ns()
-    asked, run_options = _options(backbone, layer, options)
+    asked, run_options, engine = _options(backbone, layer, options)
     check_limit(limit)
     wanted = Views.asked(views, augment, views_split)
     store = FeatureStore(cache_dir(cache))
@@ -233,7 +246,8 @@ def extract(
     check_views(images, wanted)
     if not store.space_ids():
         store.check_writable()  # where nothing can be read, say so before the backbone is loaded
-    embedders = [resolve(group, run_options, store.root) for group in asked]
+    # What a cluster's workers have is not here: a network that is loaded to find its spaces is loaded on the processor.
+    embedders = [resolve(group, run_options, store.root, device=None if engine.local else "cpu") for group in asked]
     listing = recall_listing(
         store.root, images, failure_rules(run_options.max_pixels), scanned_ns=scanned_ns, rehash=rehash,
         retry_failed=retry_failed, spaces=[space.id for embedder in embedders for space in embedder.spaces],
@@ -243,12 +257,12 @@ def extract(
         listing = replace(listing, request={"limit": limit})
     listing, outcome = embed_listing(
         store, embedders, listing, base_folder(images), stopped, partial(_record, store.root), hashed=True,
-        views=wanted,
+        views=wanted, engine=engine,
     )  # fmt: skip
     if outcome.interrupted:
         raise KeyboardInterrupt
     outcome.stages["list"] = listed
-    extraction = _result(listing, embedders, store, outcome, time.perf_counter() - begin)
+    extraction = _result(listing, embedders, store, outcome, engine, time.perf_counter() - begin)
     report_failures(extraction.failures, len(extraction.listing), strict=strict)
     return extraction
 
@@ -275,26 +289,27 @@ def plan_extract(
     DataError, BackboneError, CacheError
         As `extract` would.
     """
-    asked, run_options = _options(backbone, layer, options)
+    asked, run_options, engine = _options(backbone, layer, options)
     check_limit(limit)
     wanted = Views.asked(views, augment, views_split)
     store = FeatureStore(cache_dir(cache))
     images = limited(list_images(data, layout=layout, cache=None if rehash else store.root), limit)
     describe(images)
     check_views(images, wanted)
-    return dry_run(store, images, asked, run_options, rehash=rehash, retry_failed=retry_failed, views=wanted)
+    return dry_run(
+        store, images, asked, run_options, rehash=rehash, retry_failed=retry_failed, views=wanted, engine=engine
+    )
 
 
 def _options(
     backbones: str | Sequence[str], layers: str | Sequence[str] | None, options: dict[str, Any]
-) -> tuple[list[list[SpaceOptions]], RunOptions]:
-    """Return what is asked for, a list of feature spaces for each backbone, and how to go about it."""
-    known = {item.name for item in fields(SpaceOptions)}, {item.name for item in fields(RunOptions)}
-    unknown = sorted(set(options) - known[0] - known[1])
+) -> tuple[list[list[SpaceOptions]], RunOptions, EngineOptions]:
+    """Return what is asked for, a list of feature spaces for each backbone, how to go about it, and where."""
+    known = [{item.name for item in fields(kind)} for kind in (SpaceOptions, RunOptions, EngineOptions)]
+    unknown = sorted(set(options).difference(*known))
     if unknown:
         raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
-    for_space = {name: value for name, value in options.items() if name in known[0]}
-    for_run = {name: value for name, value in options.items() if name in known[1]}
+    for_space, for_run, for_engine = ({name: options[name] for name in options if name in names} for names in known)
     names = _unique(backbones) or [DEFAULT_BACKBONE]
     if len(names) > 1 and for_space.get("weights", "default") not in ("default", "none"):
         raise UsageError("a file of weights fits one backbone; extract with each backbone and its weights in turn")
@@ -302,7 +317,9 @@ def _options(
         [SpaceOptions(backbone=name, layer=layer, **for_space) for layer in _unique(layers) or (None,)]
         for name in names
     ]
-    return asked, RunOptions(**for_run)
+    run, engine = RunOptions(**for_run), EngineOptions(**for_engine)
+    engine.check(run)
+    return asked, run, engine
 
 
 def _unique(words: str | Sequence[str] | None) -> list[str]:
@@ -352,22 +369,26 @@ def _record(cache: Path, listing: Listing) -> None:
 
 
 def _result(
-    listing: Listing, embedders: Sequence[Embedder], store: FeatureStore, outcome: Outcome, seconds: float
-) -> Extraction:
+    listing: Listing, embedders: Sequence[Embedder], store: FeatureStore, outcome: Outcome, engine: EngineOptions,
+    seconds: float,
+) -> Extraction:  # fmt: skip
     folder = dataset_folder(listing, listing.root)
-    names = {index: os.path.join(folder, os.fsdecode(listing.paths[index])) for index in sorted(listing.failures)}  # noqa: PTH118
     spaces = tuple(space for embedder in embedders for space in embedder.spaces)
     views = Views.of_request(listing.request)
     extraction = Extraction(
         listing, spaces[:1], store, (listing.request,), views,
         each=[Features(listing, (space,), store, (listing.request,), views) for space in spaces],
         embedded_in={space.id: outcome.embedded[space.id] for space in spaces},
-        failures=[(name, listing.failures[index]) for index, name in names.items()],
+        failures=NamedFailures(listing, folder),
         passed=outcome.images,
-        device=embedders[0].device.kind if outcome.images else "none",
+        device=outcome.device,
+        engine=engine.engine,
+        workers=outcome.processes,
+        shards=outcome.shards,
+        retried=outcome.retried,
         seconds=seconds,
         stages=outcome.stages,
-        bottleneck=_bottleneck(outcome, embedders[0]),
+        bottleneck=_bottleneck(outcome, available_cores() if engine.local else outcome.workers),
         misses=outcome.misses,
         animated=outcome.animated,
     )  # fmt: skip
@@ -375,13 +396,12 @@ def _result(
     return extraction
 
 
-def _bottleneck(outcome: Outcome, embedder: Embedder) -> Bottleneck | None:
+def _bottleneck(outcome: Outcome, cores: int) -> Bottleneck | None:
     if not outcome.images:
         return None
     return Bottleneck.of(
-        outcome.stages, outcome.seconds, embedder.device.kind, outcome.workers, available_cores(),
-        outcome.processes, outcome.writers,
-    )  # fmt: skip
+        outcome.stages, outcome.seconds, outcome.device, outcome.workers, cores, outcome.processes, outcome.writers
+    )
 
 
 def _note_oddities(outcome: Outcome, embedders: Sequence[Embedder]) -> None:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 from bisect import bisect_left
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from ..cache import block
 from ..cache.datasets import listing_paths
 from ..cache.listing import Listing, carry_over, read_listing, settled
+from ..cache.names import Names
 from ..cache.source import name_bytes, source_of
 from ..errors import HeadstartError
 
@@ -66,7 +66,7 @@ def _rows(table: np.ndarray) -> list[bytes]:
 def _recall_datasets(cache: Path, listing: Listing) -> None:
     asked: set[str] = set()
     for path in listing_paths(cache):
-        unknown = [listing.paths[row] for row in np.flatnonzero(~listing.known)]
+        unknown = listing.paths.take(np.flatnonzero(~listing.known))
         if not unknown:
             return
         if path.parent.name in asked:
@@ -92,7 +92,11 @@ def _folder_of(path: Path) -> bytes:
 
 
 def _carry(listing: Listing, previous: Listing, folder: bytes) -> None:
-    names = [os.path.join(folder, name) for name in previous.paths]  # noqa: PTH118  (names are bytes)
-    source = carry_over(replace(previous, paths=names), listing.paths, listing.stat)
-    same = np.flatnonzero((source >= 0) & ~listing.known)
-    listing.digest[same] = previous.digest[source[same]]
+    """Take over what a listing of files in that folder knows; that of a CSV may name some by absolute paths."""
+    rows = np.flatnonzero(~listing.known)
+    names = listing.paths.take(rows)
+    below = Names.of(name.removeprefix(folder) for name in names)
+    for asked in (below, names) if previous.layout == "csv" else (below,):
+        source = carry_over(previous, asked, listing.stat[rows])
+        same = np.flatnonzero(source >= 0)
+        listing.digest[rows[same]] = previous.digest[source[same]]

@@ -14,6 +14,11 @@ from .decode import DEFAULT_MAX_PIXELS
 from .device import DEVICES, PRECISIONS, available_cores
 
 DEFAULT_BACKBONE = "resnet18"
+ENGINES = ("local", "dask", "ray")
+_ADDRESSES = {
+    "dask": "tcp://HOST:8786, as `dask scheduler` prints it",
+    "ray": "auto, or HOST:6379 as `ray start --head` prints it",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +121,8 @@ class RunOptions:
         Images a forward pass; found out where it is None. When given, the last batch is padded to it and nothing is
         changed on the way, so that every row is computed by the same kernels.
     workers : int, optional
-        Threads that read and decode, of all processes together; one a core where it is None.
+        Threads that read and decode, of all processes of this machine together, or of one worker of a cluster; one a
+        core where it is None.
     max_pixels : int, default 89,478,485
         Larger images are failures.
     processes : int, optional
@@ -143,6 +149,54 @@ class RunOptions:
     def threads(self) -> int:
         """How many threads read and decode: those asked for, or one a core."""
         return self.workers or available_cores()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Where an extraction is done.
+
+    Attributes
+    ----------
+    engine : {"local", "dask", "ray"}, default "local"
+        On this machine, or by the workers of a cluster that is there, which share the cache and the images with it.
+    address : str, optional
+        Of the cluster: what ``dask scheduler`` or ``ray start --head`` prints, or the path of Dask's scheduler file.
+    shard_images : int, optional
+        Images that a worker is given at a time; where it is None 2,000, or fewer where that makes less than four times
+        for each worker.
+    """
+
+    engine: str = "local"
+    address: str | None = None
+    shard_images: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_word("engine", self.engine, ENGINES)
+        _check_number("shard_images", self.shard_images, 1)
+        if self.engine == "local" and self.address is not None:
+            raise UsageError(f"--address {self.address} names a cluster: pass --engine dask or --engine ray with it")
+        if self.engine != "local" and not self.address:
+            raise UsageError(f"--engine {self.engine} needs --address: {_ADDRESSES[self.engine]}")
+
+    @property
+    def local(self) -> bool:
+        """Whether this machine does the work."""
+        return self.engine == "local"
+
+    def check(self, run: RunOptions) -> None:
+        """Check them against how the work is done.
+
+        Raises
+        ------
+        UsageError
+            They exclude each other.
+        """
+        if not self.local and run.processes is not None:
+            raise UsageError(
+                f"--processes is for this machine, and --engine {self.engine} has the cluster's workers: leave one out"
+            )
+        if self.local and self.shard_images is not None and run.processes == 1:
+            raise UsageError("one process takes no shards, and --shard-images has no effect: pass --processes 2")
 
 
 def check_limit(limit: int | None) -> None:

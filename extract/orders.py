@@ -1,59 +1,122 @@
-"""What a run and the processes that share its work tell each other, and how.
+"""What a run and those who share its work tell each other, and how it goes through a pipe.
 
-The messages are pickled. They go through pipes between processes of one run and are never at rest, so whoever could
-put another one there could run code here anyway.
+The messages are pickled. They go between processes of one run, through pipes or through the scheduler of a cluster, and
+are never at rest, so whoever could put another one there could run code here anyway.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..cache.space import FeatureSpace
 from .options import RunOptions, SpaceOptions
 from .runner import Outcome, Work
 
+Network = tuple[list[FeatureSpace], list[SpaceOptions]]
+
+_LENGTH = 8  # bytes before a message that say how long it is
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """By which a worker of a cluster shows that it is fit for a run.
+
+    Attributes
+    ----------
+    version : str
+        Of headstart.
+    path : Path
+        A small file in the cache.
+    content : bytes
+        What it holds.
+    files : tuple of bytes
+        Files outside the cache that the run needs.
+    """
+
+    version: str
+    path: Path
+    content: bytes
+    files: tuple[bytes, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the parent tells a process: its number, the spaces of each network, its share, and the cores it may use."""
+    """What is to be done of a run by whoever gets it.
 
+    Attributes
+    ----------
+    run_name : str
+        No two runs have the same.
+    number : int
+        Of the shard.
+    cache : Path
+    networks : list of tuple of (list of FeatureSpace, list of SpaceOptions)
+        The spaces of each network, and what leads to them.
+    run : RunOptions
+    work : Work
+        Without perceptual hashes that are known.
+    hashes_of : str or None
+        The dataset in whose latest listing those are; None where none are wanted.
+    token : Token or None
+        What to check before the first shard of a run; None on the run's own machine.
+    """
+
+    run_name: str
     number: int
     cache: Path
-    networks: list[tuple[list[FeatureSpace], list[SpaceOptions]]]
+    networks: list[Network]
     run: RunOptions
     work: Work
-    cores: list[int]
+    hashes_of: str | None
+    token: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What became of a shard.
+
+    Attributes
+    ----------
+    worker : str
+        The process that did it.
+    outcome : Outcome
+        By the places of the images in the shard.
+    log : tuple of (int, str)
+        Levels and texts of lines for people that have not been told otherwise.
+    """
+
+    worker: str
+    outcome: Outcome
+    log: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a process tells the parent: one of the fields.
+    """What is told of a shard while it is done, or at its end: one of the fields.
 
     Attributes
     ----------
     log : tuple of (int, str), optional
         Level and text of a line for people.
-    progress : int
-        Images since the last message.
-    rate : tuple of (float, int), optional
-        Images a second, and images so far.
+    through : int, optional
+        Images of the shard that have gone through by now.
     error : tuple of (str, str), optional
         Class and text of what ended it.
     trace : str
         Where that was.
-    outcome : Outcome, optional
-        What it did; the last message.
+    record : Record, optional
+        What became of it.
     """
 
     log: tuple[int, str] | None = None
-    progress: int = 0
-    rate: tuple[float, int] | None = None
+    through: int | None = None
     error: tuple[str, str] | None = None
     trace: str = ""
-    outcome: Outcome | None = None
+    record: Record | None = None
 
 
 def send(stream: IO[bytes], message: Order | Message) -> None:
@@ -64,20 +127,31 @@ def send(stream: IO[bytes], message: Order | Message) -> None:
     OSError
         Nobody listens.
     """
-    pickle.dump(message, stream)
+    data = pickle.dumps(message)
+    stream.write(len(data).to_bytes(_LENGTH, "little") + data)
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> Order | Message:
-    """Wait for the next message.
+def receive(descriptor: int) -> Any:
+    """Wait for the next message, an `Order` or a `Message`.
+
+    It is read from a descriptor and not from a file object, whose lock a thread that waits would hold when its process
+    ends.
 
     Raises
     ------
     EOFError
         There is no further one, or it ends in the middle.
     """
-    try:
-        message: Order | Message = pickle.load(stream)
-    except pickle.UnpicklingError as error:
-        raise EOFError("a message was cut short") from error
-    return message
+    length = int.from_bytes(_read(descriptor, _LENGTH), "little")
+    return pickle.loads(_read(descriptor, length))
+
+
+def _read(descriptor: int, count: int) -> bytes:
+    read = bytearray()
+    while len(read) < count:
+        piece = os.read(descriptor, count - len(read))
+        if not piece:
+            raise EOFError("nothing more comes")
+        read += piece
+    return bytes(read)

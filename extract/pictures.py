@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from ..cache.listing import Listing
+from ..cache.names import Names
 from ..cache.store import FeatureStore
 from ..errors import CacheError, DecodeError, UsageError, printable
 from .decode import as_bmp, pixels_of
 from .embed import embed_listing
 from .embedder import Embedder
-from .files import examined, os_reason
+from .files import os_reason
 from .known_files import recall_files, remember_files
 from .plan import failure_rules
+from .status import all_examined
 
 SPOOLED_BYTES = 256_000_000  # of pictures in memory that are on the disk at once
 WANTED = "paths, Pillow's images or uint8 arrays of shape (height, width, 3)"
@@ -120,27 +122,25 @@ def embed_files(store: FeatureStore, embedder: Embedder, names: Sequence[bytes])
     """Embed the pictures that the cache lacks; `names` are absolute, in any order, and may repeat."""
     if not names:
         return Embedded(np.zeros((0, 32), np.uint8))
-    listing = _listing(sorted(set(names)), failure_rules(embedder.run.max_pixels))
+    listing = _listing(Names.of(sorted(set(names))), failure_rules(embedder.run.max_pixels))
     recall_files(store.root, listing)
     listing, _ = embed_listing(store, [embedder], listing, b"")
     remember_files(listing)
-    row_of = {name: row for row, name in enumerate(listing.paths)}
-    rows = [row_of[name] for name in names]
-    failures = {place: listing.failures[row] for place, row in enumerate(rows) if row in listing.failures}
-    return Embedded(listing.digest[rows], failures)
+    rows = listing.paths.find(Names.of(names))
+    return Embedded(listing.digest[rows], dict(listing.failures.take(rows)))
 
 
-def _listing(paths: list[bytes], rules: str) -> Listing:
+def _listing(paths: Names, rules: str) -> Listing:
     """Return a listing of files as they are now, none of which has been read; nothing of it is ever saved."""
     scanned_ns = time.time_ns()
-    status = [examined(path) for path in paths]
+    stats, reasons = all_examined(b"", paths)
     return Listing(
         root="", source="", layout="flat", classes=(), paths=paths,
         label=np.full(len(paths), -1, np.int32),
         split=np.zeros(len(paths), np.uint8),
-        stat=np.array([found for found, _ in status], np.int64).reshape(-1, 4),
+        stat=stats,
         digest=np.zeros((len(paths), 32), np.uint8),
-        failures={row: reason for row, (_, reason) in enumerate(status) if reason is not None},
+        failures=reasons,
         rules=rules, scanned_ns=scanned_ns,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache.datasets import load_listing
+from ..cache.failures import Failures
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing, carry_over
 from ..cache.source import name_bytes, source_of
@@ -17,6 +18,7 @@ from .images import ImageList
 from .phash import KnownHashes
 from .views import PLAIN, Views
 
+AT_ONCE = 1 << 20  # images that are looked up together, at some hundred bytes each
 # How the reason begins why an image has no row although it was decoded.
 NOT_FINITE = "its embedding is not finite"
 
@@ -32,15 +34,14 @@ def limited(images: ImageList, limit: int | None) -> ImageList:
     if limit is None or limit >= len(images.paths):
         return images
     rows = np.linspace(0, len(images.paths) - 1, limit).round().astype(np.int64)
-    places = {int(row): place for place, row in enumerate(rows)}
     return replace(
         images,
-        paths=[images.paths[row] for row in rows],
+        paths=images.paths.take(rows),
         label=images.label[rows],
         split=images.split[rows],
         stat=images.stat[rows],
         tags=images.tags and images.tags.take(rows),
-        unreadable={places[row]: reason for row, reason in images.unreadable.items() if row in places},
+        unreadable=images.unreadable.take(rows),
     )
 
 
@@ -84,7 +85,7 @@ def recall_listing(
     listing = unread_listing(images, rules, scanned_ns)
     previous = None if rehash else load_listing(cache, images.root)
     if previous is not None:
-        _carry(listing, previous, _standing(previous, rules, spaces, views) if not retry_failed else {})
+        _carry(listing, previous, _standing(previous, rules, spaces, views) if not retry_failed else Failures())
     return listing
 
 
@@ -100,36 +101,32 @@ def unread_listing(images: ImageList, rules: str, scanned_ns: int = 0) -> Listin
         split=images.split,
         stat=images.stat,
         digest=np.zeros((len(images.paths), 32), np.uint8),
-        failures=dict(images.unreadable),
+        failures=Failures(images.unreadable),
         rules=rules,
         scanned_ns=scanned_ns,
         tags=images.tags,
     )
 
 
-def _standing(previous: Listing, rules: str, spaces: Sequence[str], views: Views) -> dict[int, str]:
+def _standing(previous: Listing, rules: str, spaces: Sequence[str], views: Views) -> Failures:
     """Return the failures that would happen again: of decoding, not of reading, for the disk may be there now."""
     if previous.rules != rules:
-        return {}
+        return Failures()
     same_rows = previous.spaces == tuple(spaces) and Views.of_request(previous.request) == views
-    known = previous.known
-    return {
-        row: why
-        for row, why in previous.failures.items()
-        if known[row] and (same_rows or not why.startswith(NOT_FINITE))
-    }
+    failures = previous.failures
+    stands = np.array([same_rows or not why.startswith(NOT_FINITE) for why in failures.reasons], bool)
+    return failures.select(previous.known[failures.rows] & stands[failures.why])
 
 
-def _carry(listing: Listing, previous: Listing, failures: dict[int, str]) -> None:
+def _carry(listing: Listing, previous: Listing, failures: Failures) -> None:
     source = carry_over(previous, listing.paths, listing.stat)
     same = np.flatnonzero(source >= 0)
     listing.digest[same] = previous.digest[source[same]]
     listing.phash[same] = previous.phash[source[same]]
     if failures:
-        place = dict(zip(source[same].tolist(), same.tolist(), strict=True))
-        for row, reason in failures.items():
-            if row in place:
-                listing.failures.setdefault(place[row], reason)
+        again = failures.take(source)
+        again.add(listing.failures)  # of a file that cannot be read now, that is what counts
+        listing.failures.add(again)
 
 
 def known_hashes(cache: Path, listing: Listing) -> KnownHashes:
@@ -148,10 +145,12 @@ def share_hashes(listing: Listing) -> None:
 def to_look_at(listing: Listing, held: Sequence[KeyIndex], views: Views = PLAIN) -> np.ndarray:
     """Return the images to be read: not failed, and with unknown bytes or a view that a space lacks; (n,) int64."""
     wanted = np.ones(len(listing), bool)
-    wanted[list(listing.failures)] = False
+    wanted[listing.failures.rows] = False
     known = np.flatnonzero(wanted & listing.known)
-    digest, counts = listing.digest[known], views.counts(listing.split[known])
-    wanted[known] = np.logical_or.reduce([views.lacking(index, digest, counts) > 0 for index in held])
+    for start in range(0, len(known), AT_ONCE):
+        rows = known[start : start + AT_ONCE]
+        digest, counts = listing.digest[rows], views.counts(listing.split[rows])
+        wanted[rows] = np.logical_or.reduce([views.lacking(index, digest, counts) > 0 for index in held])
     return np.flatnonzero(wanted)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..cache.index import KeyIndex
 from ..cache.listing import INODE
+from ..cache.names import Names
 from ..errors import DecodeError
 from .access import Access, Files
 from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
@@ -272,7 +273,7 @@ class Ahead:
     ----------
     pool : ThreadPoolExecutor
     reader : Reader
-    names : list of bytes
+    names : Names
     todo : ndarray of shape (n,), dtype int64
     workers : int
         Threads of the pool.
@@ -288,7 +289,7 @@ class Ahead:
         self,
         pool: ThreadPoolExecutor,
         reader: Reader,
-        names: list[bytes],
+        names: Names,
         todo: np.ndarray,
         workers: int,
         quiet: int = 0,
@@ -298,12 +299,12 @@ class Ahead:
         self._pool = pool
         self._reader = reader
         self._names = names
-        self._numbers = todo.tolist()
+        self._todo = todo
         self._asked = 0  # of these, how many images are read or being read
         self._taken = 0
         # 4 inputs of networks a worker and 64 more, of 150 kB each at 224 pixels; but 2 images a worker, so all work
         self._ahead = max(2 * workers, (4 * workers + 64) // views)
-        self._together = max(1, min(together // views, len(self._numbers) // (4 * workers)))
+        self._together = max(1, min(together // views, len(self._todo) // (4 * workers)))
         self._quiet = -(-quiet // views)
         self._stopped = False
         self._waiting: deque[Future[list[Item]]] = deque()
@@ -327,8 +328,8 @@ class Ahead:
         self._stopped = True
 
     def _refill(self) -> None:
-        while self._asked < len(self._numbers) and self._asked + self._together <= self._taken + self._ahead:
-            numbers = self._numbers[self._asked : self._asked + self._together]
+        while self._asked < len(self._todo) and self._asked + self._together <= self._taken + self._ahead:
+            numbers = self._todo[self._asked : self._asked + self._together].tolist()
             self._asked += len(numbers)
             self._waiting.append(self._pool.submit(self._read, numbers))
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("headstart.extract")
 
 
-def resolve(asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, write: bool = True) -> Embedder:
+def resolve(
+    asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, write: bool = True, device: str | None = None
+) -> Embedder:
     """Find the feature spaces that `asked` lead to.
 
     What a request resolved to is remembered in the cache, so the second time neither torch nor the weights are looked
@@ -43,6 +45,9 @@ def resolve(asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, writ
     run : RunOptions
     cache : Path
         The cache's folder.
+    write : bool, default True
+    device : str, optional
+        Where a network is loaded for it, if that is not where it is to run.
 
     Raises
     ------
@@ -54,17 +59,17 @@ def resolve(asked: Sequence[SpaceOptions], run: RunOptions, cache: Path, *, writ
     keys = [_key(options) for options in asked]
     found, backbone = [recall(cache, key) for key in keys], None
     if any(known is None for known in found):
-        device = choose_device(run.device)
-        if asked[0].decoder == "gpu":
-            require_gpu(device)
-        backbone = ready(asked, device)
+        there = choose_device(device or run.device)
+        if asked[0].decoder == "gpu" and device is None:
+            require_gpu(there)
+        backbone = ready(asked, there)
         found = list(facts(backbone))
         if write:
             _remember(cache, keys, backbone)
     spaces = [_space(options, known or {}) for options, known in zip(asked, found, strict=True)]
     kept = {space.id: place for place, space in reversed(list(enumerate(spaces)))}
     if len(kept) < len(spaces):  # two names of one layer
-        return resolve([asked[place] for place in sorted(kept.values())], run, cache, write=write)
+        return resolve([asked[place] for place in sorted(kept.values())], run, cache, write=write, device=device)
     return Embedder(spaces, asked, run, backbone, partial(_remember, cache, keys))
 
 

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..cache.failures import Failures
+from ..cache.names import Names
 from .access import access_to
 from .batches import Batches, OnRows, Target
 from .explain import Miss
@@ -47,7 +49,7 @@ class Outcome:
         Of every image that was read, by its index in the listing; zeros elsewhere.
     phash : ndarray of shape (N,), dtype uint64
         Perceptual hash of every image that was decoded for one or is known by its digest; 0 elsewhere.
-    failures : dict of int to str
+    failures : Failures
     images : int
         Images that went through a network.
     embedded : dict of str to int
@@ -60,6 +62,10 @@ class Outcome:
         Wall time from the moment when the first network was ready, without the time that others took to load.
     workers, writers, processes : int
         Threads that read and decoded, threads that wrote, and processes that shared the work.
+    shards, retried : int
+        Into how many pieces the work was cut for them, and how often one of those was begun again.
+    device : str
+        Kind of the device that the networks ran on, those of several with a plus between them; "none" where none ran.
     interrupted : bool
         The run was asked to stop before it was through.
     replaced : list of int
@@ -72,7 +78,7 @@ class Outcome:
 
     digest: np.ndarray
     phash: np.ndarray
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: Failures = field(default_factory=Failures)
     images: int = 0
     embedded: dict[str, int] = field(default_factory=dict)
     animated: int = 0
@@ -82,6 +88,9 @@ class Outcome:
     workers: int = 1
     writers: int = 1
     processes: int = 1
+    shards: int = 1
+    retried: int = 0
+    device: str = "none"
     interrupted: bool = False
     replaced: list[int] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
@@ -99,7 +108,7 @@ class Work:
 
     Attributes
     ----------
-    names : list of bytes, N
+    names : Names, N
         Paths relative to `base`, or absolute.
     stat : ndarray of shape (N, 4), dtype int64
         What the files were when they were listed.
@@ -115,9 +124,11 @@ class Work:
         Which views of an image are embedded.
     counts : ndarray of shape (N,), dtype int64, optional
         How many views each image has; all of them where it is None.
+    ahead : int, default 0
+        Rows that this process may come to in all, if more than those of this work.
     """
 
-    names: list[bytes]
+    names: Names
     stat: np.ndarray
     todo: np.ndarray
     base: bytes
@@ -125,6 +136,7 @@ class Work:
     hashes: KnownHashes | None = None
     views: Views = PLAIN
     counts: np.ndarray | None = None
+    ahead: int = 0
 
     @property
     def rows(self) -> int:
@@ -133,7 +145,7 @@ class Work:
 
     def share(self, mine: np.ndarray, count: int) -> Work:
         """Return one of `count` shares, the rows `mine` of what is to do, with no more than their own names."""
-        names = [self.names[row] for row in mine.tolist()]
+        names = self.names.take(mine)
         counts = None if self.counts is None else self.counts[mine]
         return Work(names, self.stat[mine], np.arange(len(mine)), self.base, count, self.hashes, self.views, counts)
 
@@ -282,7 +294,7 @@ class _Flow:
             Batches(
                 target,
                 work.views,
-                Pace(target.embedder, work.rows, self._decoding, cache, wait),
+                Pace(target.embedder, max(work.rows, work.ahead), self._decoding, cache, wait),
                 self._reject,
                 hooks.on_rows,
             )
@@ -325,10 +337,10 @@ class _Flow:
     @property
     def settled(self) -> int:
         """The index of the first image that is under way, or of the one after the last that was taken."""
-        if not self._ordered and self._taken < self._todo:  # images are not taken in the order of the listing
-            return 0
-        oldest = [one.oldest for one in self._batches]
-        return min([self._next, *(item.index for item in oldest if item is not None)])
+        pending = [item.index for item in (one.oldest for one in self._batches) if item is not None]
+        if not self._ordered and (pending or self._taken < self._todo):
+            return 0  # the lowest index may be under way, or not taken yet
+        return min([self._next, *pending])
 
     def finish(self) -> None:
         """Embed what has been gathered."""

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache.listing import CTIME, INODE, MTIME, SIZE, SPLITS, Listing, settled
+from ..cache.names import GrowingNames
 from ..cache.remote import is_url, read_range
 from ..cache.source import Source, Url, name_bytes, source_of
 from ..errors import DataError, DataNotFoundError, printable
@@ -269,6 +271,7 @@ class _Growing:
     def __init__(self, splits: bool) -> None:
         self.tree = Tree()
         self.notes: list[str] = []
+        self._paths = GrowingNames()
         self._splits = splits
         self._labelled = False
         self._places: dict[bytes, int] = {}
@@ -284,9 +287,9 @@ class _Growing:
 
     def extend(self, paths: list[bytes], stats: np.ndarray, folders: np.ndarray, reasons: dict[int, str]) -> None:
         """Take in members; `reasons` by their place among these."""
-        first = len(self.tree.paths)
+        first = len(self._paths)
         self.tree.reasons.update({first + place: reason for place, reason in reasons.items()})
-        self.tree.paths += paths
+        self._paths.extend(paths)
         self._stats.append(stats)
         self._folders.append(folders)
 
@@ -325,6 +328,7 @@ class _Growing:
 
     def finish(self) -> None:
         """Put the columns into the tree."""
+        self.tree.paths = self._paths.finished()
         self.tree.folder, self.tree.stats = np.concatenate(self._folders), np.concatenate(self._stats)
 
     def reading(self, layout: str) -> Reading:
@@ -356,11 +360,12 @@ class _Listed:
 
     def __init__(self, listing: Listing) -> None:
         self.used = 0
-        self._listing = listing
-        self._rows: dict[bytes, list[int]] = {}
+        self._listing, self._known = listing, listing.known
+        self._rows: dict[bytes, array[int]] = {}
         for row, path in enumerate(listing.paths):
             match = INSIDE.search(path)
-            self._rows.setdefault(path[: match.end() - 1] if match else path, []).append(row)
+            tar = path[: match.end() - 1] if match else path
+            self._rows.setdefault(tar, array("q")).append(row)
 
     def add_to(self, growing: _Growing, name: bytes, tar: Stat) -> bool:
         """Take in the members of a tar without opening it; False where it is not known as it is now."""
@@ -370,13 +375,9 @@ class _Listed:
             return False
         kinds, which = np.unique(np.stack([listing.split[rows], listing.label[rows]]), axis=1, return_inverse=True)
         folders = np.array([growing.place(self._folder(*kind)) for kind in kinds.T.tolist()], np.int64)
-        paths = [listing.paths[row] for row in rows.tolist()]
-        unread = ~listing.known[rows]
-        reasons = {
-            place: listing.failures[row]
-            for place, row in enumerate(rows.tolist())
-            if unread[place] and row in listing.failures and (paths[place] == name or IN_TAR in listing.failures[row])
-        }
+        paths = list(listing.paths.take(rows))
+        failed = {place: why for place, why in listing.failures.take(rows).items() if not self._known[rows[place]]}
+        reasons = {place: why for place, why in failed.items() if paths[place] == name or IN_TAR in why}
         growing.extend(paths, stats, folders[which.reshape(-1)], reasons)
         self.used += 1
         return True

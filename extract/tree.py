@@ -5,27 +5,24 @@ from __future__ import annotations
 import errno
 import heapq
 import os
-import stat
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, compress
-from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
+from ..cache.failures import Failures
+from ..cache.names import GrowingNames, Names
 from ..errors import DataError, printable
-from .files import NO_STAT, READABLE_BY_ALL, SUFFIXES, Stat, os_reason, refusal, stat_of
+from .files import NO_STAT, SUFFIXES, Stat, os_reason, refusal, stat_of
+from .status import asked, plain
 
 SKIPPED_NAMES = frozenset((b"__MACOSX", b"@eaDir"))
 _ENDINGS = tuple(b"." + suffix for suffix in SUFFIXES)
-_KIND = stat.S_IFMT(0xFFFF)  # the bits of a mode that say what a file is
-# What is asked of many images at once: the columns of a `Stat`, then what decides whether a file may be read.
-_ASKED = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_mode", "st_uid")
-_answers = attrgetter(*_ASKED)
 _AT_ONCE = 512  # an entry keeps its status, about a kilobyte: more of them leave the processor's cache
 _FEW = 32  # from so many on, columns cost less than a line of Python for each image
 
@@ -38,13 +35,13 @@ class Tree:
     ----------
     folders : list of bytes
         Every folder that was read, relative to the root with ``/`` between names; the root is ``b""``.
-    paths : list of bytes
+    paths : Names
         Image files, relative likewise, in no particular order.
     folder : ndarray of int64, shape (N,)
         For each path, the index in `folders` of the folder that it belongs to.
     stats : ndarray of int64, shape (N, 4)
         For each path, as `stat_of` has it; zeros where there is none.
-    reasons : dict of int to str
+    reasons : Failures
         For paths that cannot be read, why.
     ignored : Counter of str
         Files without an image suffix, counted by suffix.
@@ -55,10 +52,10 @@ class Tree:
     """
 
     folders: list[bytes] = field(default_factory=list)
-    paths: list[bytes] = field(default_factory=list)
+    paths: Names = field(default_factory=lambda: Names.of(()))
     folder: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     stats: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
-    reasons: dict[int, str] = field(default_factory=dict)
+    reasons: Failures = field(default_factory=Failures)
     ignored: Counter[str] = field(default_factory=Counter)
     repeated: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -103,13 +100,15 @@ class _Walker:
         self.seen: set[tuple[int, int]] = set()
         self.image_named: list[tuple[bytes, int]] = []
         # The columns of the tree while they grow.
+        self.paths = GrowingNames()
         self.folder = array("q")
         self.stats = array("q")
 
     def finished(self) -> Tree:
         """Return the tree, with its columns."""
-        self.tree.folder = np.array(self.folder, np.int64)
-        self.tree.stats = np.array(self.stats, np.int64).reshape(-1, 4)
+        self.tree.paths = self.paths.finished()
+        self.tree.folder = np.frombuffer(self.folder, np.int64)
+        self.tree.stats = np.frombuffer(self.stats, np.int64).reshape(-1, 4)
         return self.tree
 
     def visit(self, relative: bytes) -> None:
@@ -142,13 +141,13 @@ class _Walker:
         """Add the images of a folder that are regular files at once, and return what needs a closer look."""
         is_image = [entry.name.lower().endswith(_ENDINGS) for entry in entries]
         images = list(compress(entries, is_image))
-        answers = _asked(images)
-        plain = _plain(answers)
-        self.tree.paths += [prefix + entry.name for entry in compress(images, plain.tolist())]
-        self.folder.extend([folder] * int(plain.sum()))
-        self.stats.frombytes(answers[plain, :4].tobytes())
+        answers = asked(map(os.DirEntry.stat, images), len(images))
+        regular = plain(answers)
+        self.paths.extend([prefix + entry.name for entry in compress(images, regular.tolist())])
+        self.folder.extend([folder] * int(regular.sum()))
+        self.stats.frombytes(answers[regular, :4].tobytes())
         others = [entry for entry, image in zip(entries, is_image, strict=True) if not image]
-        return chain(compress(images, (~plain).tolist()), others)
+        return chain(compress(images, (~regular).tolist()), others)
 
     def _place(self, entry: os.DirEntry[bytes], relative: bytes, folder: int) -> None:
         dot = relative.rfind(b".") + 1
@@ -182,8 +181,8 @@ class _Walker:
 
     def _add(self, relative: bytes, folder: int, found: Stat, reason: str | None) -> None:
         if reason is not None:
-            self.tree.reasons[len(self.tree.paths)] = reason
-        self.tree.paths.append(relative)
+            self.tree.reasons[len(self.paths)] = reason
+        self.paths.append(relative)
         self.folder.append(folder)
         self.stats.extend(found)
 
@@ -210,7 +209,8 @@ class _Walker:
         """Turn folders with an image's name that hold no image into unreadable images."""
         if not self.image_named:
             return
-        paths = sorted(self.tree.paths)
+        found = self.paths.so_far()
+        paths = found.take(found.order())
         for relative, folder in self.image_named:
             below = relative + b"/"
             position = bisect_left(paths, below)
@@ -223,25 +223,6 @@ class _Walker:
         for index, folder in enumerate(self.tree.folders):
             if folder == relative or folder.startswith(relative + b"/"):
                 self.tree.folders[index] = b""
-
-
-def _asked(entries: Sequence[os.DirEntry[bytes]]) -> npt.NDArray[np.int64]:
-    """Ask for the status of the images of a folder, a row of `_ASKED` each; all zeros where one does not answer."""
-    shape = (len(entries), len(_ASKED))
-    try:
-        # Without a line of Python for each file: that would take half as long again as the system calls.
-        values = chain.from_iterable(map(_answers, map(os.DirEntry.stat, entries)))
-        return np.fromiter(values, np.int64, shape[0] * shape[1]).reshape(shape)
-    except (OSError, OverflowError):  # a link that leads nowhere; a time or an inode beyond 63 bits
-        return np.zeros(shape, np.int64)
-
-
-def _plain(answers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Tell which files are regular and surely readable, so that nobody needs to be asked again."""
-    mode, owner = answers[:, _ASKED.index("st_mode")], answers[:, _ASKED.index("st_uid")]
-    ours = owner == (os.geteuid() if hasattr(os, "geteuid") else -1)
-    readable = (mode & READABLE_BY_ALL == READABLE_BY_ALL) | (ours & (mode & stat.S_IRUSR != 0))
-    return np.asarray((mode & _KIND == stat.S_IFREG) & readable)
 
 
 def _link_reason(entry: os.DirEntry[bytes], error: OSError) -> str:

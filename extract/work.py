@@ -75,4 +75,5 @@ def embed_in_steps(
         watch = stack.enter_context(Watch(store.root, descriptor, alone=work.shares == 1))
         outcome = yield from run_in_steps(work, targets, embedders[0].run, store.root, watch, hooks)
         outcome.tried = watch.tried
+        outcome.device = embedders[0].device.kind if outcome.images else "none"
         return outcome

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from ...errors import DataError, DecodeError, TrainingError, printable
 from ...extract.access import access_to
 from ...extract.decode import decode
 from ...extract.elsewhere import location
-from ...extract.failures import report_failures
+from ...extract.failures import NamedFailures, report_failures
 from ...extract.features import Features, dataset_folder
 from ...extract.images import list_images
 from ...extract.job import describe
@@ -73,13 +72,13 @@ class Pictures:
         Whose split is "dev" for the training pictures that are held out to choose by.
     base : bytes
         The folder that paths are relative to.
-    failures : list of (str, str)
+    failures : sequence of (str, str)
         Path, below the dataset's root as it was named, and reason of each picture that could not be used.
     """
 
     data: LabelledSet
     base: bytes
-    failures: list[tuple[str, str]]
+    failures: Sequence[tuple[str, str]]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -97,7 +96,7 @@ class Pictures:
         features = self.data.features
         mine = self.data.rows[self.data.split == split]
         paths = features.listing.paths
-        names = [location(self.base, paths[row]) for row in features.rows[mine].tolist()]
+        names = [location(self.base, name) for name in paths.take(features.rows[mine])]
         return Subset(names, self.data.y[self.data.split == split].astype(np.int64), features.digest[mine])
 
 
@@ -154,10 +153,7 @@ def load_pictures(
     listing = recall_listing(cache, images, failure_rules(run.max_pixels), scanned_ns=scanned)
     _look(listing, base, run, ranks, stopped)
     folder = dataset_folder(listing, listing.root)  # as `extract` names them
-    failures = [
-        (os.path.join(folder, os.fsdecode(listing.paths[row])), why)  # noqa: PTH118
-        for row, why in sorted(listing.failures.items())
-    ]
+    failures = NamedFailures(listing, folder)
     report_failures(failures, len(listing), strict=strict)
     if listing.tags is not None:
         raise DataError(
@@ -175,7 +171,7 @@ def load_pictures(
 def _look(listing: Listing, base: bytes, run: RunOptions, ranks: Ranks, stopped: Callable[[], bool]) -> None:
     """Fill in digests and failures of pictures that nothing is known of."""
     unknown = ~listing.known
-    unknown[list(listing.failures)] = False
+    unknown[listing.failures.rows] = False
     # Machines may know of different pictures; all look at what any does not know.
     rows = np.unique(np.concatenate(ranks.gather(np.flatnonzero(unknown))))
     mine = ranks.share(rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...cache.names import Names
 from ...errors import CacheMissError, TrainingError
 from ...extract.features import dataset_folder
 from ...extract.views import PLAIN
@@ -76,10 +77,10 @@ class Findings:
         listing = self.labelled.features.listing
         return os.fsencode(dataset_folder(listing, listing.source))
 
-    def paths(self) -> list[bytes]:
+    def paths(self) -> Names:
         """Return the path of each row, relative to `base`."""
         features = self.labelled.features
-        return [features.listing.paths[number] for number in features.rows[self.labelled.rows].tolist()]
+        return features.listing.paths.take(features.rows[self.labelled.rows])
 
     def name(self, row: int) -> str:
         """Return the path of a row below the dataset's folder."""

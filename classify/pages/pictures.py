@@ -53,7 +53,7 @@ class Album:
     images: dict[int, str] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
 
-    def add(self, numbers: Sequence[int], paths: list[bytes], digests: list[bytes]) -> None:
+    def add(self, numbers: Sequence[int], paths: Sequence[bytes], digests: list[bytes]) -> None:
         """Read pictures while there is room.
 
         Parameters

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+import logging
+import sys
+from typing import Any
 
-from ...errors import HeadstartError, MissingExtraError, UsageError
-
-if TYPE_CHECKING:
-    from distributed import Client
+from ...errors import HeadstartError, MissingExtraError
 
 CONNECT_SECONDS = 15
+WORKERS_SECONDS = 60.0  # that a run waits for a worker before it gives up
+
+LEAVE_SECONDS = 30.0  # that workers may take to finish the part in hand when a run is stopped
 
 
 class EngineError(HeadstartError, ConnectionError):
     """A cluster that cannot be reached, or that cannot do what is asked of it."""
 
 
-def dask_client(address: str | None) -> Client:
-    """Return a connection to a Dask scheduler.
+def dask_client(address: str) -> Any:
+    """Return a connection to a Dask scheduler, a `distributed.Client`, whose methods have no types.
 
     Parameters
     ----------
-    address : str or None
+    address : str
         ``tcp://host:8786``, or the path of a scheduler file.
 
     Raises
     ------
-    UsageError
-        No address.
     MissingExtraError
         Dask is not installed.
     EngineError
         Nobody answers there.
     """
-    _check("dask", "distributed", address, "tcp://HOST:8786, as `dask scheduler` prints it")
-    from distributed import Client
+    _check("dask", "distributed")
+    import distributed
 
-    assert address is not None
-    where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
+    connect: Any = distributed.Client
+    where: dict[str, Any] = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
     try:
-        return Client(**where, timeout=CONNECT_SECONDS, set_as_default=False)
+        return connect(**where, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise EngineError(
             f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler`, or "
@@ -48,25 +48,25 @@ def dask_client(address: str | None) -> Client:
         ) from error
 
 
-def ray_session(address: str | None) -> Any:
+def ray_session(address: str) -> Any:
     """Connect this process to a Ray cluster, and return the module `ray`.
 
     Parameters
     ----------
-    address : str or None
+    address : str
         ``auto``, ``host:6379`` or ``ray://host:10001``.
 
     Raises
     ------
-    UsageError, MissingExtraError, EngineError
+    MissingExtraError, EngineError
         As `dask_client`.
     """
-    _check("ray", "ray", address, "auto, or HOST:6379 as `ray start --head` prints it")
+    _check("ray", "ray")
     import ray
 
     try:
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"no Ray cluster answers at {address} ({type(error).__name__}); start one with `ray start --head`, or name "
@@ -75,8 +75,12 @@ def ray_session(address: str | None) -> Any:
     return ray
 
 
-def _check(engine: str, module: str, address: str | None, example: str) -> None:
+def is_in_ray() -> bool:
+    """Tell whether this process is connected to a Ray cluster already."""
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _check(engine: str, module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f'--engine {engine} needs a package; run `pip install "headstart[{engine}]"`')
-    if not address:
-        raise UsageError(f"--engine {engine} needs --address: {example}")

@@ -67,6 +67,33 @@ def test_t10_format_1_is_read_as_it_was_written(old):
     assert tree(old.root) == before
 
 
+def test_t10_a_listing_of_format_2_is_read_as_it_was_written(tmp_path):
+    shutil.copytree(FIXTURES / "cache-2", tmp_path / "cache")
+    before = tree(tmp_path / "cache")
+    listing = require_listing(tmp_path / "cache")
+    assert listing.failures == {1: "truncated", 2: "truncated", 3: "not found"}
+    assert listing.usable.tolist() == [True, False, False, False]
+    assert listing.paths == [b"a.jpg", b"b\xff.jpg", b"c.jpg", b"d.jpg"]
+    (path,) = (tmp_path / "cache").rglob("*.h5")
+    assert block.read_header(path).attributes["schema"] == 2
+    assert verify(tmp_path / "cache").bad == []
+    assert tree(tmp_path / "cache") == before
+
+
+@pytest.mark.parametrize(("many", "schema"), [(4, 1), (3, 2)])
+def test_only_a_listing_of_many_failures_needs_a_newer_reader(tmp_path, monkeypatch, many, schema):
+    monkeypatch.setattr("headstart.cache.failures.MANY", many)
+    failures = {1: "truncated", 2: "not found", 4: "truncated"}
+    (tmp_path / "cache").mkdir()
+    path = save_listing(tmp_path / "cache", listing_of(DIGEST, failures=failures))
+    header = block.read_header(path)
+    arrays = block.read_arrays(path, header, ("failed", "reason"))
+    reasons = json.loads(arrays["reason"].tobytes())
+    assert (header.attributes["schema"], arrays["failed"].tolist()) == (schema, [1, 2, 4])
+    assert reasons == (["truncated", "not found", "truncated"] if schema == 1 else ["truncated", "not found"])
+    assert require_listing(tmp_path / "cache").failures == failures
+
+
 def test_t10_format_1_can_be_compacted_and_merged(old, tmp_path):
     compact(old.root, now=True)
     check_rows(old)
@@ -124,7 +151,7 @@ def test_f40_a_listing_or_a_space_of_a_newer_format_is_refused(tmp_path, space, 
     store = FeatureStore(tmp_path / "cache")
     digest, rows = random_rows(4)
     add_rows(store, space, digest, rows)
-    monkeypatch.setattr("headstart.cache.listing.LISTING_FORMAT", 2)
+    monkeypatch.setattr("headstart.cache.listing.LISTING_FORMAT", 3)
     save_listing(store.root, listing_of(digest, spaces=(space.id,)))
     monkeypatch.undo()
     path = store.space_folder(space.id) / "space.json"
@@ -133,7 +160,7 @@ def test_f40_a_listing_or_a_space_of_a_newer_format_is_refused(tmp_path, space, 
     path.write_text(json.dumps(content))
     before = tree(store.root)
     assert main(["fit-head", "--cache", str(store.root)]) == 1
-    assert "was written by format 2, this reads up to 1; upgrade headstart" in capsys.readouterr().err
+    assert "was written by format 3, this reads up to 2; upgrade headstart" in capsys.readouterr().err
     with pytest.raises(CacheFormatError, match="upgrade headstart"):
         store.space(space.id)
     with pytest.raises(CacheFormatError, match="upgrade headstart"):

@@ -1,7 +1,9 @@
 """Several processes share the work of a run: the same rows, and the same manners when things go wrong."""
 
 import hashlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import BACKBONE, add_pictures, headstart, headstart_json, parts, photos, safe_rows
+from pictures_that_crash import CRASH, MARK, evil, jpeg
 
 import headstart as package
 from headstart.cache.info import info
@@ -18,20 +21,20 @@ from headstart.cache.running import announced
 from headstart.extract.device import Device
 from headstart.extract.embedder import Embedder
 from headstart.extract.options import RunOptions, SpaceOptions
-from headstart.extract.scale import _split_cores, processes_for
+from headstart.extract.scale import processes_for, split_cores
 from support import make_space
 
 __all__ = ["headstart", "headstart_json", "photos"]  # fixtures
 
 SMALL = ("--backbone", BACKBONE, "--resize", "64", "--crop", "64")
-MEMBER = b"headstart.extract.member"
+MEMBER = b"headstart.extract.engines.member"
 
 
-def start(photos: Path, folder: Path, *options: str) -> subprocess.Popen:
+def start(photos: Path, folder: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", "import sys; from headstart.cli import main; sys.exit(main())",
          "extract", str(photos), "--backbone", BACKBONE, "--processes", "2", "--batch-size", "4", *options],
-        cwd=folder, env={**os.environ, "HEADSTART_PART_SECONDS": "0.05"},
+        cwd=folder, env={**os.environ, "HEADSTART_PART_SECONDS": "0.05", **(environment or {})},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -125,17 +128,54 @@ def test_processes_end_when_their_parent_is_killed(headstart_json, photos, tmp_p
     assert (again["embedded"], again["reused"]) == (436 - safe, safe)
 
 
-def test_the_death_of_one_is_told_and_loses_nothing_finished(headstart_json, photos, tmp_path):
-    process, workers = start_to_work(photos, tmp_path)
+def test_the_death_of_one_is_told_and_its_shard_is_done_by_another(photos, tmp_path):
+    process, workers = start_to_work(photos, tmp_path, "--json")
+    before = {path: path.read_bytes() for path in parts(tmp_path)}
     os.kill(workers[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    (told,) = [line for line in err.splitlines() if "SIGKILL" in line]
+    assert re.fullmatch(
+        r"warning: process [12] of 2 ended with SIGKILL: shard \d+ of 8 \(5[45] images from \S+ on\) is embedded again, "
+        "but for what was published",
+        told,
+    )
+    done = json.loads(out)
+    assert (done["images"], done["embedded"], done["failed"], done["retried"]) == (436, 436, 0, 1)
+    assert (done["engine"], done["shards"]) == ("local", 8)
+    assert {path: path.read_bytes() for path in before} == before
+    assert 436 <= safe_rows(tmp_path) < 436 + 55, "no more twice than the images of one shard"
+    assert all(ended(worker) for worker in workers)
+
+
+def test_a_shard_that_ends_three_processes_ends_the_run(photos, tmp_path):
+    add_pictures(photos, 100)
+    process = start(photos, tmp_path)
+    killed: set[int] = set()
+    while process.poll() is None:  # whoever comes up is killed
+        for member in set(members(process.pid)) - killed:
+            os.kill(member, signal.SIGKILL)
+            killed.add(member)
+        time.sleep(0.02)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 1 and len(killed) < 8
     last = err.splitlines()[-1]
-    assert last.startswith("error: process ") and "ended with SIGKILL; what was embedded is in the cache" in last
+    assert (
+        last.startswith("error: 3 processes ended over shard ") and "the last with SIGKILL; what was embedded" in last
+    )
     assert "Traceback" not in err
-    safe = safe_rows(tmp_path)
-    again = headstart_json("extract", photos, "--backbone", BACKBONE)
-    assert (again["embedded"], again["reused"]) == (436 - safe, safe)
+
+
+def test_a_picture_that_ends_its_process_is_found_out_within_the_run(photos, tmp_path):
+    add_pictures(photos, 100)
+    (photos / "stripes" / "zz.jpg").write_bytes(jpeg(MARK))
+    process = start(photos, tmp_path, "--json", environment=evil(tmp_path / "site", CRASH))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    done = json.loads(out)
+    assert [failure["error"] for failure in done["failures"]] == ["crashes its decoder (SIGSEGV)"]
+    assert (done["embedded"], done["failed"], done["retried"]) == (136, 1, 1)
+    assert "ended with SIGSEGV: shard " in err
 
 
 def test_an_error_in_a_process_is_the_error_of_the_run(photos, tmp_path):
@@ -202,12 +242,12 @@ def test_a_full_disk_in_one_of_several_processes_claims_no_count(photos, tmp_pat
         "    left[0] -= len(data)\n"
         "    if left[0] < 0: raise OSError(28, 'No space left on device')\n"
         "    return write(descriptor, data)\n"
-        "if 'headstart.extract.member' in ' '.join(sys.orig_argv): os.write = limited\n"
+        "if 'headstart.extract.engines.member' in ' '.join(sys.orig_argv): os.write = limited\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "extract", str(photos), *SMALL, "--processes", "2", "--batch-size", "4"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(site), "HEADSTART_PART_SECONDS": "0.01"},
+        env={**os.environ, "PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}", "HEADSTART_PART_SECONDS": "0.01"},
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
@@ -246,5 +286,5 @@ def test_long_runs_get_several_processes_a_gpu(monkeypatch, gpus, cores, images,
 
 def test_cores_are_divided_between_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 6, 8}, raising=False)
-    assert _split_cores(2) == [[0, 2, 4], [6, 8]]
-    assert _split_cores(7) == [[0], [2], [4], [6], [8], [0], [2]]
+    assert split_cores(2) == [[0, 2, 4], [6, 8]]
+    assert split_cores(7) == [[0], [2], [4], [6], [8], [0], [2]]

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from headstart.cache.index import KeyIndex
 from headstart.cache.part import Keys
+from headstart.extract.engines.shards import Shards, Whole
+from headstart.extract.options import RunOptions
+from headstart.extract.orders import Record
 from headstart.extract.phash import FLAT, UNKNOWN, KnownHashes, mirrored, phash
 from headstart.extract.preprocess import Preprocess
 from headstart.extract.reader import Need, Reader
-from headstart.extract.runner import Outcome
-from headstart.extract.scale import _joined
+from headstart.extract.runner import Outcome, Work
 
 NEED = Preprocess(resize=None, crop=64)
 
@@ -142,8 +145,14 @@ def test_a_picture_that_is_held_and_cannot_be_decoded_is_no_failure(tmp_path, mo
 def test_hashes_of_several_processes_are_put_together():
     one, other = Outcome.empty(2), Outcome.empty(3)
     one.phash[:], other.phash[:] = (5, 6), (7, 8, 9)
-    whole = _joined([one, other, None], [np.array([4, 1]), np.array([0, 2, 5]), np.array([3])], 6)
-    assert whole.phash.tolist() == [7, 6, 8, 0, 5, 9]
+    work = Work([b"name"] * 6, np.zeros((6, 4), np.int64), np.arange(6), b"")
+    rows = [np.array([4, 1]), np.array([3]), np.array([0, 2, 5])]
+    whole = Whole(Shards("run", Path("cache"), [], RunOptions(), work, rows, workers=2, hashes_of=None))
+    whole.add(2, Record("other", other))
+    whole.add(0, Record("one", one))
+    outcome = whole.outcome()
+    assert outcome.phash.tolist() == [7, 6, 8, 0, 5, 9]
+    assert outcome.interrupted and (outcome.processes, outcome.shards) == (2, 3)
 
 
 def test_pictures_seen_in_a_mirror_of_photographs(samples):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import BACKBONE, SHAPES, draw, photos
+from pictures_that_crash import CRASH, MARK, evil, jpeg
 
 from headstart.cache.running import FOLDER, SUFFIX, running
 from headstart.errors import DecodeError
@@ -26,22 +26,6 @@ from headstart.extract.suspects import FORGOTTEN_AFTER, Watch
 
 __all__ = ["photos"]  # a fixture
 
-MARK = b"ends its decoder"
-# Put before simplejpeg by Python itself, in the run and in the process that tries a suspect: no part of headstart knows.
-EVIL_DECODER = """
-import ctypes, os, time
-import simplejpeg
-
-_decode = simplejpeg.decode_jpeg
-
-def decode_jpeg(data, *arguments, **options):
-    if b"ends its decoder" in data:
-        {deed}
-    return _decode(data, *arguments, **options)
-
-simplejpeg.decode_jpeg = decode_jpeg
-"""
-CRASH = "ctypes.string_at(0)"  # as in life: the thread that decodes goes no further
 SPACE = ("--backbone", BACKBONE, "--resize", "64", "--crop", "64", "--workers", "1")
 
 
@@ -49,20 +33,6 @@ SPACE = ("--backbone", BACKBONE, "--resize", "64", "--crop", "64", "--workers", 
 def watching(cache: Path) -> Iterator[Watch]:
     with running(cache) as descriptor, Watch(cache, descriptor) as watch:
         yield watch
-
-
-def jpeg(comment: bytes = b"", seed: int = 0) -> bytes:
-    """Return the bytes of a drawn JPEG."""
-    file = io.BytesIO()
-    draw("circle", seed, 96).save(file, "JPEG", quality=92, comment=comment)
-    return file.getvalue()
-
-
-def evil(folder: Path, deed: str) -> dict[str, str]:
-    """Return the environment in which a marked JPEG does `deed` to whoever decodes it."""
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(EVIL_DECODER.format(deed=deed))
-    return {"PYTHONPATH": str(folder)}
 
 
 def start(*words, cwd: Path, environment: dict[str, str]) -> subprocess.Popen:

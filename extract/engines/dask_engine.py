@@ -1,0 +1,470 @@
+"""Shards on a Dask cluster: each is a task, a few are handed to the scheduler at a time, it says where they go.
+
+What a worker tells while it works, that it has begun, how far it is, what went wrong, goes by the scheduler's events.
+A task that nobody wants any more, for the run was stopped or has died, learns that from the state of its own worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import socket
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from ...errors import HeadstartError
+from ..options import RunOptions
+from ..orders import Message, Order, Record, Token
+from . import connect
+from .connect import LEAVE_SECONDS, EngineError, dask_client
+from .fitness import lacking, shared_token
+from .shards import TRIES, Report, Shards
+from .task import Here, embed_shard
+
+logger = logging.getLogger("headstart.extract")
+
+Client: TypeAlias = Any  # of `distributed`, whose methods have no types
+Future: TypeAlias = Any
+
+GPU = "GPU"  # the resource by which workers say that they have one
+IN_FLIGHT = 2  # shards a worker that the scheduler has: the one it is at, and the next
+SLOW = 3  # times as long as the median takes a shard that is given to a second worker
+TELL_EVERY = 0.5  # seconds between two messages of a worker on how far it is
+LOOK_EVERY = 2.0  # seconds between two looks at who is there
+RESULT_SECONDS = 30.0  # in which a record comes, once it is there
+_POLL = 0.1  # seconds between two looks at whether to stop
+
+
+@contextlib.contextmanager
+def dask_engine(address: str, run: RunOptions) -> Iterator[DaskEngine]:
+    """Connect to a scheduler while the block lasts.
+
+    Parameters
+    ----------
+    address : str
+        As `dask_client` takes it.
+    run : RunOptions
+
+    Raises
+    ------
+    MissingExtraError, EngineError
+        As `dask_client`.
+    """
+    with _quiet():
+        client = dask_client(address)
+        try:
+            yield DaskEngine(client, address, run)
+        finally:
+            client.close(timeout=2)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what Dask's client logs of a connection that ends: the run says it in its own words."""
+    ours = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    before = [one.level for one in ours]
+    if not logger.isEnabledFor(logging.DEBUG):
+        for one in ours:
+            one.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for one, level in zip(ours, before, strict=True):
+            one.setLevel(level)
+
+
+class DaskEngine:
+    """The workers of a Dask cluster.
+
+    Parameters
+    ----------
+    client : Client
+    address : str
+        For messages.
+    run : RunOptions
+    """
+
+    name = "dask"
+
+    def __init__(self, client: Client, address: str, run: RunOptions) -> None:
+        self._client = client
+        self._address = address
+        self._wants_gpu = run.device in ("auto", "cuda")
+
+    def workers(self) -> int:
+        """Return how many workers are connected to the scheduler."""
+        return len(self._addresses())
+
+    def ready(self, stopped: Callable[[], bool]) -> int:
+        """Wait for the first worker; see `Engine`."""
+        patience = _Patience(self._address)
+        while not (count := self.workers()) and not stopped():
+            patience.nobody_is_there()
+            time.sleep(_POLL)
+        return count
+
+    def share(self, run: RunOptions) -> RunOptions:
+        """Return what each may have of its machine's memory: those of one host divide it."""
+        hosts = Counter(address.rsplit(":", 1)[0] for address in self._addresses())
+        return replace(run, processes=max(hosts.values(), default=1))
+
+    def run(self, shards: Shards, report: Report, stopped: Callable[[], bool]) -> Iterator[tuple[int, Record]]:
+        """Have all shards done; see `Engine`."""
+        shards = shards.elsewhere()
+        with shared_token(shards) as token:
+            team = _Team(self._client, self._address, token, self._wants_gpu)
+            yield from _Run(self._client, team, shards, report, stopped).work()
+
+    def _addresses(self) -> list[str]:
+        return list(_asked(self._client, self._address, self._client.nthreads))
+
+
+def _asked(client: Client, address: str, question: Callable[[], Any]) -> Any:
+    """Return what the scheduler answers.
+
+    Raises
+    ------
+    EngineError
+        It does not.
+    """
+    try:
+        if client.status != "running":
+            raise ConnectionError(client.status)
+        return question()
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise EngineError(
+            f"the Dask scheduler at {address} does not answer any more ({type(error).__name__}); what was embedded is "
+            "in the cache, run again to go on"
+        ) from error
+
+
+@dataclass(slots=True)
+class _Patience:
+    """How long nobody has been there to do anything."""
+
+    address: str
+    since: float = 0.0
+
+    def nobody_is_there(self) -> None:
+        """Say so at first, and give up in the end.
+
+        Raises
+        ------
+        EngineError
+            This has lasted for too long.
+        """
+        if not self.since:
+            self.since = time.monotonic()
+            logger.warning(
+                "no worker is connected to the Dask scheduler at %s: waiting for %.0f s", self.address,
+                connect.WORKERS_SECONDS,
+            )  # fmt: skip
+        if time.monotonic() - self.since > connect.WORKERS_SECONDS:
+            raise EngineError(
+                f"no worker has connected to the Dask scheduler at {self.address} in {connect.WORKERS_SECONDS:.0f} s; "
+                f"start some with `dask worker {self.address}`"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitness:
+    """What a worker says of itself: what it lacks for the run, if anything, and whether it declares a GPU."""
+
+    lacks: str
+    gpu: bool
+
+
+def _fitness(token: Token, dask_worker: Any) -> _Fitness:
+    """Find out whether this worker is fit for a run; Dask puts the worker in for its argument."""
+    return _Fitness(lacking(token), bool(dask_worker.state.total_resources.get(GPU)))
+
+
+class _Team:
+    """The workers that are there and fit for a run; those that come later are taken in, the others named once."""
+
+    def __init__(self, client: Client, address: str, token: Token, wants_gpu: bool) -> None:
+        self._client = client
+        self._address = address
+        self._wants_gpu = wants_gpu
+        self._known: dict[str, _Fitness] = {}
+        self._there: set[str] = set()
+        self._looked = -LOOK_EVERY
+        self._patience: _Patience | None = None
+        self.token = token
+
+    def look(self) -> None:
+        """See who is there, at most every few seconds.
+
+        Raises
+        ------
+        EngineError
+            The scheduler is gone, or there have been no workers for too long, or all of them lack something.
+        """
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        self._there = set(_asked(self._client, self._address, self._client.nthreads))
+        self._ask(sorted(self._there - self._known.keys()))
+        self._looked = time.monotonic()
+        if self._there and not self.fit:
+            worker = min(self._there)
+            raise EngineError(f"worker {worker} {self._known[worker].lacks}")
+        if not self._there:
+            self._patience = self._patience or _Patience(self._address)
+            self._patience.nobody_is_there()
+        else:
+            self._patience = None
+
+    @property
+    def fit(self) -> list[str]:
+        """Addresses of those that may be given work: all that are fit, or those with a GPU if there are any."""
+        fit = [worker for worker in sorted(self._there) if worker in self._known and not self._known[worker].lacks]
+        with_gpu = [worker for worker in fit if self._known[worker].gpu]
+        return with_gpu if with_gpu and self._wants_gpu else fit
+
+    def placing(self, workers: Collection[str]) -> dict[str, Any]:
+        """Return how the scheduler is told to place a task on one of some workers, on another one should they all die.
+
+        Where it may choose among all, it is told nothing.
+        """
+        placing: dict[str, Any] = {}
+        if self._wants_gpu and any(self._known[worker].gpu for worker in workers):
+            placing["resources"] = {GPU: 1}
+        if len(workers) < len(self._there):
+            placing |= {"workers": sorted(workers), "allow_other_workers": True}
+        return placing
+
+    def _ask(self, workers: list[str]) -> None:
+        if not workers:
+            return
+        found = _asked(
+            self._client, self._address,
+            lambda: self._client.run(_fitness, self.token, workers=workers, on_error="return"),
+        )  # fmt: skip
+        for worker in workers:
+            answer = found.get(worker)
+            if isinstance(answer, OSError) and not isinstance(answer, HeadstartError):
+                continue  # it has just gone
+            if not isinstance(answer, _Fitness):
+                answer = _Fitness(
+                    f"cannot run this headstart ({type(answer).__name__}: {answer}): install it there", False
+                )
+            self._known[worker] = answer
+        unfit = [worker for worker in workers if worker in self._known and self._known[worker].lacks]
+        if self.fit:
+            for worker in unfit:
+                logger.warning("worker %s %s; the run goes on without it", worker, self._known[worker].lacks)
+
+
+@dataclass(slots=True)
+class _Try:
+    """One task at the scheduler.
+
+    Attributes
+    ----------
+    number : int
+        Of its shard.
+    future : Future
+    submitted : float
+        When.
+    worker : str
+        That has begun it; empty while none has.
+    begun : float
+        When.
+    """
+
+    number: int
+    future: Future
+    submitted: float
+    worker: str = ""
+    begun: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """What a worker said of a task."""
+
+    key: str
+    kind: str
+    value: Any = None
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run, from its first task to its last."""
+
+    client: Client
+    team: _Team
+    shards: Shards
+    report: Report
+    stopped: Callable[[], bool]
+    waiting: deque[int] = field(init=False)
+    left: set[int] = field(init=False)
+    tries: dict[str, _Try] = field(default_factory=dict)  # by their keys
+    leaving: dict[str, _Try] = field(default_factory=dict)  # those that are not wanted, but were begun
+    heard: queue.Queue[_Event] = field(default_factory=queue.Queue)
+    took: list[float] = field(default_factory=list)  # seconds that shards took
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(range(len(self.shards)))
+        self.left = set(self.waiting)
+
+    @property
+    def topic(self) -> str:
+        """Under which workers tell of this run."""
+        return f"headstart-{self.shards.name}"
+
+    def work(self) -> Iterator[tuple[int, Record]]:
+        """Give records as they come."""
+        self.client.subscribe_topic(self.topic, lambda event: self.heard.put(_Event(*event[1])))
+        try:
+            while self.left and not self.stopped():
+                self.team.look()
+                self._hand_out()
+                with contextlib.suppress(queue.Empty):
+                    yield from self._take(self.heard.get(timeout=_POLL))
+            self._leave(list(self.tries))
+            if self.stopped():
+                self._wait()
+        finally:
+            with contextlib.suppress(Exception):  # where the scheduler is gone, so are its tasks
+                self._leave(list(self.tries))
+                self.client.unsubscribe_topic(self.topic)
+
+    def _hand_out(self) -> None:
+        """Keep the scheduler supplied; when nothing is left, help those that wait for a slow worker."""
+        free = set(self.team.fit) - {attempt.worker for attempt in self.leaving.values()}
+        room = IN_FLIGHT * len(free) - len(self.tries)
+        while room > 0 and self.waiting:
+            self._submit(self.waiting.popleft(), free)
+            room -= 1
+        if not self.waiting and (idle := free - {attempt.worker for attempt in self.tries.values()}):
+            self._help(idle)
+
+    def _help(self, idle: set[str]) -> None:
+        """Have workers that have nothing to do take over from one that is late."""
+        now, numbers = time.monotonic(), Counter(attempt.number for attempt in self.tries.values())
+        for key, attempt in list(self.tries.items()):
+            if not attempt.worker and now - attempt.submitted > LOOK_EVERY:  # it waits for its turn somewhere
+                self._leave([key])
+            elif not attempt.worker or numbers[attempt.number] > 1 or not self._is_late(attempt, now):
+                continue
+            logger.debug("%s goes to %s", self.shards.told(attempt.number), " or ".join(sorted(idle)))
+            self._submit(attempt.number, idle)
+            return
+
+    def _is_late(self, attempt: _Try, now: float) -> bool:
+        return len(self.took) > 1 and now - attempt.begun > SLOW * statistics.median(self.took)
+
+    def _submit(self, number: int, workers: Collection[str]) -> None:
+        self.made += 1
+        key = f"{self.topic}-{number}-{self.made}"
+        future = self.client.submit(
+            embed_on_worker, self.shards.order(number, self.team.token), self.topic, key, key=key, pure=False,
+            retries=TRIES - 1, **self.team.placing(workers),
+        )  # fmt: skip
+        self.tries[key] = _Try(number, future, time.monotonic())
+        future.add_done_callback(lambda done: self.heard.put(_Event(done.key, "done")))
+
+    def _take(self, event: _Event) -> Iterator[tuple[int, Record]]:
+        attempt = self.tries.get(event.key)
+        if attempt is None:
+            self._heard_of_leaving(event)
+            return
+        if event.kind == "done":
+            yield from self._finish(event.key, attempt)
+        elif event.kind == "begun":
+            if attempt.worker:
+                self.report.again(attempt.number, f"worker {attempt.worker} did not come to the end")
+            attempt.worker, attempt.begun = event.value, time.monotonic()
+        elif event.kind == "through":
+            self.report.through(attempt.number, event.value)
+        elif event.kind == "log":
+            self.report.log(*event.value)
+
+    def _finish(self, key: str, attempt: _Try) -> Iterator[tuple[int, Record]]:
+        """Take in the record of a task that is through."""
+        if attempt.future.status == "pending":  # the worker that had its record has died: it is done again
+            attempt.future.add_done_callback(lambda done: self.heard.put(_Event(done.key, "done")))
+            return
+        record = self._record(attempt)
+        del self.tries[key]
+        self._leave([other for other, one in self.tries.items() if one.number == attempt.number])
+        self.took.append(time.monotonic() - attempt.begun)
+        self.left.discard(attempt.number)
+        yield attempt.number, record
+
+    def _record(self, attempt: _Try) -> Record:
+        from distributed import CancelledError, KilledWorker
+
+        try:
+            record: Record = attempt.future.result(timeout=RESULT_SECONDS)
+            return record
+        except KilledWorker as error:
+            raise EngineError(
+                f"{error.allowed_failures + 1} workers ended over {self.shards.told(attempt.number)}, the last of them "
+                f"{error.last_worker.address}; what was embedded is in the cache, run again to go on: what they were "
+                "decoding is then tried apart"
+            ) from error
+        except CancelledError as error:
+            raise EngineError(
+                "the Dask scheduler is gone, or has dropped the tasks of this run; what was embedded is in the cache, "
+                "run again to go on"
+            ) from error
+
+    def _leave(self, keys: list[str]) -> None:
+        """Tell the scheduler that nobody wants some tasks any more; who has begun one finishes the part in hand."""
+        gone = [self.tries.pop(key) for key in keys]
+        self.leaving.update({key: attempt for key, attempt in zip(keys, gone, strict=True) if attempt.worker})
+        if gone:
+            self.client.cancel([attempt.future for attempt in gone], force=True)
+
+    def _wait(self) -> None:
+        """Wait for those that had begun such a task: nothing is written to the cache after the end."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while self.leaving and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                self._heard_of_leaving(self.heard.get(timeout=_POLL))
+
+    def _heard_of_leaving(self, event: _Event) -> None:
+        if event.kind == "ended":
+            self.leaving.pop(event.key, None)
+
+
+def embed_on_worker(order: Order, topic: str, key: str) -> Record:
+    """Do one shard, as a task.
+
+    Raises
+    ------
+    HeadstartError
+        As `embed_shard`; the message names the worker.
+    """
+    from distributed import Status, get_worker
+
+    worker = get_worker()
+
+    def stopped() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused)
+
+    def say(kind: str, value: Any = None) -> None:
+        worker.log_event(topic, (key, kind, value))
+
+    def tell(message: Message) -> None:
+        if message.through is not None:
+            say("through", message.through)
+        elif message.log is not None:
+            say("log", message.log)
+
+    here = Here(f"{worker.address} on {socket.gethostname()}", worker.state.nthreads, stopped, tell, TELL_EVERY)
+    try:
+        return embed_shard(order, here, lambda: say("begun", worker.address))
+    except HeadstartError as error:
+        raise type(error)(f"worker {worker.address}: {error}") from error
+    finally:
+        say("ended")

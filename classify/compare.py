@@ -23,6 +23,7 @@ from ..cache.listing import Listing
 from ..cache.source import Source, source_of
 from ..cache.store import cache_dir
 from ..errors import UsageError, printable
+from ..extract.elsewhere import location
 from ..extract.features import dataset_folder
 from ..extract.options import RunOptions, as_words
 from ..extract.rate import PICTURES
@@ -341,7 +342,7 @@ def _some_files(listing: Listing, labelled: LabelledSet) -> list[str]:
     rows = labelled.features.rows[labelled.rows[labelled.split == "train"]]
     chosen = rows[np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).round().astype(int)]
     folder = dataset_folder(listing, listing.source)
-    return [os.path.join(folder, os.fsdecode(listing.paths[row])) for row in chosen]  # noqa: PTH118
+    return [os.fsdecode(location(os.fsencode(folder), listing.paths[row])) for row in chosen]
 
 
 def _row(

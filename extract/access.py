@@ -13,7 +13,7 @@ from ..cache.listing import CTIME, INODE, MTIME, SIZE
 from ..cache.remote import is_url, read_range
 from ..errors import DecodeError
 from .bucket import IN_FLIGHT, MAX_BYTES, examined_objects, read_object, reason_of, stat_of_object
-from .elsewhere import location
+from .elsewhere import locator
 from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, os_reason, read_with_stat, stat_of
 from .status import examined
 from .tars import FETCHED, INSIDE, examined_member, offset_of, split_member, tar_mark
@@ -82,12 +82,12 @@ class _Anywhere:
     """Images that lie in several kinds of places."""
 
     def __init__(self, base: bytes, names: Sequence[bytes], stat: np.ndarray | None, todo: np.ndarray) -> None:
-        self._base, self._stat = base, stat
+        self._locate, self._stat = locator(base), stat
         self._tars: dict[bytes, _Tar | None] = {}
         remote = False
         members: dict[bytes, list[tuple[int, int, int]]] = {}
         for row in todo.tolist():
-            path = location(base, names[row])
+            path = self._locate(names[row])
             remote |= is_url(os.fsdecode(path))
             tar = (split_member(path) or (None,))[0]
             if tar is not None and self._is_tar(tar) and stat is not None:
@@ -101,7 +101,7 @@ class _Anywhere:
 
     def read(self, number: int, name: bytes) -> tuple[bytes, Stat]:
         """Return the bytes of an image, and what was read."""
-        path = location(self._base, name)
+        path = self._locate(name)
         listed = NO_STAT if self._stat is None else _as_stat(self._stat[number])
         tar = (split_member(path) or (None,))[0]
         if tar is not None and (found := self._tars.get(tar)) is not None and found.there():

@@ -16,6 +16,7 @@ from ..cache.datasets import load_listings
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
 from ..cache.part import Keys, recipe_name, recipe_words, recipes_of
+from ..cache.remote import is_url
 from ..cache.source import source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
@@ -25,6 +26,7 @@ from ..errors import DataError, DecodeError, HeadstartError, printable
 from .access import read_anywhere
 from .csv_file import unique_lines
 from .decode import decode
+from .elsewhere import location
 from .features import dataset_folder
 from .options import RunOptions
 from .progress import progress_bar
@@ -141,9 +143,11 @@ def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:
     A listing may come from somebody else's cache: nothing outside the folder that it is of is read.
     """
     name = os.fsdecode(listing.paths[row])
-    if listing.layout != "csv" and (os.path.isabs(name) or ".." in name.split("/")):  # noqa: PTH117  (no Path needed)
+    outside = os.path.isabs(name) or ".." in name.split("/") or is_url(name)  # noqa: PTH117  (no Path needed)
+    if listing.layout != "csv" and outside:
         return None
-    path = os.path.join(dataset_folder(listing, listing.source), name)  # noqa: PTH118
+    folder = os.fsencode(dataset_folder(listing, listing.source))
+    path = os.fsdecode(location(folder, listing.paths[row]))
     try:
         data = read_anywhere(path)[0]
     except DecodeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -25,21 +25,36 @@ CSV_START = 1 << 16  # bytes of a CSV that are looked at before its lines are
 
 
 def location(base: bytes, name: bytes) -> bytes:
-    """Return where an image lies: a path of this machine, or a URL.
+    """Return where an image lies: a path of this machine, or a URL; see `locator`."""
+    return locator(base)(name)
+
+
+def locator(base: bytes) -> Callable[[bytes], bytes]:
+    """Return what tells of the names of a dataset where its images lie.
 
     Parameters
     ----------
     base : bytes
         The folder or URL that names are relative to.
-    name : bytes
-        Relative, or absolute, or a URL itself. Below a URL it is nothing but a name, whatever is in it.
+
+    Returns
+    -------
+    callable
+        Given a name that is relative, or absolute, or a URL itself, it returns a path of this machine or a URL. Below a
+        URL a name is nothing but a name, whatever is in it, unless it is a URL.
     """
-    if is_url(os.fsdecode(name)):
-        return name
-    if is_url(os.fsdecode(base)):
-        web = scheme_of(os.fsdecode(base)) in WEB
-        return base.rstrip(b"/") + b"/" + (quoted(name).encode() if web else name)
-    return os.path.join(base, name)  # noqa: PTH118  (names are bytes)
+    folder = os.fsdecode(base)
+    if not is_url(folder):
+        # (names are bytes)
+        return lambda name: name if b"://" in name and is_url(os.fsdecode(name)) else os.path.join(base, name)  # noqa: PTH118
+    prefix, web = base.rstrip(b"/") + b"/", scheme_of(folder) in WEB
+
+    def below(name: bytes) -> bytes:
+        if b"://" in name and is_url(os.fsdecode(name)):
+            return name
+        return prefix + (quoted(name).encode() if web else name)
+
+    return below
 
 
 def found_at(url: Url) -> Found | None:
@@ -86,6 +101,8 @@ class Found:
             if is_hidden(name):
                 continue
             suffix = _suffix(name)
+            if is_url(os.fsdecode(name)):  # as a name it would lead elsewhere: whoever writes here does not choose that
+                reason = "its name is a URL"
             if suffix in SUFFIXES:
                 if reason is not None:
                     self.tree.reasons[len(paths)] = reason
@@ -93,7 +110,7 @@ class Found:
                 folders.append(self._place(name.rpartition(b"/")[0]))
                 stats.extend(stat)
                 continue
-            if suffix == _TAR:
+            if suffix == _TAR and reason is None:
                 self.tars[name] = stat
             self.tree.ignored[printable(b"." + suffix) if suffix else "no suffix"] += 1
         self.tree.paths = paths.finished()

@@ -23,8 +23,9 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_option
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
+from .elsewhere import locator
 from .lacking import lacking_words
-from .tars import base_of, names_tars
+from .tars import are_tars, base_of
 from .views import PLAIN, Views
 from .which_views import chosen_views
 
@@ -173,9 +174,9 @@ class Features:
     @cached_property
     def paths(self) -> np.ndarray:
         """Path of each image below the dataset's folder as the user named it, (N,) of str."""
-        folder = dataset_folder(self.listing, self.listing.root)
-        names = map(os.fsdecode, self.listing.paths.take(self.rows))
-        return np.fromiter((os.path.join(folder, name) for name in names), object, len(self.rows))  # noqa: PTH118
+        locate = locator(os.fsencode(dataset_folder(self.listing, self.listing.root)))
+        names = map(locate, self.listing.paths.take(self.rows))
+        return np.fromiter(map(os.fsdecode, names), object, len(self.rows))
 
     def export(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Export:
         """Write embeddings, paths, labels and splits to one HDF5 file; see `headstart.cache.export.export`.
@@ -195,7 +196,7 @@ def dataset_folder(listing: Listing, root: str) -> str:
     source = source_of(root)
     if listing.layout == "csv":
         return str(source.parent)
-    return str(base_of(source)) if names_tars(source) else root
+    return str(base_of(source)) if are_tars(source) else root
 
 
 def gather_joined(

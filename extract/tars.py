@@ -83,7 +83,12 @@ def names_tars(data: Source) -> bool:
             f"{printable(text)} is a compressed tar, from the middle of which nothing can be read; uncompress it, or "
             "pack the pictures with plain tar: they are compressed already"
         )
-    return text.lower().endswith(SUFFIX) and not _is_folder(data)
+    return are_tars(data)
+
+
+def are_tars(data: Source) -> bool:
+    """Tell the same of DATA that was listed once."""
+    return str(data).lower().endswith(SUFFIX) and not _is_folder(data)
 
 
 def _is_folder(data: Source) -> bool:

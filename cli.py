@@ -25,6 +25,7 @@ from .cli_export import export
 from .cli_finetune import finetune
 from .cli_options import (
     Data,
+    Pictures,
     cache_option,
     device_options,
     engine_options,
@@ -71,7 +72,7 @@ def commands(context: click.Context) -> None:
 
 
 @commands.command()
-@click.argument("data", type=Data, default=Path("data"))
+@click.argument("data", type=Pictures, default=Path("data"))
 @click.option("--backbone", metavar="NAME", multiple=True,
               help="See `headstart backbones`; may repeat [default: resnet18].")  # fmt: skip
 @click.option("--weights", metavar="default|none|FILE", help="The library's own, random, or a state dict.")
@@ -121,7 +122,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
 
 
 @commands.command("fit-head")
-@click.argument("data", type=Data, required=False)
+@click.argument("data", type=Pictures, required=False)
 @click.option("--head", type=click.Choice(["logistic", "linear", "mlp", "knn", "ncm"]), default="logistic",
               show_default=True, help="knn: nearest neighbours; ncm: nearest class mean.")  # fmt: skip
 @click.option("--cv", type=positive, help="Folds of the cross-validation; 1: none [default: 5].")
@@ -185,7 +186,7 @@ def fit_head(data: Path | None, **given: Any) -> Any:
 
 @commands.command()
 @click.argument("model", type=Data)
-@click.argument("data", type=Data, required=False)
+@click.argument("data", type=Pictures, required=False)
 @click.option("--split", type=click.Choice(["val", "test", "train"]), default="val", show_default=True)
 @click.option("--against", type=Data, metavar="MODEL2", help="Compare with a second model on the same images.")
 @test_views_options
@@ -212,7 +213,7 @@ def evaluate(model: Path, data: Path | None, **given: Any) -> Any:
 
 @commands.command()
 @click.argument("model", type=Data)
-@click.argument("paths", type=Data, nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", type=Pictures, nargs=-1, required=True, metavar="PATH...")
 @prediction_options
 @test_views_options
 @grid_options
@@ -246,7 +247,7 @@ def predict(model: Path, paths: tuple[Path, ...], as_csv: bool, as_jsonl: bool, 
 
 
 @commands.command()
-@click.argument("data", type=Data, default=Path("data"))
+@click.argument("data", type=Pictures, default=Path("data"))
 @sample_options
 @layout_option
 @max_pixels_option

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .cli_options import (
-    Data,
+    Pictures,
     cache_option,
     device_options,
     given_of,
@@ -26,7 +26,7 @@ _OF_SPACE = ("layer", "pool", "resize", "crop", "interpolation", "mean", "std", 
 
 
 @click.command()
-@click.argument("data", type=Data, required=False)
+@click.argument("data", type=Pictures, required=False)
 @click.option("--backbone", "backbones", metavar="NAME", multiple=True,
               help="May repeat [default: all that DATA was extracted with].")  # fmt: skip
 @click.option("--head", "heads", type=click.Choice(["logistic", "linear", "mlp", "knn", "ncm"]), multiple=True,

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from .cli_options import Data, cache_option, device_options, given_of, positive
+from .cli_options import Data, Pictures, cache_option, device_options, given_of, positive
 from .console import common
 
 
 @click.command()
 @click.argument("model", type=Data)
-@click.argument("data", type=Data, required=False)
+@click.argument("data", type=Pictures, required=False)
 @click.option("--format", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True,
               help="torch: a program of torch.export.")  # fmt: skip
 @click.option("--out", "-o", type=Data, metavar="FILE",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .cli_options import (
-    Data,
+    Pictures,
     cache_option,
     given_of,
     layer_option,
@@ -28,7 +28,7 @@ at_least_zero = click.FloatRange(0)
 
 
 @click.command(cls=Sectioned)
-@click.argument("data", type=Data, default=Path("data"))
+@click.argument("data", type=Pictures, default=Path("data"))
 @section(
     "What most need",
     click.option("--backbone", metavar="NAME", help="See `headstart backbones` [default: resnet18]."),

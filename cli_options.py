@@ -12,6 +12,16 @@ from .console import NumberOr, Numbers, Several, joined, options
 Data = click.Path(path_type=Path)
 
 
+class _Pictures(click.Path):
+    """A path, or a URL, which stays text: a path object would drop one of its slashes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and "://" in value else super().convert(value, param, ctx)
+
+
+Pictures = _Pictures(path_type=Path)
+
+
 def _cache_place(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     if value == "":  # a variable of the shell that is not set, most often
         raise click.BadParameter("it is empty; name a folder, or leave the option out")

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from .cli_options import Data, cache_option, device_options, given_of
+from .cli_options import Data, Pictures, cache_option, device_options, given_of
 from .console import common
 
 
 @click.command()
 @click.argument("model", type=Data)
-@click.argument("data", type=Data, required=False)
+@click.argument("data", type=Pictures, required=False)
 @click.option("--out", "-o", type=Data, default=Path("report.html"), show_default=True, metavar="FILE.html")
 @click.option("--overwrite", is_flag=True, help="Replace FILE.html where it is there.")
 @click.option("--split", type=click.Choice(["val", "test", "train"]), default="val", show_default=True)

@@ -87,20 +87,20 @@ class OutputError(HeadstartError, OSError):
     """A file of results that cannot be written: it is there already, or the disk refuses."""
 
 
-def printable(text: bytes | str | os.PathLike[str]) -> str:
+def printable(text: object) -> str:
     r"""Return a name as one printable line: what cannot be printed is escaped, as in ``a\nb`` or ``\xff``.
 
     Parameters
     ----------
-    text : bytes, str or path
-        A file name or path, of any bytes, or other text from outside.
+    text : bytes, str, path or anything else that has a text
+        A file name or path, of any bytes, a URL, or other text from outside.
 
     Returns
     -------
     str
         Text without control characters and without lone surrogates.
     """
-    decoded = os.fsdecode(text)
+    decoded = os.fsdecode(text if isinstance(text, bytes | os.PathLike) else str(text))
     if decoded.isprintable():
         return decoded
     return "".join(_escaped(character) for character in decoded)

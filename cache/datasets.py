@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial as partial_call
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from .listing import Listing, dataset_id, is_listing, read_listing
 from .names import Names
 from .place import Place
 from .reading import gone_or_unreadable, read_error, repeated
+from .source import Source
 from .storage import files, folders
 
 logger = logging.getLogger("headstart.cache")
@@ -39,14 +39,14 @@ def listing_paths(cache: Place, dataset: str | None = None) -> list[Place]:
     return sorted(paths, key=lambda path: path.name, reverse=True)
 
 
-def load_listing(cache: Place, root: Path | None = None) -> Listing | None:
+def load_listing(cache: Place, root: Source | None = None) -> Listing | None:
     """Return the latest listing of a dataset, or of any dataset, that can be read.
 
     Parameters
     ----------
     cache : Path or RemotePath
         The cache's folder; it need not exist.
-    root : Path, optional
+    root : Path or Url, optional
         The dataset. Without it the dataset of the latest run is taken.
 
     Returns
@@ -58,7 +58,7 @@ def load_listing(cache: Place, root: Path | None = None) -> Listing | None:
     return next(load_listings(cache, root), None)
 
 
-def load_listings(cache: Place, root: Path | None = None) -> Iterator[Listing]:
+def load_listings(cache: Place, root: Source | None = None) -> Iterator[Listing]:
     """Yield the listings of a dataset, or of all, the latest first; damaged ones are passed over with a warning."""
     for path in listing_paths(cache, dataset_id(root) if root else None):
         try:
@@ -78,7 +78,7 @@ def load_named(cache: Place, dataset: str) -> Iterator[str]:
             yield read_listing(path).root
 
 
-def latest_listing(cache: Place, root: Path | None = None) -> Listing | None:
+def latest_listing(cache: Place, root: Source | None = None) -> Listing | None:
     """Return the latest listing, for readers that believe it without looking at the files; None where there is none.
 
     Raises
@@ -89,7 +89,7 @@ def latest_listing(cache: Place, root: Path | None = None) -> Listing | None:
     return repeated(cache, partial_call(_latest, cache, root))
 
 
-def _latest(cache: Place, root: Path | None) -> Listing | None:
+def _latest(cache: Place, root: Source | None) -> Listing | None:
     for path in listing_paths(cache, dataset_id(root) if root else None):
         try:
             return read_listing(path)
@@ -104,7 +104,7 @@ def _latest(cache: Place, root: Path | None) -> Listing | None:
     return None
 
 
-def require_listing(cache: Place, root: Path | None = None) -> Listing:
+def require_listing(cache: Place, root: Source | None = None) -> Listing:
     """Return the latest listing, as `latest_listing` does.
 
     Raises

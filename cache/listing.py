@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from .failures import Failures
 from .names import AT_ONCE, Names, same_column
 from .place import Place
 from .publish import sortable_id
+from .source import Source, name_bytes, source_of
 from .space import ID_LENGTH, canonical_json
 from .storage import files, make_folder, publish, twice
 from .tags import ARRAYS, Tags
@@ -145,12 +144,12 @@ class Listing:
     @property
     def dataset_id(self) -> str:
         """The id under which the dataset's listings are kept."""
-        return dataset_id(Path(self.source))
+        return dataset_id(source_of(self.source))
 
 
-def dataset_id(root: Path) -> str:
-    """Return the first 16 hex digits of the SHA-256 of the resolved path of a dataset."""
-    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:ID_LENGTH]
+def dataset_id(root: Source) -> str:
+    """Return the first 16 hex digits of the SHA-256 of the resolved path of a dataset, or of its URL."""
+    return hashlib.sha256(name_bytes(root.resolve())).hexdigest()[:ID_LENGTH]
 
 
 def save_listing(cache: Place, listing: Listing) -> Place:

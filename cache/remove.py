@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import CacheMissError, UsageError
 from .datasets import listing_paths, load_named
 from .listing import dataset_id
 from .place import Place
+from .source import source_of
 from .storage import remove_folder
 from .store import FeatureStore
 
@@ -106,7 +106,7 @@ def remove_dataset(root: Place, wanted: str) -> Removal:
         The cache has no such dataset.
     """
     known = {path.parent.name for path in listing_paths(root)}
-    dataset = wanted if wanted in known else dataset_id(Path(wanted))
+    dataset = wanted if wanted in known else dataset_id(source_of(wanted))
     paths = listing_paths(root, dataset) if dataset in known else []
     if not paths:
         names = sorted({f"{name} ({dataset})" for dataset in known for name in load_named(root, dataset)})

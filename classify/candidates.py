@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from ..cache.datasets import latest_listing, load_listings, require_listing
 from ..cache.listing import Listing
 from ..cache.place import Place
+from ..cache.source import Source, source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..errors import CacheMissError, DataNotFoundError, HeadstartError, UsageError, printable
@@ -127,7 +127,7 @@ class Candidates:
 
 def find_candidates(
     cache: Place,
-    data: Path | None,
+    data: Source | None,
     backbones: Sequence[str],
     wanted: dict[str, Any],
     weights: str | None,
@@ -188,7 +188,7 @@ def find_candidates(
 def _of_dataset(cache: Place, listing: Listing, store: FeatureStore) -> Iterable[Candidate]:
     """Yield each space that a run of the dataset recorded and the cache still has, the newest run's first."""
     there, seen = set(store.space_ids()), set()
-    for earlier in load_listings(cache, Path(listing.source)):
+    for earlier in load_listings(cache, source_of(listing.source)):
         for space_id in earlier.spaces:
             if space_id in there and space_id not in seen:
                 seen.add(space_id)
@@ -222,7 +222,7 @@ def _lacking(candidate: Candidate, store: FeatureStore, listing: Listing, views:
 
 def _embedded(
     store: FeatureStore,
-    data: Path | None,
+    data: Source | None,
     listing: Listing | None,
     backbones: Sequence[str],
     wanted: dict[str, Any],
@@ -232,7 +232,7 @@ def _embedded(
     views: Views,
 ) -> Candidates:
     """Embed what any of the backbones lacks, each picture decoded once for all of them."""
-    folder = Path(listing.source) if data is None and listing is not None else data
+    folder = source_of(listing.source) if data is None and listing is not None else data
     assert folder is not None
     if not folder.exists():
         missing = f"not all of {', '.join(backbones)} have embedded all images of {printable(str(folder))}"

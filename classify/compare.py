@@ -21,8 +21,10 @@ import numpy as np
 from ..cache.datasets import latest_listing, load_listings
 from ..cache.listing import Listing
 from ..cache.place import Place
+from ..cache.source import Source, source_of
 from ..cache.store import cache_dir
 from ..errors import UsageError, printable
+from ..extract.elsewhere import location
 from ..extract.features import dataset_folder
 from ..extract.options import RunOptions, as_words
 from ..extract.rate import PICTURES
@@ -124,13 +126,13 @@ def compare(
     begin = time.perf_counter()
     kinds, names = _heads(heads), [backbones] if isinstance(backbones, str) else list(backbones)
     share, run = held_out_share(val_fraction), run or RunOptions()
-    folder = None if data is None else Path(data)
+    folder = None if data is None else source_of(data)
     wanted_views = _wanted_views(cache_dir(cache), folder, views, augment)
-    target = Path(out) if out is not None else None if data is None else _default_folder(Path(data).resolve())
+    target = Path(out) if out is not None else None if data is None else _default_folder(source_of(data).resolve())
     if target is not None:
         check_folder(target, overwrite=overwrite)  # before the work, where the name is known by then
     found = find_candidates(cache_dir(cache), folder, names, wanted or {}, weights, run, stopped, wanted_views)
-    target = target or _default_folder(Path(found.listing.source))
+    target = target or _default_folder(source_of(found.listing.source))
     check_folder(target, overwrite=overwrite)
     options = _fit_head_options(cache, val_fraction, cv, seed)
     _tell_of_views(found)
@@ -154,13 +156,13 @@ def compare(
     return comparison
 
 
-def _wanted_views(cache: Place, data: Path | None, count: int | None, augment: str | None) -> Views:
+def _wanted_views(cache: Place, data: Source | None, count: int | None, augment: str | None) -> Views:
     """Return the views of training images on which heads are trained, those that are cached if there is a choice."""
     views = Views.asked(count, augment, None if count in (None, 1) else "train")
     listing = latest_listing(cache, data) if views.count > 1 and augment is None else None
     if listing is None:
         return views
-    runs = (Views.of_request(run.request) for run in load_listings(cache, Path(listing.source)))
+    runs = (Views.of_request(run.request) for run in load_listings(cache, source_of(listing.source)))
     return replace(views, augment=next((made.augment for made in runs if made.count > 1), views.augment))
 
 
@@ -174,7 +176,7 @@ def _heads(heads: str | Sequence[str]) -> list[str]:
     return kinds
 
 
-def _default_folder(source: Path) -> Path:
+def _default_folder(source: Source) -> Path:
     name = source.stem if source.suffix.lower() == ".csv" else source.name
     return Path("comparisons") / re.sub(r"[^\w.+-]+", "-", printable(name or "data"))
 
@@ -341,7 +343,7 @@ def _some_files(listing: Listing, labelled: LabelledSet) -> list[str]:
     rows = labelled.features.rows[labelled.rows[labelled.split == "train"]]
     chosen = rows[np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).round().astype(int)]
     folder = dataset_folder(listing, listing.source)
-    return [os.path.join(folder, os.fsdecode(listing.paths[row])) for row in chosen]  # noqa: PTH118
+    return [os.fsdecode(location(os.fsencode(folder), listing.paths[row])) for row in chosen]
 
 
 def _row(

@@ -13,7 +13,10 @@ import numpy as np
 
 from ..cache.datasets import latest_listing
 from ..cache.listing import Listing
+from ..cache.source import Source, source_of
 from ..errors import CacheMissError, DataError, DataNotFoundError, ModelError, printable
+from ..extract.access import is_there
+from ..extract.elsewhere import location
 from ..extract.features import Features, dataset_folder, gather_joined
 from ..extract.images import ImageList, list_images, list_paths
 from ..extract.options import RunOptions
@@ -110,7 +113,7 @@ def score_on(
     """
     training = (like or classifier.model).training
     dedupe = training.get("dedupe") is not None
-    labelled = _dataset(classifier, data, Path(training["source"]), dedupe=dedupe, copies=copies)
+    labelled = _dataset(classifier, data, source_of(training["source"]), dedupe=dedupe, copies=copies)
     split = _split_there(labelled, split, own=_trained_on(classifier, labelled.features))
     if split == "all":
         labelled = replace(labelled, split=np.full(len(labelled.y), "all"))
@@ -164,8 +167,9 @@ def _embed_views(classifier: Classifier, features: Features, rows: np.ndarray) -
     """
     listing, views = features.listing, classifier.views
     folder = dataset_folder(listing, listing.source)
-    paths = [Path(folder, os.fsdecode(listing.paths[row])) for row in features.rows[rows]]
-    gone = [path for path in paths if not os.path.exists(path)]  # noqa: PTH110  (False where it may not be looked at)
+    base = os.fsencode(folder)
+    paths = [os.fsdecode(location(base, listing.paths[row])) for row in features.rows[rows]]
+    gone = [path for path in paths if not is_there(path)]
     if gone:
         there = views.count - int(_lacking(features, views, rows).max())
         raise DataNotFoundError(
@@ -209,11 +213,11 @@ def _split_there(labelled: LabelledSet, split: str, *, own: bool) -> str:
 
 
 def _dataset(
-    classifier: Classifier, data: str | os.PathLike[str] | None, source: Path, *, dedupe: bool, copies: bool
+    classifier: Classifier, data: str | os.PathLike[str] | None, source: Source, *, dedupe: bool, copies: bool
 ) -> LabelledSet:
     """Take a dataset from the disk, or, without one, the one that a model was trained on from the cache."""
     training = classifier.model.training
-    features = _from_cache(classifier, source) if data is None else _from_disk(classifier, Path(data))
+    features = _from_cache(classifier, source) if data is None else _from_disk(classifier, source_of(data))
     if features.multi_label != classifier.model.multi_label:
         several, one = "several labels an image", "one class an image"
         knows, has = (several, one) if classifier.model.multi_label else (one, several)
@@ -238,7 +242,7 @@ def _some(names: Sequence[str]) -> str:
     return str(list(names)) if len(names) <= _NAMED else f"{list(names[:_NAMED])} and {len(names) - _NAMED} more"
 
 
-def _from_cache(classifier: Classifier, source: Path) -> Features:
+def _from_cache(classifier: Classifier, source: Source) -> Features:
     """Take the dataset that a model was trained on as it was last listed; embed only where the cache lacks rows."""
     listing = latest_listing(classifier.store.root, source)
     if listing is None:
@@ -255,7 +259,7 @@ def _from_cache(classifier: Classifier, source: Path) -> Features:
     return features
 
 
-def _from_disk(classifier: Classifier, data: Path) -> Features:
+def _from_disk(classifier: Classifier, data: Source) -> Features:
     images = _listed(classifier, data)
     rules = failure_rules(classifier.run.max_pixels)
     listing = recall_listing(classifier.store.root, images, rules, scanned_ns=0)
@@ -268,11 +272,12 @@ def _features(classifier: Classifier, listing: Listing) -> Features:
     return Features(listing, classifier.spaces, classifier.store, requests, classifier.model.views)
 
 
-def _listed(classifier: Classifier, data: Path) -> ImageList:
+def _listed(classifier: Classifier, data: Source) -> ImageList:
     """List a dataset; the one that the model was trained on as it was read then, where that makes the difference."""
-    images, training = list_images(data), classifier.model.training
+    cache, training = classifier.store.root, classifier.model.training
+    images = list_images(data, cache=cache)
     if images.classes != classifier.classes and str(data.resolve()) == training["source"]:
-        return list_images(data, layout=training.get("layout", "auto"))
+        return list_images(data, layout=training.get("layout", "auto"), cache=cache)
     return images
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cache.source import source_of
 from ..cache.store import cache_dir
 from ..errors import TrainingError, UsageError, printable
 from ..extract.features import Features, load_features
@@ -133,7 +134,7 @@ def fit_head(
         raise UsageError(f"--near-copies must be one of {', '.join(NEAR_COPIES)}, and is {near_copies!r}")
     _check_repeats(curve, shots, repeats)
     share = held_out_share(val_fraction)
-    folder = None if data is None else Path(data)
+    folder = None if data is None else source_of(data)
     loaded = load_features(cache_dir(cache), folder, wanted, features, views=views, augment=augment)
     target = Path(out) if out is not None else _default_folder(loaded, head)
     check_target(target, overwrite=overwrite)
@@ -315,4 +316,4 @@ def novelty_of(data: LabelledSet, train: TrainingRows, seed: int) -> Novelty | N
 
 def _default_folder(features: Features, head: str) -> Path:
     layers = [(space.backbone, space.layer) for space in features.spaces]
-    return model_folder(Path(features.listing.source), layers, head)
+    return model_folder(source_of(features.listing.source), layers, head)

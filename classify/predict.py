@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..cache.listing import Listing
+from ..cache.source import Named
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import BackboneError, UsageError
@@ -118,7 +119,7 @@ class Classifier:
 
     def predict(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Named],
         *,
         coverage: float | None = None,
         min_probability: float = 0.0,
@@ -128,7 +129,7 @@ class Classifier:
 
     def stream(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Named],
         *,
         coverage: float | None = None,
         min_probability: float = 0.0,
@@ -172,7 +173,7 @@ class Classifier:
         if not 0 <= min_probability <= 1:
             raise UsageError(f"a probability lies between 0 and 1; got {min_probability:g}")
         asked = _Asked(self.threshold(coverage), min_probability)
-        images = list_paths([Path(path) for path in paths])
+        images = list_paths(paths)
         listing = unread_listing(images, failure_rules(self.run.max_pixels))
         return self._stream(listing, base_folder(images), asked, stopped)
 

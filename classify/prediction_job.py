@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from ..cache.source import Named, Source, source_of
 from ..errors import UsageError
 from ..extract.options import RunOptions
 from .model import load_model
@@ -23,7 +24,7 @@ STDIN = Path("-")
 
 def predict(
     model: Path,
-    paths: Iterable[Path],
+    paths: Iterable[Source],
     *,
     cache: str | os.PathLike[str] | None = None,
     form: str = "table",
@@ -84,7 +85,7 @@ def predict(
     )
 
 
-def read_paths(paths: Iterable[Path], listed: IO[bytes]) -> list[Path]:
+def read_paths(paths: Iterable[Named], listed: IO[bytes]) -> list[Source]:
     """Return the paths that were named, with those of a list instead of ``-``.
 
     Parameters
@@ -94,9 +95,9 @@ def read_paths(paths: Iterable[Path], listed: IO[bytes]) -> list[Path]:
         The list, which is read to its end where it is asked for: one path a line, or, where there is a NUL byte in it,
         one before each of those.
     """
-    paths = list(paths)
-    named = [path for path in paths if path != STDIN]
-    if len(named) == len(paths):
+    sources = [source_of(path) for path in paths]
+    named = [path for path in sources if path != STDIN]
+    if len(named) == len(sources):
         return named
     found = paths_from_lines(listed.read())
     if not found and not named:
@@ -104,11 +105,11 @@ def read_paths(paths: Iterable[Path], listed: IO[bytes]) -> list[Path]:
     return named + found
 
 
-def paths_from_lines(data: bytes) -> list[Path]:
+def paths_from_lines(data: bytes) -> list[Source]:
     """Return the paths of a list: one a line, or, where there is a NUL byte in it, one before each of those."""
     if b"\0" in data:
-        return [Path(os.fsdecode(line)) for line in data.split(b"\0") if line]
-    return [Path(os.fsdecode(_without_return(line))) for line in data.split(b"\n") if line.rstrip(b"\r")]
+        return [source_of(os.fsdecode(line)) for line in data.split(b"\0") if line]
+    return [source_of(os.fsdecode(_without_return(line))) for line in data.split(b"\n") if line.rstrip(b"\r")]
 
 
 def _without_return(line: bytes) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..cache.source import Source
 from ..errors import printable
 from ..extract.views import Views
 from .dataset import LabelledSet
@@ -22,7 +23,7 @@ _DEPENDS_ON = ("numpy", "torch", "torchvision", "timm", "pillow", "simplejpeg", 
 _DEFAULT_LAYER = re.compile(r"([a-z_]+\.)*(fc|classifier|heads?)\.input")
 
 
-def model_folder(source: Path, layers: Sequence[tuple[str, str | None]], kind: str) -> Path:
+def model_folder(source: Source, layers: Sequence[tuple[str, str | None]], kind: str) -> Path:
     """Return ``models/<dataset>-<backbone>-<kind>``, with nothing in it that a file system might refuse.
 
     A layer is named behind its backbone, unless it is what the backbone's own classifier receives. Several are joined
@@ -30,8 +31,8 @@ def model_folder(source: Path, layers: Sequence[tuple[str, str | None]], kind: s
 
     Parameters
     ----------
-    source : Path
-        The dataset's folder or CSV file.
+    source : Path or Url
+        The dataset's folder, CSV file or tars.
     layers : sequence of (str, str or None)
         Backbone and layer of each feature space; None for the default layer.
     kind : str

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..cache.source import name_bytes
 from ..errors import DataError, OutputError, UsageError, printable
 from ..extract.decode import DEFAULT_MAX_PIXELS
+from ..extract.elsewhere import location
 from ..extract.files import some
 from ..extract.images import SPLITS, ImageList, list_images
 from .grid_image import BARE, MAX_PICTURES, Block, Tile, as_png, draw_blocks
@@ -171,7 +173,7 @@ def show(
         if value < 1:
             raise UsageError(f"{name} must be a whole number, 1 or more; got {value}")
     check_file(out, ".png", overwrite=overwrite)
-    images = list_images(Path(data), layout=layout)
+    images = list_images(data, layout=layout)
     _check_outside(out, images)
     for note in images.notes:
         logger.info("note: %s", note)
@@ -190,8 +192,8 @@ def show(
 def _check_outside(out: Path, images: ImageList) -> None:
     """Refuse to write into the dataset, where the next `extract` would take the grid for one of its pictures."""
     if images.layout == "csv":
-        check_no_input(out, (os.path.join(images.base, os.fsdecode(path)) for path in images.paths))  # noqa: PTH118
-    elif out.absolute().parent.resolve().is_relative_to(images.base.resolve()):
+        check_no_input(out, (os.fsdecode(location(name_bytes(images.base), path)) for path in images.paths))
+    elif isinstance(images.base, Path) and out.absolute().parent.resolve().is_relative_to(images.base.resolve()):
         raise OutputError(f"{printable(out)} lies in {printable(images.root)} itself; name a file elsewhere with --out")
 
 
@@ -252,9 +254,9 @@ def _rank(path: bytes, seed: int) -> bytes:
 def _read(rows: list[_Row], images: ImageList, max_pixels: int) -> dict[str, str]:
     """Read pictures of all rows together until each has what it wants or nothing is left; return the failures."""
     failures: dict[str, str] = {}
-    base = os.fsencode(images.base)
+    base = name_bytes(images.base)
     while todo := list(_next_ones(rows)):
-        paths = [os.path.join(base, images.paths[index]) for _, index in todo]  # noqa: PTH118  (names are bytes)
+        paths = [location(base, images.paths[index]) for _, index in todo]
         for (row, index), made in zip(todo, thumbnails(paths, BARE, max_pixels), strict=True):
             if isinstance(made, str):
                 failures[os.fsdecode(images.paths[index])] = made

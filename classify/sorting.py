@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.publish import discard, make_folder, temporary_path
+from ..cache.source import Source, Url
 from ..errors import CacheError, DecodeError, OutputError, printable
-from ..extract.files import os_reason, read_with_stat, some
+from ..extract.access import read_anywhere
+from ..extract.files import os_reason, some
 from .prediction import Prediction
 
 logger = logging.getLogger("headstart.classify")
@@ -111,7 +113,7 @@ class Sorter:
         Pictures that could not be read, now or before.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str], inputs: Iterable[Path] = ()) -> None:
+    def __init__(self, out: Path, classes: Sequence[str], inputs: Iterable[Source] = ()) -> None:
         self.out = out
         self.copied: Counter[str] = Counter()
         self.there = self.unread = 0
@@ -138,7 +140,7 @@ class Sorter:
             self.unread += 1
             return
         try:
-            data, found = read_with_stat(os.fsencode(row.path))
+            data, found = read_anywhere(row.path)
         except DecodeError as error:
             logger.warning("%s was not copied: %s", printable(row.path), error)
             self.unread += 1
@@ -170,10 +172,10 @@ class Sorter:
         if changed:
             logger.info("classes whose folder has another name: %s", some(changed))
 
-    def _check(self, inputs: Iterable[Path]) -> None:
+    def _check(self, inputs: Iterable[Source]) -> None:
         targets = [Path(os.path.realpath(self.out / name)) for name in (*self._names.values(), UNSURE, NONE)]
         for path in inputs:
-            if not path.is_dir():
+            if isinstance(path, Url) or not path.is_dir():
                 continue
             folder = Path(os.path.realpath(path))
             if any(target.is_relative_to(folder) for target in targets):

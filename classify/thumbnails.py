@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DecodeError
+from ..extract.access import read_anywhere
 from ..extract.decode import decode
 from ..extract.device import available_cores
-from ..extract.files import read_regular
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -38,7 +38,7 @@ def thumbnails(paths: Sequence[bytes], side: int, max_pixels: int) -> Iterator[P
 
 def _thumbnail(path: bytes, side: int, max_pixels: int) -> Pixels | str:
     try:
-        return shrunk(decode(read_regular(path), max_pixels=max_pixels).pixels, side)
+        return shrunk(decode(read_anywhere(path)[0], max_pixels=max_pixels).pixels, side)
     except DecodeError as error:
         return str(error)
 

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,18 @@ from ..cache.index import KeyIndex
 from ..cache.listing import Listing
 from ..cache.part import Keys, recipe_name, recipe_words, recipes_of
 from ..cache.place import Place
+from ..cache.remote import is_url
+from ..cache.source import source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..cache.verify import Verification
 from ..cache.verify import verify as verify_bytes
 from ..errors import DataError, DecodeError, HeadstartError, printable
+from .access import read_anywhere
 from .csv_file import unique_lines
 from .decode import decode
+from .elsewhere import location
 from .features import dataset_folder
-from .files import read_regular
 from .options import RunOptions
 from .progress import progress_bar
 from .resolve import embedder_of
@@ -128,7 +130,7 @@ def _named_here(listing: Listing, rows: np.ndarray) -> np.ndarray:
     if listing.layout != "csv":
         return np.ones(len(rows), bool)
     try:
-        named = unique_lines(Path(listing.source)).paths
+        named = unique_lines(source_of(listing.source)).paths
     except (DataError, OSError) as error:
         logger.debug("%s is not sampled: %s", printable(listing.source), error)
         return np.zeros(len(rows), bool)
@@ -141,11 +143,13 @@ def _unchanged(listing: Listing, row: int) -> tuple[str, bytes] | None:
     A listing may come from somebody else's cache: nothing outside the folder that it is of is read.
     """
     name = os.fsdecode(listing.paths[row])
-    if listing.layout != "csv" and (os.path.isabs(name) or ".." in name.split("/")):  # noqa: PTH117  (no Path needed)
+    outside = os.path.isabs(name) or ".." in name.split("/") or is_url(name)  # noqa: PTH117  (no Path needed)
+    if listing.layout != "csv" and outside:
         return None
-    path = os.path.join(dataset_folder(listing, listing.source), name)  # noqa: PTH118
+    folder = os.fsencode(dataset_folder(listing, listing.source))
+    path = os.fsdecode(location(folder, listing.paths[row]))
     try:
-        data = read_regular(path)
+        data = read_anywhere(path)[0]
     except DecodeError as error:
         logger.debug("%s is not sampled: %s", printable(path), error)
         return None

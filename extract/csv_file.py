@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..cache.names import GrowingNames, Names
+from ..cache.remote import is_url
+from ..cache.source import Source, Url, source_of
 from ..cache.tags import BAR, Tags
-from ..errors import DataError, printable
+from ..errors import DataError, HeadstartError, printable
+from .elsewhere import csv_path, opened_csv
 from .files import os_reason, some, with_slashes
 from .layouts import SPLIT_CODE
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: `c://` is a Windows drive
 _REMEMBERED = 1 << 15  # cells of labels and splits
 
 
@@ -60,14 +61,14 @@ class Lines:
         return [said] if shown else []
 
 
-def unique_lines(data: Path) -> Lines:
+def unique_lines(data: Source) -> Lines:
     """Read a CSV of images, one line for each.
 
     Parameters
     ----------
-    data : Path
-        A regular file in UTF-8, whose first line names the columns ``path``, ``label`` or ``labels``, and, if wanted,
-        ``split``. A cell of ``labels`` holds names with bars between them, ``cat|dog``, or nothing.
+    data : Path or Url
+        A regular file or an object, in UTF-8, whose first line names the columns ``path``, ``label`` or ``labels``,
+        and, if wanted, ``split``. A cell of ``labels`` holds names with bars between them, ``cat|dog``, or nothing.
 
     Returns
     -------
@@ -79,9 +80,7 @@ def unique_lines(data: Path) -> Lines:
     DataError
         A line that cannot be used, or two that contradict each other; the message names the line.
     """
-    _refuse_binary(data)
-    # surrogateescape lets a path of any bytes through, and os.fsencode gives those bytes back.
-    with data.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _opened(data) as file:
         reader = csv.reader(file, strict=True)
         try:
             growing = _Growing(data, _columns(data, next(reader, [])))
@@ -96,8 +95,8 @@ def unique_lines(data: Path) -> Lines:
 class _Growing:
     """The lines of a CSV on their way into columns; labels are numbered as they are met."""
 
-    def __init__(self, data: Path, columns: dict[str, int]) -> None:
-        self._data = data
+    def __init__(self, data: Source, columns: dict[str, int]) -> None:
+        self._data, self._elsewhere = data, isinstance(data, Url)
         self._path, self._split = columns["path"], columns.get("split")
         self._several = "labels" in columns
         self._label = columns["labels" if self._several else "label"]
@@ -121,7 +120,7 @@ class _Growing:
     def _append(self, number: int, row: list[str]) -> None:
         try:
             path, cell, split = row[self._path], row[self._label], "" if self._split is None else row[self._split]
-            code, labels, name = self._split_of[split], self._codes_of[cell], _checked_path(path)
+            code, labels, name = self._split_of[split], self._codes_of[cell], self._checked(path)
         except IndexError:
             reason = f"{len(row)} fields, the header promises more; fill in the line"
         except KeyError:
@@ -136,6 +135,13 @@ class _Growing:
             self._labels.extend(labels)
             return
         raise DataError(f"{printable(self._data)}, line {number}: {reason}")
+
+    def _checked(self, path: str) -> bytes:
+        name = _checked_path(path)
+        if self._elsewhere and name.startswith(b"/"):
+            # Whoever may write to a store does not choose which files of this machine are read.
+            raise DataError(f"{printable(path)} lies on this machine, and the CSV does not; name it by a URL")
+        return name
 
     def _codes(self, cell: str) -> tuple[int, ...]:
         """Return the numbers of the labels that a cell names, in the order of the names."""
@@ -219,17 +225,21 @@ def _split_code(cell: str) -> int:
     return SPLIT_CODE[cell.strip().lower()]
 
 
-def _refuse_binary(data: Path) -> None:
+def _opened(data: Source) -> io.TextIOWrapper:
     try:
-        with data.open("rb") as file:
-            start = file.read(1 << 16)
+        file = opened_csv(data)
+        start: bytes = file.buffer.peek()  # type: ignore[attr-defined]  # of a BufferedReader
     except OSError as error:
+        if isinstance(error, HeadstartError):
+            raise
         raise DataError(f"cannot read {printable(data)}: {os_reason(error)}; check its permissions") from error
     if b"\0" in start.split(b"\n", 1)[0]:
+        file.close()
         raise DataError(f"{printable(data)} is no CSV in UTF-8; name a folder, or a CSV with the columns path,label")
+    return file
 
 
-def _columns(data: Path, header: list[str]) -> dict[str, int]:
+def _columns(data: Source, header: list[str]) -> dict[str, int]:
     names = [name.strip().lower() for name in header]
     if {"label", "labels"} <= set(names):
         choice = "keep label where an image has one class, labels where it may have several, as in cat|dog"
@@ -254,8 +264,11 @@ def _names(cell: str) -> tuple[str, ...]:
 def _checked_path(text: str) -> bytes:
     if "\0" in text:
         raise DataError(f"the path {printable(text)} holds a NUL byte; name a file")
-    if _URL.match(text):
-        raise DataError(f"{printable(text)} is a URL; download the images and name the files")
+    if is_url(text):
+        named = source_of(text)
+        if isinstance(named, Url):
+            return csv_path(text)
+        text = str(named)
     path = with_slashes(os.fsencode(text))
     if path and not (path.startswith(b".") or path.endswith(b"/") or b"//" in path or b"/." in path):
         return path  # as nearly all are

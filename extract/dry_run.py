@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..cache.datasets import load_listing
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing
 from ..cache.place import Place
+from ..cache.source import source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from .engines.choice import division
@@ -218,7 +218,7 @@ def _spaces(
 
 def _reasons_to_read(cache: Place, listing: Listing, rows: np.ndarray) -> dict[str, int]:
     """Count by reason the images whose bytes are not known."""
-    previous = load_listing(cache, Path(listing.source))
+    previous = load_listing(cache, source_of(listing.source))
     was = np.full(len(rows), -1) if previous is None else previous.paths.find(listing.paths.take(rows))
     there = was >= 0
     same, read = np.zeros(len(rows), bool), np.zeros(len(rows), bool)

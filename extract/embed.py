@@ -16,6 +16,7 @@ from ..cache.part import Keys
 from ..cache.running import running
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
+from .access import in_order_of_bytes
 from .embedder import Embedder
 from .engines.choice import engine_for
 from .engines.shards import embed_in_shards
@@ -130,6 +131,7 @@ def embed_stepwise(
         explained = [explain_misses(store, space, _lacking(listing, known, held[space.id]), held) for space in spaces]
         logger.info("looking at %d of %d images", todo.size, len(listing))
         counts = views.counts(listing.split)
+        todo = in_order_of_bytes(listing.paths, listing.stat, todo)
         work = Work(listing.paths, listing.stat, todo, base, views=views, counts=counts)
         # Whoever takes rows as they come would wait for the end where readers are added for speed alone.
         chosen = engine_for(engine, embedders, int(todo.size), at_once=recent is not None)

@@ -9,6 +9,7 @@ from typing import overload
 
 from ..cache.listing import Listing
 from ..errors import DataError, printable
+from .elsewhere import location
 
 logger = logging.getLogger("headstart.extract")
 
@@ -49,8 +50,8 @@ class NamedFailures(Sequence[tuple[str, str]]):
         return repr(list(self))
 
     def _named(self, row: int) -> tuple[str, str]:
-        name = os.fsdecode(self._listing.paths[row])
-        return os.path.join(self._folder, name), self._listing.failures[row]  # noqa: PTH118
+        path = location(os.fsencode(self._folder), self._listing.paths[row])
+        return os.fsdecode(path), self._listing.failures[row]
 
 
 def report_failures(failures: Sequence[tuple[str, str]], total: int, *, strict: bool = False) -> None:

@@ -19,11 +19,14 @@ from ..cache.export import Export, export
 from ..cache.listing import SPLITS, Listing
 from ..cache.part import Keys
 from ..cache.place import Place
+from ..cache.source import Source, source_of
 from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore, cache_option
 from ..cache.tags import Tags
 from ..errors import CacheMissError, DataError, UsageError, printable
+from .elsewhere import locator
 from .lacking import lacking_words
+from .tars import are_tars, base_of
 from .views import PLAIN, Views
 from .which_views import chosen_views
 
@@ -172,9 +175,9 @@ class Features:
     @cached_property
     def paths(self) -> np.ndarray:
         """Path of each image below the dataset's folder as the user named it, (N,) of str."""
-        folder = dataset_folder(self.listing, self.listing.root)
-        names = map(os.fsdecode, self.listing.paths.take(self.rows))
-        return np.fromiter((os.path.join(folder, name) for name in names), object, len(self.rows))  # noqa: PTH118
+        locate = locator(os.fsencode(dataset_folder(self.listing, self.listing.root)))
+        names = map(locate, self.listing.paths.take(self.rows))
+        return np.fromiter(map(os.fsdecode, names), object, len(self.rows))
 
     def export(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Export:
         """Write embeddings, paths, labels and splits to one HDF5 file; see `headstart.cache.export.export`.
@@ -191,7 +194,10 @@ class Features:
 
 def dataset_folder(listing: Listing, root: str) -> str:
     """Return the folder that a listing's paths are relative to, for its `root` or its `source`."""
-    return str(Path(root).parent) if listing.layout == "csv" else root
+    source = source_of(root)
+    if listing.layout == "csv":
+        return str(source.parent)
+    return str(base_of(source)) if are_tars(source) else root
 
 
 def gather_joined(
@@ -245,7 +251,7 @@ def gathered(
 
 def load_features(
     cache: Place,
-    data: Path | None = None,
+    data: Source | None = None,
     wanted: dict[str, Any] | None = None,
     features: str | Sequence[str] = (),
     *,
@@ -297,7 +303,7 @@ def load_features(
                 f"({describe_space(spaces[place])}); name each once"
             )
     requests = tuple(request for _, request in found)
-    runs = load_listings(cache, Path(listing.source))
+    runs = load_listings(cache, source_of(listing.source))
     return Features(listing, spaces, store, requests, chosen_views(store, spaces, requests, runs, views, augment))
 
 
@@ -314,7 +320,7 @@ def _newest_spaces(
 ) -> list[tuple[FeatureSpace, dict[str, Any]]]:
     """Return for each of `asked` the first fitting space of the dataset's newest run that had any, and its request."""
     found: dict[int, tuple[FeatureSpace, dict[str, Any]]] = {}
-    for earlier in load_listings(cache, Path(listing.source)):
+    for earlier in load_listings(cache, source_of(listing.source)):
         spaces = [store.space(space_id) for space_id in earlier.spaces]
         for place in sorted(set(range(len(asked))) - set(found)):
             fitting = [space for space in spaces if fits(space, asked[place])]

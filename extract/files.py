@@ -26,9 +26,9 @@ READABLE_BY_ALL = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 """The bits of a file's mode by which anybody may read it."""
 
 # O_NONBLOCK: opening a FIFO to which nobody writes would otherwise wait forever.
-_OPEN_FLAGS = os.O_RDONLY
+OPEN_FLAGS = os.O_RDONLY
 for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
-    _OPEN_FLAGS |= getattr(os, _flag, 0)
+    OPEN_FLAGS |= getattr(os, _flag, 0)
 
 _REASONS = {
     errno.ENOENT: "not found",
@@ -130,7 +130,7 @@ def read_with_stat(path: bytes | str | Path, max_bytes: int = 1 << 30) -> tuple[
         Of the very file that was read, whatever its name led to before.
     """
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = os.open(path, OPEN_FLAGS)
     except OSError as error:
         raise DecodeError(os_reason(error)) from error
     except ValueError as error:  # a NUL inside the name

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..cache.datasets import load_listing
 from ..cache.failures import Failures
 from ..cache.names import GrowingNames, Names
+from ..cache.place import Place
+from ..cache.remote import is_url
+from ..cache.source import Named, Source, Url, name_bytes, source_of
 from ..cache.tags import Tags
 from ..errors import DataError, DataNotFoundError, UsageError, printable
+from .access import examined_anywhere
+from .bucket import examined_all
 from .csv_file import unique_lines
+from .elsewhere import Found, found_at, found_below, location, timeless_note
 from .files import SUFFIXES, os_reason, some, with_slashes
 from .layouts import Reading, read_tree
-from .status import all_examined, examined
+from .status import all_examined
+from .tars import Tars, list_tars, named_tars, names_tars, tars_in
 from .tree import Tree, walk
 
 LAYOUTS: tuple[str, ...] = ("splits", "classes", "csv", "flat")
@@ -40,9 +48,9 @@ class ImageList:
 
     Attributes
     ----------
-    root : Path
-        The folder or CSV file as the user named it.
-    base : Path
+    root : Path or Url
+        The folder, CSV file or tars as the user named them.
+    base : Path or Url
         The folder that relative paths are relative to.
     layout : str
         One of `LAYOUTS`.
@@ -64,8 +72,8 @@ class ImageList:
         Labels of a dataset in which an image may have several; None for any other.
     """
 
-    root: Path
-    base: Path
+    root: Source
+    base: Source
     layout: str
     classes: tuple[str, ...]
     paths: Names
@@ -97,17 +105,20 @@ class _Rows:
         )  # fmt: skip
 
 
-def list_images(data: Path, *, layout: str = "auto") -> ImageList:
-    """List the images of a folder or a CSV file with their labels and splits.
+def list_images(data: Named, *, layout: str = "auto", cache: Place | None = None) -> ImageList:
+    """List the images of a folder, a CSV file or tars, here or at a URL, with their labels and splits.
 
     Parameters
     ----------
-    data : Path
-        A folder, or a CSV file with the columns ``path`` and ``label``, or ``labels`` where an image may have several,
-        and, if wanted, ``split``.
+    data : path, str or Url
+        A folder, also one of tars; a CSV file with the columns ``path`` and ``label``, or ``labels`` where an image may
+        have several, and, if wanted, ``split``; a tar, or several by braces, ``train-{0000..0009}.tar``.
     layout : str, default "auto"
         ``"auto"``, or one of `LAYOUTS` to say how DATA is to be read; with ``"flat"`` every image below a folder is
         taken, without labels.
+    cache : Path or RemotePath, optional
+        The cache's folder, whose latest listing tells what tars hold that have not changed; they are all gone through
+        where it is None.
 
     Returns
     -------
@@ -121,21 +132,28 @@ def list_images(data: Path, *, layout: str = "auto") -> ImageList:
     DataNotFoundError
         There is no such folder or file.
     DataError
-        No images, or a CSV that cannot be read as asked.
+        No images, a CSV that cannot be read as asked, or a store that cannot be listed.
     """
     if layout not in ("auto", *LAYOUTS):
         raise UsageError(f"unknown layout {layout!r}; use auto, {', '.join(LAYOUTS)}")
-    data = Path(data)
-    mode = _status(data).st_mode
-    is_folder = stat.S_ISDIR(mode)
-    if not is_folder and not stat.S_ISREG(mode):
-        raise DataError(f"{printable(data)} is neither a folder nor a regular file; name a folder of images or a CSV")
+    data = source_of(data)
+    if names_tars(data):
+        return _list_tars(data, named_tars(data), layout, cache)
+    found = found_at(data) if isinstance(data, Url) else None
+    is_folder = _is_folder(data) if isinstance(data, Path) else found is not None
     if layout != "auto" and is_folder == (layout == "csv"):
         kind = "folder" if is_folder else "file"
         raise UsageError(
             f"layout {layout!r} does not fit {printable(data)}, which is a {kind}; leave the layout to auto"
         )
-    return _list_folder(data, layout) if is_folder else _list_csv(data)
+    return _list_folder(data, found, layout, cache) if is_folder else _list_csv(data)
+
+
+def _is_folder(data: Path) -> bool:
+    mode = _status(data).st_mode
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"{printable(data)} is neither a folder nor a regular file; name a folder of images or a CSV")
+    return stat.S_ISDIR(mode)
 
 
 def _status(data: Path) -> os.stat_result:
@@ -152,7 +170,7 @@ def _status(data: Path) -> os.stat_result:
 
 
 def _assembled(
-    root: Path, base: Path, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
+    root: Source, base: Source, layout: str, classes: tuple[str, ...], rows: _Rows, notes: list[str]
 ) -> ImageList:
     if not (rows.keep.all() and rows.paths.ascends()):
         kept = np.flatnonzero(rows.keep)
@@ -175,14 +193,32 @@ def _assembled(
 # Folders
 
 
-def _list_folder(data: Path, layout: str) -> ImageList:
-    tree = walk(os.fsencode(data))
-    reading = read_tree(tree, layout)
+def _list_folder(data: Source, found: Found | None, layout: str, cache: Place | None) -> ImageList:
+    if found is not None:
+        tree, tars = found.tree, Tars(data, found.tars)
+    else:
+        assert isinstance(data, Path)
+        tree = walk(os.fsencode(data))
+        tars = Tars(data, {}) if tree.paths or not tree.ignored[".tar"] else tars_in(data)
+    if tars.stats and not tree.paths:
+        return _list_tars(data, tars, layout, cache)
+    return _of_tree(data, data, tree, read_tree(tree, layout), [])
+
+
+def _list_tars(data: Source, tars: Tars, layout: str, cache: Place | None) -> ImageList:
+    tree, reading, notes = list_tars(
+        tars, layout, lambda: None if cache is None else load_listing(cache, data)
+    )  # fmt: skip
+    return _of_tree(data, tars.base, tree, reading, [f"members of {len(tars.stats)} tar files", *notes])
+
+
+def _of_tree(data: Source, base: Source, tree: Tree, reading: Reading, notes: list[str]) -> ImageList:
     rows = _rows_of_tree(tree, reading)
     if not rows.keep.any():
         raise DataError(_nothing_found(data, reading.layout, tree))
-    notes = [*reading.notes, *_empty_classes(reading, rows), *_oddities(tree)]
-    return _assembled(data, data, reading.layout, reading.classes, rows, notes)
+    notes += [*reading.notes, *_empty_classes(reading, rows), *_oddities(tree)]
+    notes += timeless_note(rows.stats[rows.keep])
+    return _assembled(data, base, reading.layout, reading.classes, rows, notes)
 
 
 def _rows_of_tree(tree: Tree, reading: Reading) -> _Rows:
@@ -191,7 +227,7 @@ def _rows_of_tree(tree: Tree, reading: Reading) -> _Rows:
     return _Rows(tree.paths, label[tree.folder], split[tree.folder], tree.stats, tree.reasons, keep[tree.folder])
 
 
-def _nothing_found(data: Path, layout: str, tree: Tree) -> str:
+def _nothing_found(data: Source, layout: str, tree: Tree) -> str:
     where = {"splits": "in split folders (train, val, test) ", "classes": "in class folders "}.get(layout, "")
     found = f"{len(tree.paths)} images elsewhere in it" if tree.paths else _ignored_text(tree) or "no files"
     return (
@@ -224,13 +260,13 @@ def _oddities(tree: Tree) -> list[str]:
 # Images and folders named one by one
 
 
-def list_paths(paths: Iterable[Path]) -> ImageList:
+def list_paths(paths: Iterable[Named]) -> ImageList:
     """List images and folders of images named one by one, without labels.
 
     Parameters
     ----------
-    paths : iterable of Path
-        Images of any name, and folders, which are searched at any depth.
+    paths : iterable of path, str or Url
+        Images of any name, folders, which are searched at any depth, and tars.
 
     Returns
     -------
@@ -244,7 +280,7 @@ def list_paths(paths: Iterable[Path]) -> ImageList:
     DataError
         There are no images.
     """
-    named = [Path(path) for path in paths]
+    named = [source_of(path) for path in paths]
     files = _NamedFiles()
     for path in named:
         files.add(path)
@@ -252,8 +288,9 @@ def list_paths(paths: Iterable[Path]) -> ImageList:
     if not rows.paths:
         looked = some([printable(path) for path in named]) or "nothing"
         raise DataError(f"no images in {looked}: looked for {_SUFFIX_TEXT}; name images or a folder that holds some")
-    base = Path.cwd() if any(not path.is_absolute() for path in named) else Path(named[0].anchor)
-    return _assembled(base, base, "flat", (), rows, files.notes)
+    local = [path for path in named if isinstance(path, Path)]
+    base = Path(local[0].anchor) if local and all(path.is_absolute() for path in local) else Path.cwd()
+    return _assembled(base, base, "flat", (), rows, files.notes + timeless_note(rows.stats))
 
 
 class _NamedFiles:
@@ -265,23 +302,45 @@ class _NamedFiles:
         self._stats: list[npt.NDArray[np.int64]] = [np.zeros((0, 4), np.int64)]
         self._reasons = Failures()
 
-    def add(self, path: Path) -> None:
-        """Take in an image, or all that a folder holds."""
-        name = os.fsencode(path)
-        found, reason = examined(name)
+    def add(self, path: Source) -> None:
+        """Take in an image, or all that a folder or a tar holds."""
+        name = name_bytes(path)
+        if names_tars(path):
+            self._add_tars(path, named_tars(path))
+        elif isinstance(path, Url) and path.suffix[1:].lower().encode() not in SUFFIXES:
+            found = found_below(path)
+            self._add_tree(path, found.tree, lambda below: location(name, below))
+            if found.tars and not found.tree.paths:
+                self._add_tars(path, Tars(path, found.tars))
+        else:
+            self._add_here(path, name)
+
+    def _add_here(self, path: Source, name: bytes) -> None:
+        found, reason = examined_anywhere(name)
         if reason == "not found":
             raise DataNotFoundError(f"no such image or folder: {printable(path)}; check the name")
         if reason != "is a directory":
             if reason is not None:
                 self._reasons[len(self._paths)] = reason
-            self._paths.append(with_slashes(name))
+            self._paths.append(name if isinstance(path, Url) else with_slashes(name))
             self._stats.append(np.array([found], np.int64))
             return
         tree = walk(name)
-        self._reasons.add(tree.reasons.moved(tree.reasons.rows + len(self._paths)))
         prefix = b"" if name == b"." else with_slashes(name).rstrip(b"/") + b"/"
+        self._add_tree(path, tree, lambda below: prefix + below)
+        if isinstance(path, Path) and not tree.paths and tree.ignored[".tar"]:
+            self._add_tars(path, tars_in(path))
+
+    def _add_tars(self, path: Source, tars: Tars) -> None:
+        tree, _, notes = list_tars(tars, "flat")
+        base = b"" if tars.base == Path() else name_bytes(tars.base)
+        self._add_tree(path, tree, lambda below: location(base, below))
+        self.notes += notes
+
+    def _add_tree(self, path: Source, tree: Tree, named: Callable[[bytes], bytes]) -> None:
+        self._reasons.add(tree.reasons.moved(tree.reasons.rows + len(self._paths)))
         for part in tree.paths.parts():
-            self._paths.extend([prefix + below for below in part])
+            self._paths.extend([named(below) for below in part])
         self._stats.append(tree.stats)
         self.notes += _oddities(tree) if tree.paths else [f"no images in {printable(path)}", *_oddities(tree)]
 
@@ -299,15 +358,35 @@ class _NamedFiles:
 # CSV
 
 
-def _list_csv(data: Path) -> ImageList:
+def _list_csv(data: Source) -> ImageList:
     lines = unique_lines(data)
     if not lines.paths:
         raise DataError(f"{printable(data)} lists no images below its header; add lines of path,label")
-    stats, reasons = all_examined(os.fsencode(data.parent), lines.paths)
+    stats, reasons = _examined_lines(data, lines.paths)
     keep = np.ones(len(lines.paths), bool)
     rows = _Rows(lines.paths, lines.label, lines.split, stats, reasons, keep, lines.tags)
     notes = [f"merged {lines.merged} lines that say the same of an image"] if lines.merged else []
-    return _assembled(data, data.parent, "csv", lines.classes, rows, notes + lines.doubts)
+    return _assembled(data, data.parent, "csv", lines.classes, rows, notes + lines.doubts + timeless_note(stats))
+
+
+def _examined_lines(data: Source, names: Names) -> tuple[npt.NDArray[np.int64], Failures]:
+    """Look at the files of this machine, and at objects, many at once."""
+    base = name_bytes(data.parent)
+    remote = isinstance(data, Url) or np.array([b"://" in name and is_url(os.fsdecode(name)) for name in names], bool)
+    rows = np.flatnonzero(np.broadcast_to(remote, len(names)))
+    if not rows.size:
+        return all_examined(base, names)
+    stats, reasons = np.zeros((len(names), 4), np.int64), Failures()
+    here = np.setdiff1d(np.arange(len(names)), rows)
+    if here.size:
+        stats[here], found = all_examined(base, names.take(here))
+        reasons.add(found.moved(here[found.rows]))
+    urls = [os.fsdecode(location(base, name)) for name in names.take(rows)]
+    for row, (stat_, reason) in zip(rows.tolist(), examined_all(urls), strict=True):
+        stats[row] = stat_
+        if reason is not None:
+            reasons[row] = reason
+    return stats, reasons
 
 
 # Counts

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ..cache.datasets import load_listing
 from ..cache.listing import Listing, save_listing
 from ..cache.place import Place
+from ..cache.source import Named, source_of
 from ..cache.store import FeatureStore, cache_dir, cache_option
 from ..errors import DataError, UsageError, printable
 from .bottleneck import Bottleneck
@@ -169,7 +169,7 @@ class Extraction(Features):
 
 
 def extract(
-    data: str | os.PathLike[str] = "data",
+    data: Named = "data",
     backbone: str | Sequence[str] = "resnet18",
     *,
     layer: str | Sequence[str] | None = None,
@@ -189,9 +189,10 @@ def extract(
 
     Parameters
     ----------
-    data : path, default "data"
-        A folder with split folders, of class folders or of pictures, or a CSV file with ``path,label[,split]``, or
-        ``path,labels[,split]`` where an image may have several labels.
+    data : path or URL, default "data"
+        A folder with split folders, of class folders or of pictures, a CSV file with ``path,label[,split]``, or
+        ``path,labels[,split]`` where an image may have several labels, or tars of pictures in webdataset's layout; on
+        this machine or at a URL (``s3://``, ``gs://``, ``https://``).
     backbone : str, default "resnet18"
         Names that ``headstart backbones`` lists; each image is decoded once for all of them.
     layer : str or sequence of str, optional
@@ -239,7 +240,7 @@ def extract(
     check_limit(limit)
     wanted = Views.asked(views, augment, views_split)
     store = FeatureStore(cache_dir(cache))
-    images = limited(list_images(Path(data), layout=layout), limit)
+    images = limited(list_images(data, layout=layout, cache=None if rehash else store.root), limit)
     listed = time.perf_counter() - begin
     describe(images)
     check_views(images, wanted)
@@ -267,7 +268,7 @@ def extract(
 
 
 def plan_extract(
-    data: str | os.PathLike[str] = "data",
+    data: Named = "data",
     backbone: str | Sequence[str] = "resnet18",
     *,
     layer: str | Sequence[str] | None = None,
@@ -291,10 +292,10 @@ def plan_extract(
     asked, run_options, engine = _options(backbone, layer, options)
     check_limit(limit)
     wanted = Views.asked(views, augment, views_split)
-    images = limited(list_images(Path(data), layout=layout), limit)
+    store = FeatureStore(cache_dir(cache))
+    images = limited(list_images(data, layout=layout, cache=None if rehash else store.root), limit)
     describe(images)
     check_views(images, wanted)
-    store = FeatureStore(cache_dir(cache))
     return dry_run(
         store, images, asked, run_options, rehash=rehash, retry_failed=retry_failed, views=wanted, engine=engine
     )
@@ -362,7 +363,7 @@ def describe(images: ImageList) -> None:
 
 def _record(cache: Place, listing: Listing) -> None:
     """Publish the listing unless the latest one says the same and is old enough to be believed next time."""
-    latest = load_listing(cache, Path(listing.source))
+    latest = load_listing(cache, source_of(listing.source))
     if latest is None or not latest.says_the_same(listing):
         save_listing(cache, listing)
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 from bisect import bisect_left
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ..cache.datasets import listing_paths
 from ..cache.listing import Listing, carry_over, read_listing, settled
 from ..cache.names import Names
 from ..cache.place import Place
+from ..cache.source import name_bytes, source_of
 from ..errors import HeadstartError
 
 logger = logging.getLogger("headstart.extract")
@@ -85,8 +85,8 @@ def _folder_of(path: Place) -> bytes:
     """Return the folder that a listing's paths are relative to, with a separator behind it."""
     facts = block.read_header(path).attributes
     try:
-        source = Path(json.loads(str(facts["source"])))
-        return os.path.join(os.fsencode(source.parent if facts["layout"] == "csv" else source), b"")  # noqa: PTH118
+        source = source_of(json.loads(str(facts["source"])))
+        return os.path.join(name_bytes(source.parent if facts["layout"] == "csv" else source), b"")  # noqa: PTH118
     except (KeyError, TypeError, ValueError) as error:
         raise HeadstartError(f"it does not say of what it is: {error!r}") from error
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from ..cache.failures import Failures
 from ..cache.index import KeyIndex
 from ..cache.listing import Listing, carry_over
 from ..cache.place import Place
+from ..cache.source import name_bytes, source_of
 from .decode import DECODER_RULES, versions
 from .images import ImageList
 from .phash import KnownHashes
@@ -132,7 +131,7 @@ def _carry(listing: Listing, previous: Listing, failures: Failures) -> None:
 
 def known_hashes(cache: Place, listing: Listing) -> KnownHashes:
     """Return the perceptual hashes that the latest listing of the same dataset knows, by the pictures' digests."""
-    previous = load_listing(cache, Path(listing.source)) or listing
+    previous = load_listing(cache, source_of(listing.source)) or listing
     return KnownHashes.of(previous.digest, previous.phash)
 
 
@@ -156,5 +155,5 @@ def to_look_at(listing: Listing, held: Sequence[KeyIndex], views: Views = PLAIN)
 
 
 def base_folder(images: ImageList) -> bytes:
-    """Return the folder that the paths are relative to, resolved, as the file system has it."""
-    return os.fsencode(images.base.resolve())
+    """Return the folder that the paths are relative to, resolved, as the file system has it, or a URL."""
+    return name_bytes(images.base.resolve())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 from collections import deque
@@ -19,8 +18,9 @@ from ..cache.index import KeyIndex
 from ..cache.listing import INODE
 from ..cache.names import Names
 from ..errors import DecodeError
+from .access import Access, Files
 from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
-from .files import EMPTY_FILE, Stat, read_with_stat
+from .files import EMPTY_FILE, Stat
 from .phash import SIDE, KnownHashes, phash
 from .preprocess import Pixels, Preprocess
 from .suspects import Watch
@@ -104,6 +104,8 @@ class Reader:
         The perceptual hashes that need not be computed. None where none are wanted at all.
     counts : ndarray of shape (N,), dtype int64, optional
         How many views each image has; all those of the networks' needs where it is None.
+    access : Access, optional
+        Where names lead to; files of this machine where it is None.
     """
 
     def __init__(
@@ -117,17 +119,20 @@ class Reader:
         workers: int | None = None,
         hashes: KnownHashes | None = None,
         counts: np.ndarray | None = None,
+        access: Access | None = None,
     ) -> None:
         self._hashes = hashes
         self._counts = counts
-        self._base = base
+        self._access = access or Files(base)
         self._needs = needs
         self._max_pixels = max_pixels
         self._watch = watch
         self._stat = stat
         self._gpu = gpu
         self._cores: contextlib.AbstractContextManager[Any] = (
-            threading.BoundedSemaphore(workers) if gpu and workers else contextlib.nullcontext()
+            threading.BoundedSemaphore(workers)
+            if workers and (gpu or self._access.in_flight)
+            else contextlib.nullcontext()
         )
         self._lock = threading.Lock()
         self.seconds = {"read": 0.0, "decode": 0.0}
@@ -142,7 +147,7 @@ class Reader:
         """Read one file once; digest and pixels come from the same bytes."""
         begin, work = time.perf_counter(), time.thread_time()
         try:
-            data, found = read_with_stat(os.path.join(self._base, name))  # noqa: PTH118  (bytes, one call an image)
+            data, found = self._access.read(number, name)
         except DecodeError as error:
             self._count("read", begin)
             # An empty file has been read; what could not be read has no digest, and is tried again next time.

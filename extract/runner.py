@@ -20,6 +20,7 @@ import numpy as np
 from ..cache.failures import Failures
 from ..cache.names import Names
 from ..cache.place import Place
+from .access import access_to
 from .batches import Batches, OnRows, Target
 from .explain import Miss
 from .gpu_decode import BATCH, gpu_decoder
@@ -235,12 +236,18 @@ def run_in_steps(
             stack.enter_context(gpu)
             if work.views.count > 1:
                 logger.info("a picture that gets augmented views is decoded by the processor, not by the GPU")
-        # Threads that wait for the GPU take no core.
-        pool = stack.enter_context(ThreadPoolExecutor(workers + (2 * BATCH if gpu else 0), thread_name_prefix="decode"))
+        access = access_to(work.base, work.names, work.stat, work.todo)
+        # Threads that wait for the GPU, or for a store, take no core.
+        waiting = (2 * BATCH if gpu else 0) + access.in_flight
+        pool = stack.enter_context(ThreadPoolExecutor(workers + waiting, thread_name_prefix="decode"))
         needs = [Need(target.embedder.preprocess, target.held, work.views) for target in targets]
-        reader = Reader(work.base, needs, options.max_pixels, watch, work.stat, gpu, workers, work.hashes, work.counts)
+        reader = Reader(
+            work.base, needs, options.max_pixels, watch, work.stat, gpu, workers, work.hashes, work.counts, access
+        )  # fmt: skip
         # Beside a GPU that decodes, threads wait for it picture by picture. Augmented views are made on a CPU.
         threads, together = (workers + BATCH, 1) if gpu and work.views.count == 1 else (workers, TOGETHER)
+        if access.in_flight:
+            threads, together = threads + access.in_flight, 1
         items = Ahead(pool, reader, work.names, work.todo, threads, QUIET_IMAGES, together, work.views.count)
         flow = _Flow(outcome, reader, targets, work, cache, hooks, items.wait)
         try:
@@ -294,6 +301,8 @@ class _Flow:
             for target in targets
         ]
         self._next = 0
+        self._taken, self._todo = 0, len(work.todo)
+        self._ordered = bool((np.diff(work.todo) > 0).all())
         self._begun: float | None = None
         self._loaded_first = 0.0
         self._timed_from = (0.0, 0)
@@ -304,7 +313,8 @@ class _Flow:
     def take(self, item: Item) -> None:
         """Account for one image, and give it to the networks."""
         outcome = self._outcome
-        self._next = item.index + 1
+        self._taken += 1
+        self._next = item.index + 1 if self._ordered else max(self._next, item.index + 1)
         if item.digest:
             outcome.digest[item.index] = np.frombuffer(item.digest, np.uint8)
             outcome.phash[item.index] = item.phash
@@ -327,8 +337,10 @@ class _Flow:
     @property
     def settled(self) -> int:
         """The index of the first image that is under way, or of the one after the last that was taken."""
-        oldest = [one.oldest for one in self._batches]
-        return min([self._next, *(item.index for item in oldest if item is not None)])
+        pending = [item.index for item in (one.oldest for one in self._batches) if item is not None]
+        if not self._ordered and (pending or self._taken < self._todo):
+            return 0  # the lowest index may be under way, or not taken yet
+        return min([self._next, *pending])
 
     def finish(self) -> None:
         """Embed what has been gathered."""

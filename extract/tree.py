@@ -21,7 +21,7 @@ from ..errors import DataError, printable
 from .files import NO_STAT, SUFFIXES, Stat, os_reason, refusal, stat_of
 from .status import asked, plain
 
-_SKIPPED_NAMES = frozenset((b"__MACOSX", b"@eaDir"))
+SKIPPED_NAMES = frozenset((b"__MACOSX", b"@eaDir"))
 _ENDINGS = tuple(b"." + suffix for suffix in SUFFIXES)
 _AT_ONCE = 512  # an entry keeps its status, about a kilobyte: more of them leave the processor's cache
 _FEW = 32  # from so many on, columns cost less than a line of Python for each image
@@ -134,7 +134,7 @@ class _Walker:
     def _place_all(self, entries: list[os.DirEntry[bytes]], prefix: bytes, folder: int) -> None:
         others = self._add_plain(entries, prefix, folder) if len(entries) >= _FEW else entries
         for entry in others:
-            if entry.name not in _SKIPPED_NAMES:
+            if entry.name not in SKIPPED_NAMES:
                 self._place(entry, prefix + entry.name, folder)
 
     def _add_plain(self, entries: list[os.DirEntry[bytes]], prefix: bytes, folder: int) -> Iterable[os.DirEntry[bytes]]:

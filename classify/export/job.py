@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...cache.source import source_of
 from ...errors import ModelError, OutputError, UsageError, printable
 from ...extract.options import RunOptions
 from ..model import SavedModel, load_model
@@ -151,7 +152,7 @@ def export(
         require_onnx()
     saved = load_model(Path(model))
     _check_one_crop(geometries_of(saved), input)
-    compared = pictures_for(saved, None if data is None else Path(data), cache, run, pictures)
+    compared = pictures_for(saved, None if data is None else source_of(data), cache, run, pictures)
     check_no_input(out, [row.path for row in compared.rows])
     logger.info("tracing %s", ", ".join(dict.fromkeys(space["backbone"] for space in saved.spaces)))
     whole = whole_network(saved)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...cache.source import Source, source_of
 from ...errors import DataError, DecodeError, HeadstartError
+from ...extract.access import read_anywhere
 from ...extract.decode import decode
-from ...extract.files import read_regular
+from ...extract.elsewhere import location
 from ...extract.images import ImageList, list_images
 from ...extract.options import RunOptions
 from ...extract.plan import base_folder, limited
@@ -50,7 +52,7 @@ class Picture:
         Probabilities.
     """
 
-    path: Path
+    path: str
     pixels: np.ndarray
     expected: np.ndarray
 
@@ -88,7 +90,7 @@ class Comparison:
 
 
 def pictures_for(
-    model: SavedModel, data: Path | None, cache: str | os.PathLike[str] | None, run: RunOptions, limit: int
+    model: SavedModel, data: Source | None, cache: str | os.PathLike[str] | None, run: RunOptions, limit: int
 ) -> Pictures:
     """Find pictures to compare on, and predict them.
 
@@ -110,15 +112,16 @@ def pictures_for(
     """
     images = list_images(data) if data is not None else _trained_on(model)
     if images is not None:
-        base = Path(os.fsdecode(base_folder(images)))
-        rows = _predicted(model, [base / os.fsdecode(path) for path in limited(images, limit).paths], cache, run)
+        base = base_folder(images)
+        paths = [os.fsdecode(location(base, path)) for path in limited(images, limit).paths]
+        rows = _predicted(model, paths, cache, run)
         if rows:
             return Pictures(str(images.root), rows)
         if data is not None:
             raise DataError(f"none of the pictures that were looked at in {data} can be read; name other DATA")
     logger.warning("no pictures to compare on: the dataset is not there any more; taking synthetic ones, or name DATA")
     with tempfile.TemporaryDirectory() as folder:
-        paths = list(_synthetic(Path(folder), limit))
+        paths = [str(path) for path in _synthetic(Path(folder), limit)]
         return Pictures("synthetic pictures", _predicted(model, paths, Path(folder) / "cache", run))
 
 
@@ -146,7 +149,7 @@ def compare(runner: Runner, pictures: Pictures, crop: Geometry | None) -> Compar
 
 def _trained_on(model: SavedModel) -> ImageList | None:
     """List the dataset that a model was trained on; None where it is not there, or can be read no more."""
-    source = Path(model.training.get("source", ""))
+    source = source_of(model.training.get("source", ""))
     if not model.training.get("source") or not source.exists():
         return None
     try:
@@ -157,15 +160,15 @@ def _trained_on(model: SavedModel) -> ImageList | None:
 
 
 def _predicted(
-    model: SavedModel, paths: Sequence[Path], cache: str | os.PathLike[str] | None, run: RunOptions
+    model: SavedModel, paths: Sequence[str], cache: str | os.PathLike[str] | None, run: RunOptions
 ) -> list[Picture]:
     """Return those of the pictures that can be read, with what `predict` says of them."""
     rows = []
     for prediction in Classifier(model, cache, run).predict(paths):
         if prediction.error is None and prediction.probabilities is not None:
-            path = Path(prediction.path)
+            path = prediction.path
             try:
-                pixels = decode(read_regular(path), max_pixels=run.max_pixels).pixels
+                pixels = decode(read_anywhere(path)[0], max_pixels=run.max_pixels).pixels
             except DecodeError:  # gone since, or replaced
                 continue
             rows.append(Picture(path, pixels, np.array([prediction.probabilities[name] for name in model.classes])))
@@ -211,7 +214,7 @@ def _by_pillow(row: Picture, crop: Geometry | None) -> np.ndarray | None:
     from PIL import Image, ImageOps
 
     try:
-        image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(read_regular(row.path))))
+        image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(read_anywhere(row.path)[0])))
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("RGB")

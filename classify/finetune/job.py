@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ...cache.source import source_of
 from ...cache.store import cache_dir
 from ...errors import DeviceError, ModelError, UsageError
 from ...extract.device import Device, choose_device
@@ -95,9 +96,11 @@ def finetune(
     with ranks.one_voice() as voice:
         share = held_out_share(val_fraction)
         space, run, train = _options(backbone, layer, options)
-        target = Path(out) if out is not None else model_folder(Path(data).resolve(), [(backbone, layer)], FINETUNED)
+        source = source_of(data)
+        folder = model_folder(source.resolve(), [(backbone, layer)], FINETUNED)
+        target = Path(out) if out is not None else folder
         asked = Asked(
-            Path(data), target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite,
+            source, target, cache_dir(cache), space, run, train, share, layout, limit, dedupe, strict, overwrite,
             resume,
         )  # fmt: skip
         checkpoint = checkpoint_folder(target)

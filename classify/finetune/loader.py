@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import DataError, DecodeError, printable
+from ...extract.access import read_anywhere
 from ...extract.augment import Augment, image_seed, one_thread
 from ...extract.decode import decode
-from ...extract.files import read_regular
 from ...extract.options import RunOptions
 from ...extract.preprocess import Preprocess
 from .pictures import Subset
@@ -112,7 +112,7 @@ class Loader:
     def _load(self, name: bytes, augment: Augment, seed: int) -> np.ndarray:
         times = [time.perf_counter()]
         try:
-            content = read_regular(name)
+            content, _ = read_anywhere(name)
             times.append(time.perf_counter())
             pixels = decode(content, max_pixels=self._max_pixels).pixels
         except DecodeError as error:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from ...cache.listing import Listing
 from ...cache.place import Place
+from ...cache.source import Source
 from ...cache.store import FeatureStore
 from ...errors import DataError, DecodeError, TrainingError, printable
+from ...extract.access import access_to
 from ...extract.decode import decode
+from ...extract.elsewhere import location
 from ...extract.failures import NamedFailures, report_failures
 from ...extract.features import Features, dataset_folder
-from ...extract.files import read_regular
 from ...extract.images import list_images
 from ...extract.job import describe
 from ...extract.options import RunOptions
@@ -42,7 +42,7 @@ class Subset:
     Attributes
     ----------
     names : list of bytes
-        Absolute paths.
+        Absolute paths, or URLs.
     y : ndarray of shape (n,), dtype int64
         Index into the classes.
     digest : ndarray of shape (n, 32), dtype uint8
@@ -96,12 +96,12 @@ class Pictures:
         features = self.data.features
         mine = self.data.rows[self.data.split == split]
         paths = features.listing.paths
-        names = [os.path.join(self.base, name) for name in paths.take(features.rows[mine])]  # noqa: PTH118  (bytes)
+        names = [location(self.base, name) for name in paths.take(features.rows[mine])]
         return Subset(names, self.data.y[self.data.split == split].astype(np.int64), features.digest[mine])
 
 
 def load_pictures(
-    data: Path,
+    data: Source,
     cache: Place,
     run: RunOptions,
     ranks: Ranks,
@@ -121,7 +121,7 @@ def load_pictures(
 
     Parameters
     ----------
-    data : Path
+    data : Path or Url
     cache : Path or RemotePath
         The cache's folder; it need not be there.
     run : RunOptions
@@ -147,7 +147,7 @@ def load_pictures(
         There is nothing to train on.
     """
     scanned = time.time_ns()
-    images = limited(list_images(data, layout=layout), limit)
+    images = limited(list_images(data, layout=layout, cache=cache), limit)
     describe(images)
     base = base_folder(images)
     listing = recall_listing(cache, images, failure_rules(run.max_pixels), scanned_ns=scanned)
@@ -191,17 +191,19 @@ def _look(listing: Listing, base: bytes, run: RunOptions, ranks: Ranks, stopped:
 
 
 def _looked_at(listing: Listing, rows: np.ndarray, base: bytes, run: RunOptions) -> Iterator[tuple[int, bytes, str]]:
+    access = access_to(base, listing.paths, listing.stat, rows)
+
     def look(row: int) -> tuple[int, bytes, str]:
         digest = b""
         try:
-            content = read_regular(os.path.join(base, listing.paths[row]))  # noqa: PTH118  (bytes)
+            content, _ = access.read(row, listing.paths[row])
             digest = hashlib.sha256(content).digest()
             decode(content, max_pixels=run.max_pixels)
         except DecodeError as error:
             return row, digest, str(error)
         return row, digest, ""
 
-    pool = ThreadPoolExecutor(run.threads, thread_name_prefix="look")
+    pool = ThreadPoolExecutor(run.threads + access.in_flight, thread_name_prefix="look")
     try:
         yield from pool.map(look, rows.tolist())
     finally:

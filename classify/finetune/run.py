@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...cache.place import Place
+from ...cache.source import Source
 from ...errors import TrainingError
 from ...extract.device import Device
 from ...extract.options import RunOptions, SpaceOptions
@@ -44,7 +45,7 @@ logger = logging.getLogger("headstart.finetune")
 class Asked:
     """What a run was asked for, of all its stages."""
 
-    data: Path
+    data: Source
     out: Path
     cache: Place
     space: SpaceOptions

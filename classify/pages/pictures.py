@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
 from ...errors import DecodeError
+from ...extract.access import read_anywhere
 from ...extract.decode import decode
 from ...extract.device import available_cores
-from ...extract.files import read_regular
+from ...extract.elsewhere import location
 from ..thumbnails import shrunk
 
 SIDE = 128  # pixels of the long side
@@ -81,7 +81,7 @@ class Album:
     def _made(self, path: bytes, digest: bytes) -> tuple[str, str]:
         """Return a picture in base64, or the reason why there is none."""
         try:
-            data = read_regular(os.path.join(self.base, path))  # noqa: PTH118  (bytes)
+            data, _ = read_anywhere(location(self.base, path))
             if hashlib.sha256(data).digest() != digest:
                 return "", CHANGED
             pixels = decode(data, max_pixels=self.max_pixels).pixels

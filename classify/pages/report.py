@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from ...errors import UsageError, printable
 from ...extract.decode import DEFAULT_MAX_PIXELS
+from ...extract.elsewhere import location
 from ...extract.options import RunOptions
 from ..curve import LearningCurve
 from ..few_shots import FewShots
@@ -128,7 +129,7 @@ def report(
     classifier = Classifier(load_model(Path(model)), cache, run)
     found = gather(classifier, data, split)
     paths = found.paths()
-    check_no_input(out, [os.fsdecode(os.path.join(found.base, path)) for path in paths])  # noqa: PTH118  (bytes)
+    check_no_input(out, [os.fsdecode(location(found.base, path)) for path in paths])
     seen = project(found.labelled.features.X[found.labelled.rows[found.shown]], projection)
     table, sections = confusion(found), _galleries(found)
     album = Album(found.base, classifier.run.max_pixels or DEFAULT_MAX_PIXELS)

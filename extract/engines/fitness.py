@@ -11,8 +11,10 @@ from ... import __version__
 from ...cache import storage
 from ...cache.publish import sortable_id, temporary_path
 from ...cache.remote import is_url
+from ..elsewhere import locator
 from ..files import os_reason
 from ..orders import Token
+from ..tars import split_member
 from .shards import Shards
 
 
@@ -26,7 +28,8 @@ def shared_token(shards: Shards) -> Iterator[Token]:
         The cache cannot be written.
     """
     path = shards.cache / temporary_path(Path("shared")).name
-    first = os.path.join(shards.work.base, shards.work.names[int(shards.rows[0][0])])  # noqa: PTH118  (bytes)
+    first = locator(shards.work.base)(shards.work.names[int(shards.rows[0][0])])
+    first = (split_member(first) or (first,))[0]  # a member of a tar is no file; the tar is
     files = tuple(name for name in (first, *shards.weights()) if not is_url(os.fsdecode(name)))
     token = Token(__version__, path, sortable_id().encode("ascii"), files)
     storage.publish(path, token.content)

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from ...cache.index import KeyIndex
 from ...cache.part import PartHead
 from ...cache.place import Place
 from ...cache.running import running
+from ...cache.source import source_of
 from ...cache.store import FeatureStore
 from ..embedder import Embedder
 from ..options import RunOptions
@@ -211,7 +211,7 @@ def _run_of(run: RunOptions, threads: int | None) -> RunOptions:
 
 
 def _hashes(cache: Place, dataset: str) -> KnownHashes:
-    listing = load_listing(cache, Path(dataset))
+    listing = load_listing(cache, source_of(dataset))
     if listing is None:
         return KnownHashes.of(np.zeros((0, 32), np.uint8), np.zeros(0, np.uint64))
     return KnownHashes.of(listing.digest, listing.phash)

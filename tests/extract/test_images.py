@@ -327,10 +327,6 @@ CSV_ERRORS: list[tuple[str | bytes, str]] = [
         "path,label,split\n1.jpg,a,dev\n",
         "{}, line 2: unknown split 'dev'; use train, val or test, or leave it empty",
     ),
-    (
-        "path,label\nhttps://x.org/a.jpg,a\n",
-        "{}, line 2: https://x.org/a.jpg is a URL; download the images and name the files",
-    ),
     ("path,label\na.jpg,a\nb\0.jpg,a\n", r"{}, line 3: the path b\x00.jpg holds a NUL byte; name a file"),
     ("path,label\n,a\n", "{}, line 2: the path is empty; name an image"),
     ("path,label\n./,a\n", "{}, line 2: the path is empty; name an image"),

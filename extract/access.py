@@ -1,0 +1,347 @@
+"""How the bytes of an image are come by: a file of this machine, an object of a store, a member of a tar."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ..cache.listing import CTIME, INODE, MTIME, SIZE
+from ..cache.remote import is_url, read_range
+from ..errors import DecodeError
+from .bucket import IN_FLIGHT, MAX_BYTES, examined_objects, read_object, reason_of, stat_of_object
+from .elsewhere import locator
+from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, os_reason, read_with_stat, stat_of
+from .status import examined
+from .tars import FETCHED, INSIDE, examined_member, offset_of, split_member, tar_mark
+
+_OTHER_TAR = "the tar is another one by now; run again"
+_MASK = (1 << 32) - 1
+_UNKNOWN: Stat = (-1, 0, 0, 0)
+_GAP = 256 << 10  # bytes between two members that are rather fetched than skipped
+_OF_TARS = 8  # fetches of tars at a time: each is large
+
+
+class Access(Protocol):
+    """Reads images by their numbers in a listing.
+
+    Attributes
+    ----------
+    in_flight : int
+        How many reads should wait at a time beside those that decode; 0 for files of this machine.
+    """
+
+    in_flight: int
+
+    def read(self, number: int, name: bytes) -> tuple[bytes, Stat]:
+        """Return the bytes of one image, and what was read.
+
+        Raises
+        ------
+        DecodeError
+            It cannot be read; the message is the reason alone.
+        """
+
+
+class Files:
+    """Files of this machine."""
+
+    in_flight = 0
+
+    def __init__(self, base: bytes) -> None:
+        self._base = base
+
+    def read(self, number: int, name: bytes) -> tuple[bytes, Stat]:
+        """Return the bytes of a file, and what it is."""
+        return read_with_stat(os.path.join(self._base, name))  # noqa: PTH118  (bytes, one call an image)
+
+
+def access_to(base: bytes, names: Sequence[bytes], stat: np.ndarray | None, todo: np.ndarray) -> Access:
+    """Return what reads some images of a listing.
+
+    Parameters
+    ----------
+    base : bytes
+        Folder or URL of the names.
+    names : sequence of bytes, N
+    stat : ndarray of shape (N, 4), dtype int64, optional
+        What they were when they were listed; zeros where it is None.
+    todo : ndarray of shape (n,), dtype int64
+        Which of them will be read, each once, in about this order.
+    """
+    local = not is_url(os.fsdecode(base))
+    if local and not any(b"://" in names[row] or INSIDE.search(names[row]) for row in todo.tolist()):
+        return Files(base)
+    return _Anywhere(base, names, stat, todo)
+
+
+class _Anywhere:
+    """Images that lie in several kinds of places."""
+
+    def __init__(self, base: bytes, names: Sequence[bytes], stat: np.ndarray | None, todo: np.ndarray) -> None:
+        self._locate, self._stat = locator(base), stat
+        self._tars: dict[bytes, _Tar | None] = {}
+        remote = False
+        members: dict[bytes, list[tuple[int, int, int]]] = {}
+        for row in todo.tolist():
+            path = self._locate(names[row])
+            remote |= is_url(os.fsdecode(path))
+            tar = (split_member(path) or (None,))[0]
+            if tar is not None and self._is_tar(tar) and stat is not None:
+                size, offset = int(stat[row, SIZE]), offset_of(int(stat[row, INODE]))
+                members.setdefault(tar, []).append((offset, offset + size, row))
+        for tar, spans in members.items():
+            found = self._tars[tar]
+            if found is not None:
+                found.expect(spans)
+        self.in_flight = (_OF_TARS if members else IN_FLIGHT) if remote else 0
+
+    def read(self, number: int, name: bytes) -> tuple[bytes, Stat]:
+        """Return the bytes of an image, and what was read."""
+        path = self._locate(name)
+        listed = NO_STAT if self._stat is None else _as_stat(self._stat[number])
+        tar = (split_member(path) or (None,))[0]
+        if tar is not None and (found := self._tars.get(tar)) is not None and found.there():
+            return found.read(number, listed), listed
+        if is_url(os.fsdecode(path)):
+            return read_object(os.fsdecode(path), listed)
+        return read_with_stat(path)
+
+    def _is_tar(self, path: bytes) -> bool:
+        """Tell whether what is named like a tar is one, and no folder."""
+        if path not in self._tars:
+            self._tars[path] = _opened(path)
+        return self._tars[path] is not None
+
+
+def _as_stat(row: np.ndarray) -> Stat:
+    size, mtime, ctime, inode = row.tolist()
+    return size, mtime, ctime, inode
+
+
+def _opened(path: bytes) -> _Tar | None:
+    if is_url(os.fsdecode(path)):
+        return _RemoteTar(os.fsdecode(path))
+    return _LocalTar(path) if os.path.isfile(path) else None  # noqa: PTH113  (names are bytes)
+
+
+def _check_size(listed: Stat) -> None:
+    if listed[SIZE] > MAX_BYTES:
+        raise DecodeError(f"{listed[SIZE]} bytes exceed the limit of {MAX_BYTES} for one file")
+    if listed[SIZE] <= 0:
+        raise DecodeError(EMPTY_FILE)
+
+
+def _check_tar(tar: Stat, listed: Stat) -> None:
+    same = (tar[MTIME], tar[CTIME], tar_mark(tar)) == (listed[MTIME], listed[CTIME], listed[INODE] & _MASK)
+    if not same:
+        raise DecodeError(_OTHER_TAR)
+
+
+class _Tar(Protocol):
+    def there(self) -> bool: ...
+
+    def expect(self, spans: list[tuple[int, int, int]]) -> None: ...
+
+    def read(self, number: int, listed: Stat) -> bytes: ...
+
+
+class _LocalTar:
+    """Members of a tar of this machine, each read where it lies."""
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+
+    def there(self) -> bool:
+        """Say yes: it was looked for."""
+        return True
+
+    def expect(self, spans: list[tuple[int, int, int]]) -> None:
+        """Take note of nothing: the system reads ahead."""
+
+    def read(self, number: int, listed: Stat) -> bytes:
+        """Return the bytes of a member."""
+        _check_size(listed)
+        try:
+            descriptor = os.open(self._path, OPEN_FLAGS)
+            try:
+                _check_tar(stat_of(os.fstat(descriptor)), listed)
+                data = _read_at(descriptor, offset_of(listed[INODE]), listed[SIZE])
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DecodeError(os_reason(error)) from error
+        if len(data) < listed[SIZE]:
+            raise DecodeError(_OTHER_TAR)
+        return data
+
+
+def _read_at(descriptor: int, offset: int, size: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    data = os.read(descriptor, size)
+    while len(data) < size and (more := os.read(descriptor, size - len(data))):
+        data += more
+    return data
+
+
+class _RemoteTar:
+    """Members of a tar in a store, fetched many at a time in large ranges, each byte once.
+
+    Whoever needs a range first fetches it, the others wait for it; it is dropped when its last member has been taken.
+    So memory holds about as many ranges as there are readers.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._range_of: dict[int, _Range] = {}
+        self._lock = threading.Lock()
+        self._stat: Stat | OSError | None = None
+
+    def there(self) -> bool:
+        """Tell whether there is such an object, and what is called a tar is no folder."""
+        return not isinstance(self._asked(), FileNotFoundError)
+
+    def expect(self, spans: list[tuple[int, int, int]]) -> None:
+        """Plan the ranges by which members will be fetched.
+
+        Parameters
+        ----------
+        spans : list of (int, int, int)
+            Where each begins and ends, and its number.
+        """
+        last: _Range | None = None
+        for start, stop, number in sorted(spans):
+            if last is None or start > last.stop + _GAP or stop - last.start > FETCHED:
+                last = _Range(self._url, start, stop)
+            last.take(stop)
+            self._range_of[number] = last
+
+    def read(self, number: int, listed: Stat) -> bytes:
+        """Return the bytes of a member."""
+        found = self._range_of.pop(number, None)
+        try:
+            _check_size(listed)
+            try:
+                _check_tar(self._tar(), listed)
+                offset = offset_of(listed[INODE])
+                return (found or _Range(self._url, offset, offset + listed[SIZE])).bytes(offset, listed[SIZE])
+            except OSError as error:
+                raise DecodeError(reason_of(error)) from error
+        finally:
+            if found is not None:
+                found.taken()
+
+    def _tar(self) -> Stat:
+        found = self._asked()
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    def _asked(self) -> Stat | OSError:
+        """Ask once what the tar is now, for all of its members."""
+        with self._lock:
+            if self._stat is None:
+                try:
+                    self._stat = stat_of_object(self._url)
+                except OSError as error:
+                    self._stat = error
+            return self._stat
+
+
+class _Range:
+    """Some bytes of an object, from the moment when they are needed until the last of those who need them has come."""
+
+    def __init__(self, url: str, start: int, stop: int) -> None:
+        self._url = url
+        self.start, self.stop = start, stop
+        self._left = 0
+        self._lock = threading.Lock()
+        self._data: bytes | None = None
+        self._error: OSError | None = None
+
+    def take(self, stop: int) -> None:
+        """Make room for one more member, which ends at `stop`."""
+        self.stop = max(self.stop, stop)
+        self._left += 1
+
+    def bytes(self, offset: int, size: int) -> bytes:
+        """Return the bytes of a member; whoever comes first fetches all.
+
+        Raises
+        ------
+        OSError
+            They cannot be fetched; nobody tries again.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if self._data is None:
+                try:
+                    self._data = read_range(self._url, self.start, self.stop)
+                except OSError as error:
+                    self._error = error
+                    raise
+            data = self._data
+        return data[offset - self.start : offset - self.start + size]
+
+    def taken(self) -> None:
+        """Drop the bytes where nobody else needs them."""
+        with self._lock:
+            self._left -= 1
+            if self._left <= 0:
+                self._data = None
+
+
+def in_order_of_bytes(names: Sequence[bytes], stat: np.ndarray, todo: np.ndarray) -> np.ndarray:
+    """Return which images to read, (n,) int64, those of a tar in the order in which their bytes lie in it."""
+    tars = [INSIDE.search(names[row]) for row in todo.tolist()]
+    if not any(tars):
+        return todo
+    number: dict[bytes, int] = {}
+    which = np.array(
+        [
+            number.setdefault(names[row][: match.end()] if match else b"", len(number))
+            for row, match in zip(todo.tolist(), tars, strict=True)
+        ]
+    )
+    offset = np.where([match is not None for match in tars], stat[todo, INODE] >> 32, 0)
+    return np.asarray(todo[np.lexsort((offset, which))])
+
+
+def examined_anywhere(path: bytes) -> tuple[Stat, str | None]:
+    """Return what an image is that is named by itself, wherever it lies, and why it cannot be read."""
+    member = examined_member(path)
+    if member is not None:
+        return member
+    return examined_objects([os.fsdecode(path)])[0] if is_url(os.fsdecode(path)) else examined(path)
+
+
+def read_anywhere(path: bytes | str) -> tuple[bytes, Stat]:
+    """Read an image that is named by itself, wherever it lies, and say what was read.
+
+    Raises
+    ------
+    DecodeError
+        It cannot be read; the message is the reason alone.
+    """
+    path = os.fsencode(path)
+    member = examined_member(path)
+    if member is None:
+        remote = is_url(os.fsdecode(path))
+        return read_object(os.fsdecode(path), _UNKNOWN) if remote else read_with_stat(path)
+    stat, reason = member
+    if reason is not None:
+        raise DecodeError(reason)
+    return access_to(b"", [path], np.array([stat], np.int64), np.zeros(1, np.int64)).read(0, path)
+
+
+def is_there(path: bytes | str) -> bool:
+    """Tell whether an image is still where it lay, as far as that is known without asking a store."""
+    path = os.fsencode(path)
+    parts = split_member(path)
+    if is_url(os.fsdecode(path)) or os.path.exists(path):  # noqa: PTH110  (False where it may not be looked at)
+        return True
+    return parts is not None and os.path.isfile(parts[0])  # noqa: PTH113

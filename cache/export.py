@@ -144,7 +144,7 @@ def _labels(listing: Listing, rows: np.ndarray) -> np.ndarray:
 
 def _strings(values: Sequence[bytes]) -> np.ndarray:
     longest = max((len(value) for value in values), default=0)
-    return np.array(values, dtype=f"S{max(1, longest)}")
+    return np.fromiter(values, f"S{max(1, longest)}", len(values))
 
 
 def _h5_type(column: np.ndarray) -> Any:

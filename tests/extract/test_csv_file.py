@@ -1,13 +1,17 @@
 """A CSV in which an image may have several labels; those of one label an image are tested with the other listings."""
 
+import csv
 import os
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from headstart.errors import DataError
+from headstart.extract.csv_file import unique_lines
 from headstart.extract.images import ImageList, count_table, list_images
 from headstart.extract.plan import limited
 
@@ -169,3 +173,61 @@ def test_memory_grows_with_the_labels_that_are_there_and_not_with_those_that_mig
     assert peak < 20e6
     images.tags.check(4000, len(images.classes))
     assert names(images)["0007.jpg"] == sorted(lines[7].split("|"))
+
+
+def test_lines_that_contradict_each_other_are_told_before_a_bad_line_further_down(tmp_path: Path) -> None:
+    for bad in ("3.jpg\n", '"3.jpg"x,a\n', ",a\n"):
+        with pytest.raises(DataError, match=r"lines 2 and 3: 1\.jpg has more than one label"):
+            listed(tmp_path, "path,label\n1.jpg,a\n1.jpg,b\n1.jpg,c\n" + bad)
+
+
+def test_the_first_contradiction_of_several_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"lines 3 and 5: z\.jpg has more than one split"):
+        listed(tmp_path, "path,label,split\na.jpg,a,\nz.jpg,a,val\nz.jpg,a,val\nz.jpg,a,test\na.jpg,b,\n")
+
+
+cells = st.lists(st.sampled_from(["cat", "dog", " bee", "cat ", "\u00e9", "a\nb"]), max_size=3)
+lines = st.lists(
+    st.tuples(st.sampled_from(["1.jpg", "./1.jpg", "b//2.jpg", "b/2.jpg", "/x/3.jpg", "\u00e9.jpg", "b/."]), cells,
+              st.sampled_from(["", "train", " Val "])), max_size=12,
+)  # fmt: skip
+
+
+def expected_of(rows: list[tuple[str, list[str], str]], several: bool) -> dict[bytes, tuple[list[str], int]] | None:
+    """Say what lines mean, one after the other; None where two contradict each other."""
+    codes, found = {"": 0, "train": 1, "val": 2}, {}
+    for path, names, split in rows:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        name = os.fsencode("/" * path.startswith("/") + "/".join(parts))
+        labels = sorted({name.strip() for name in names}) if several else [name.strip() for name in names[:1]]
+        says = labels, codes[split.strip().lower()]
+        if found.setdefault(name, says) != says:
+            return None
+    return found
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines, st.booleans())
+def test_columns_say_what_the_lines_say(tmp_path: Path, rows: list[tuple[str, list[str], str]], several: bool) -> None:
+    data = tmp_path / "list.csv"
+    with data.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "labels" if several else "label", "split"])
+        writer.writerows(
+            (path, "|".join(names) if several else "".join(names[:1]), split) for path, names, split in rows
+        )
+    expected = expected_of(rows, several)
+    if expected is None:
+        with pytest.raises(DataError, match="has more than one"):
+            unique_lines(data)
+        return
+    found = unique_lines(data)
+    assert found.paths == sorted(expected) and found.merged == len(rows) - len(expected)
+    assert list(found.classes) == sorted({name for labels, _ in expected.values() for name in labels})
+    assert found.split.tolist() == [expected[path][1] for path in found.paths]
+    labels = [[found.classes.index(name) for name in expected[path][0]] for path in found.paths]
+    if several:
+        assert found.tags.count.tolist() == [len(row) for row in labels]
+        assert found.tags.index.tolist() == [number for row in labels for number in row]
+    else:
+        assert found.tags is None and found.label.tolist() == [row[0] if row else -1 for row in labels]

@@ -120,8 +120,12 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
     if task["do"] == "columns":
         features = load_features(Path(task["cache"]), Path(task["data"]))
         data = labelled_set(features)
+        mine = np.flatnonzero(data.split == "train")
+        keys = Keys.plain(features.digest[data.rows[mine]])
+        # What a fit keeps beside them: labels, folds and groups, and which row is where.
+        held = [data.labels("train").astype(np.int64), np.full(len(mine), -1), data.group[mine], np.arange(len(mine))]
         index, _ = features.store.index(features.space.id)
-        index.find(Keys.plain(features.digest))
+        held += [column for part in index.by_part(index.find(keys)) for column in part[1:]]
         return {"bytes": (peak() - before) / len(data.y), "rows": len(data.y)}
     fit = headstart.classify.fit.fit_head(
         task["data"], cache=task["cache"], out=task["out"], overwrite=True, memory=task["memory"], near_copies="none",

@@ -11,6 +11,7 @@ from ..errors import TrainingError
 from .passes import passes_over
 from .path import Solution, better_start, solve_path
 from .task import Float, InMemory, PassesLike, Rows, Task
+from .views import of_rows
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Turns held-out logits (n, K) and coefficients (P, K, D + 1) into how good each fold is, (P,); more is better."""
@@ -236,7 +237,8 @@ def class_task(
         raise TrainingError("all images of a class are in one fold, copies of each other perhaps: add others")
     weight = _class_weights(counts, balanced, table)
     all_weight = _class_weights(np.bincount(y, minlength=n_classes)[None], balanced, table)
-    weight, all_weight, target, fold = weight / n_views, all_weight / n_views, y.repeat(n_views), folds.repeat(n_views)
+    weight, all_weight = weight / n_views, all_weight / n_views
+    target, fold = of_rows(y, n_views), of_rows(folds, n_views)
     rows = rows or _by_fold(Z, fold)
     if n_classes == 2:
         present, table_of = (target == 1)[:, None], (weight[:, None], all_weight[:, None])
@@ -278,7 +280,7 @@ def label_task(
     n_folds = max(1, int(folds.max()) + 1)
     inside = np.stack([folds != fold for fold in range(n_folds)])
     weight, all_weight = (_label_weights(Y, some, balanced) / n_views for some in (inside, np.ones((1, len(Y)), bool)))
-    target, fold = Y.repeat(n_views, axis=0), folds.repeat(n_views)
+    target, fold = of_rows(Y, n_views), of_rows(folds, n_views)
     return Task(rows or _by_fold(Z, fold), target, fold, "sigmoid", Y.shape[1], weight, all_weight, n_views)
 
 

@@ -26,10 +26,11 @@ from .multilabel import binary_log_loss
 from .network import sigmoid, softmax
 from .passes import passes_over
 from .preparation import of_length_one
-from .scratch import Table
+from .scratch import Table, give_back_memory
 from .search import both_rows, without_folds
 from .stored import StoredRows, largest_part, piece_rows
 from .task import Float, Link, Sums, Task
+from .views import of_rows
 
 _PIECE_ROWS = 8192  # that are scored at a time
 _FEW_CLASSES, _SUMMED_ROWS = 32, 2048  # whose sums are products: in float32 over so many rows
@@ -201,6 +202,7 @@ class Shard:
                         _add_by_class(class_sums[:, columns], rows, self.share.target[images])
                     self._pick(picked[:, columns], images, rows)
                 found.append((raw.moments(), (even if l2_norm else raw).moments()))
+        give_back_memory()
         as_they_come, prepared = (Moments.side_by_side(several) for several in zip(*found, strict=True))
         return Survey(prepared, as_they_come, class_sums, picked)
 
@@ -221,6 +223,8 @@ class Shard:
         )
         room = self.share.memory - beside
         table = Table(len(stored), stored.width, in_memory=4 * len(stored) * stored.width <= room)
+        # When passes begin, nothing of the cache is read any more.
+        room = self.share.memory - evaluation_bytes(n_fits, n_outputs, stored.width, self.share.threads)
         size = len(stored) if table.in_memory else block_rows_for(stored.width, room)
         rows = HeldRows(table, np.empty(len(stored), np.int64), max(1, size))
         place_of = np.empty(len(stored), np.int64) if len(stored.spaces) > 1 else None
@@ -238,6 +242,7 @@ class Shard:
                         place_of[numbers] = np.arange(done, done + len(numbers))
                     table.put_columns(place_of[numbers], columns.start, prepared)
                 done += len(numbers)
+        give_back_memory()
         self._set_rows(rows)
 
     def gram(self) -> np.ndarray:
@@ -263,7 +268,7 @@ class Shard:
         """Say what the rows are to be fitted to."""
         self.problem = problem
         share, n_views = self.share, self.share.views.count
-        target, fold = share.target.repeat(n_views, axis=0), share.fold.repeat(n_views)
+        target, fold = (of_rows(each, n_views) for each in (share.target, share.fold))
         if problem.link == "sigmoid" and target.ndim == 1:
             target = (target == 1)[:, None]
         task = Task(self.rows, target, fold, problem.link, problem.n_outputs, problem.class_weight, n_views=n_views)

@@ -25,6 +25,11 @@ def with_views(X: np.ndarray) -> np.ndarray:
     return X[:, None] if X.ndim == 2 else X
 
 
+def of_rows(values: np.ndarray, n_views: int) -> np.ndarray:
+    """Return what belongs to images (n, ...) for each of their rows, (n * V, ...); as it is where V is 1."""
+    return values if n_views == 1 else values.repeat(n_views, axis=0)
+
+
 def as_rows(X: np.ndarray) -> np.ndarray:
     """Return (n * V, D): the V views of an image one after the other. Nothing is copied where `X` is contiguous."""
     return X.reshape(-1, X.shape[-1])

@@ -338,7 +338,7 @@ def test_memory_stays_below_what_was_given_however_many_rows_there_are(large, tm
     taken, put_aside, blocks = map(int, child.communicate(timeout=300)[0].split())
     assert child.returncode == 0
     assert put_aside == nbytes * 19 // 20
-    assert blocks > 10
+    assert blocks > 3
     assert taken < limit + columns * count
     assert budget.COPIES * nbytes > 2 * (limit + columns * count)  # what a fit in memory takes is far beyond that
 

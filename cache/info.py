@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import CacheMissError, DamagedFileError, HeadstartError, printable
+from ..errors import CacheError, CacheMissError, DamagedFileError, HeadstartError, printable
 from .datasets import digests_in_use, listing_paths
 from .index import KeyIndex
 from .listing import Listing, read_listing
@@ -184,10 +185,19 @@ def info(root: Place) -> CacheInfo:
         spaces=tuple(_space_info(store, space_id, listed, problems) for space_id in store.space_ids()),
         datasets=tuple(_dataset_info(dataset, found[0]) for dataset, found in listings.items()),
         temporary=sum(1 for _ in temporary_files(root)),
-        quarantined=len(files(root / "quarantine", "")),
+        quarantined=_quarantined(root),
         running=sum(alive for _, alive in announced(root)),
         problems=tuple(problems),
     )
+
+
+def _quarantined(root: Place) -> int:
+    try:
+        return len(files(root / "quarantine", ""))
+    except CacheError as error:
+        if error.errno != errno.ENOTDIR:  # a file is in the way of the folder: then nothing was moved there
+            raise
+        return 0
 
 
 def _readable_listings(root: Place, problems: list[str]) -> dict[str, list[Listing]]:

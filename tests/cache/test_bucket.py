@@ -418,6 +418,33 @@ def test_there_and_back(store, space, tmp_path):
         assert latest_listing(place).says_the_same(latest_listing(store.root))
 
 
+def test_the_files_of_a_folder_are_the_objects_of_a_bucket(tmp_path, space, root):
+    here = FeatureStore(tmp_path / "cache")
+    digest, rows = two_parts(here, space)
+    save_listing(here.root, listing_of(digest))
+    for path in here.root.rglob("*"):  # as `aws s3 sync` does it
+        if path.is_file():
+            remote.put(f"{root}/{path.relative_to(here.root)}", path.read_bytes())
+    np.testing.assert_array_equal(FeatureStore(root).gather(space.id, Keys.plain(digest)), rows)
+    assert (info(root).problems, verify(root).bad) == ((), [])
+    assert latest_listing(root).says_the_same(latest_listing(here.root))
+
+
+def test_a_whole_bucket_may_be_a_cache(object_store, space):
+    store = FeatureStore(cache_dir(object_store.root))
+    digest, rows = two_parts(store, space)
+    assert compact(store.root, now=True).parts_after == 1 and store.space_ids() == [space.id]
+    np.testing.assert_array_equal(store.gather(space.id, Keys.plain(digest)), rows)
+
+
+def test_what_is_no_cache_is_left_alone(root):
+    remote.put(f"{root}/thesis.tex", b"mine")
+    for call in (compact, lambda place: merge(cache_dir("s3://photographs/other"), place)):
+        with pytest.raises(CacheMissError, match="is no cache of headstart"):
+            call(root)
+    assert storage.read_whole(root / "thesis.tex") == b"mine"
+
+
 def test_a_space_and_a_dataset_are_removed_and_no_more(store, space, object_store):
     digest, _ = two_parts(store, space)
     other = make_space(dim=2)

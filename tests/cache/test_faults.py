@@ -209,6 +209,7 @@ def test_where_a_file_is_in_the_way_of_quarantine_a_damaged_part_gets_another_na
     flip(victim, 100)
     assert len(store.index(space.id)[0]) == 10
     assert victim.with_suffix(".damaged").exists()
+    assert info(store.root).quarantined == 0
     assert len(FeatureStore(store.root).parts(space.id)) == 1
 
 

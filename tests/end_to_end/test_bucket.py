@@ -4,6 +4,7 @@ import collections
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import BACKBONE
@@ -74,6 +75,19 @@ def test_a_warm_run_asks_the_store_little(headstart_json, few, cache, object_sto
     headstart_json("extract", few, "--backbone", BACKBONE, "--cache", cache)
     asked = collections.Counter(method for method, _ in object_store.faults.seen)
     assert asked == {"GET": 11}, asked
+
+
+def test_python_reaches_a_bucket_too(few, cache, tmp_path, monkeypatch):
+    import headstart
+
+    monkeypatch.chdir(tmp_path)
+    features = headstart.extract(few, BACKBONE, cache=cache)
+    pictures = sorted((few / "val" / "ants").iterdir())
+    rows = headstart.FrozenBackbone(BACKBONE, cache=cache).fit_transform(pictures)
+    assert rows.shape == (6, 1280) and features.summary()["cache"] == cache
+    assert not (tmp_path / ".headstart").exists()
+    with pytest.raises(headstart.errors.UsageError, match="has lost a slash"):
+        headstart.extract(few, BACKBONE, cache=Path(cache))
 
 
 def test_processes_share_a_bucket(headstart_json, few, cache):

@@ -77,13 +77,14 @@ class DaskCluster:
     def address(self) -> str:
         return json.loads(self.file.read_text())["address"]
 
-    def add(self, count: int = 1, threads: int = 1, **environment: str) -> list[subprocess.Popen]:
+    def add(self, count: int = 1, threads: int = 1, resources: str = "", **environment: str) -> list[subprocess.Popen]:
         """Start workers, and wait until the scheduler knows them."""
         before = self._connected()
         started = [
             self._start(
                 "worker", "--scheduler-file", self.file, "--nthreads", threads, "--no-nanny", "--no-dashboard",
                 "--memory-limit", "0", "--local-directory", self.folder / "spill",
+                *(("--resources", resources) if resources else ()),
                 **{"HEADSTART_PART_SECONDS": "0.05", **environment},
             )
             for _ in range(count)

@@ -394,17 +394,25 @@ class _Run:
             return
         record = self._record(attempt)
         del self.tries[key]
+        if record is None or record.outcome.interrupted:
+            self.report.again(attempt.number, f"worker {attempt.worker} went away")
+            self.waiting.appendleft(attempt.number)
+            return
         self._leave([other for other, one in self.tries.items() if one.number == attempt.number])
         self.took.append(time.monotonic() - attempt.begun)
         self.left.discard(attempt.number)
         yield attempt.number, record
 
-    def _record(self, attempt: _Try) -> Record:
+    def _record(self, attempt: _Try) -> Record | None:
+        """Return what a worker has, None where it does not answer any more."""
         from distributed import CancelledError, KilledWorker
 
         try:
             record: Record = attempt.future.result(timeout=RESULT_SECONDS)
             return record
+        except TimeoutError as error:
+            logger.debug("%s has a record and does not give it: %r", attempt.worker, error)
+            return None
         except KilledWorker as error:
             raise EngineError(
                 f"{error.allowed_failures + 1} workers ended over {self.shards.told(attempt.number)}, the last of them "

@@ -24,10 +24,10 @@ import numpy as np
 
 from ..cache.listing import CTIME, INODE, MTIME, SIZE, SPLITS, Listing, settled
 from ..cache.names import GrowingNames
-from ..cache.remote import is_url, read_range
+from ..cache.remote import is_url
 from ..cache.source import Source, Url, name_bytes, source_of
 from ..errors import DataError, DataNotFoundError, printable
-from .bucket import all_at_once, asked, hash63, reason_of, stat_of_object
+from .bucket import all_at_once, asked, hash63, read_part, reason_of, stat_of_object
 from .elsewhere import location
 from .files import NO_STAT, Stat, os_reason, stat_of
 from .layouts import BESIDE, Reading, read_tree, split_code
@@ -263,7 +263,7 @@ def _index(base: Source, name: bytes, tar: Stat) -> Index:
         if isinstance(base, Url):
             logger.info("listing %s, %.1f MB", printable(path), tar[SIZE] / 1e6)
             url = os.fsdecode(path)
-            return read_index(Ranges(lambda start, stop: read_range(url, start, stop), tar[SIZE], FETCHED), tar[SIZE])
+            return read_index(Ranges(lambda start, stop: read_part(url, start, stop), tar[SIZE], FETCHED), tar[SIZE])
         with open(path, "rb") as file:  # noqa: PTH123  (names are bytes)
             return read_index(file, os.fstat(file.fileno()).st_size)
     except OSError as error:

@@ -453,9 +453,9 @@ def test_each_byte_is_fetched_once_and_few_ranges_are_held(
     monkeypatch.setattr(access, "FETCHED", 200_000)
     images = list_images(remote_shards)
     asked: list[tuple[int, int]] = []
-    read_range = access.read_range
+    read_part = access.read_part
     monkeypatch.setattr(
-        access, "read_range", lambda url, start, stop: asked.append((start, stop)) or read_range(url, start, stop)
+        access, "read_part", lambda url, start, stop: asked.append((start, stop)) or read_part(url, start, stop)
     )
     todo = in_order_of_bytes(images.paths, images.stat, np.arange(12))
     reader = access_to(os.fsencode(remote_shards), images.paths, images.stat, todo)

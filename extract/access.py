@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from ..cache.listing import CTIME, INODE, MTIME, SIZE
-from ..cache.remote import is_url, read_range
+from ..cache.remote import is_url
 from ..errors import DecodeError
-from .bucket import IN_FLIGHT, MAX_BYTES, examined_objects, read_object, reason_of, stat_of_object
+from .bucket import IN_FLIGHT, MAX_BYTES, examined_objects, read_object, read_part, reason_of, stat_of_object
 from .elsewhere import locator
 from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, os_reason, read_with_stat, stat_of
 from .status import examined
@@ -280,7 +280,7 @@ class _Range:
                 raise self._error
             if self._data is None:
                 try:
-                    self._data = read_range(self._url, self.start, self.stop)
+                    self._data = read_part(self._url, self.start, self.stop)
                 except OSError as error:
                     self._error = error
                     raise

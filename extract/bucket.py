@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from ..cache.remote import filesystem, key_of, read_range, retried, scheme_of
+from ..cache.remote import filesystem, key_of, retried, scheme_of
 from ..cache.source import Url
 from ..errors import DataError, DataNotFoundError, DecodeError, printable
 from .files import EMPTY_FILE, Stat
@@ -273,13 +273,38 @@ def read_object(url: str, listed: Stat) -> tuple[bytes, Stat]:
 
 
 def _whole(url: str, size: int) -> bytes:
-    """Read an object of a known size, and one byte more where it has become larger."""
-    store, key = filesystem(scheme_of(url)), key_of(url)
-    if size < 0:
-        return _final(lambda: read_range(url))
+    """Read an object of a known size, and one byte more where it has become larger; of any size where it is -1."""
     # A range from its first byte: for a whole object s3fs would ask for its size first.
-    data: bytes = _final(lambda: store.cat_file(key, start=0, end=size + 1))
+    limits = {"start": 0, "end": size + 1} if size >= 0 else {}
+    return _fetched(url, **limits)
+
+
+def _fetched(url: str, **limits: int) -> bytes:
+    """Ask once for an object, or for some bytes of it, in one request."""
+    store, key = filesystem(scheme_of(url)), key_of(url)
+    in_one = {"max_concurrency": 1} if scheme_of(url) == "s3" and not limits else {}
+    data: bytes = _final(lambda: store.cat_file(key, **limits, **in_one))
     return data
+
+
+def read_part(url: str, start: int, stop: int) -> bytes:
+    """Read some bytes of an object in one request.
+
+    Raises
+    ------
+    OSError
+        They cannot be read, or fewer come than were asked for.
+    """
+
+    def read() -> bytes:
+        data = _fetched(url, start=start, end=stop)
+        if len(data) > stop - start:  # the whole, from a server that knows no ranges
+            data = data[start:stop]
+        if len(data) < stop - start:
+            raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
+        return data
+
+    return retried(read, url)
 
 
 def _replaced(url: str) -> tuple[bytes, Stat]:

@@ -147,7 +147,7 @@ def is_hidden(name: bytes) -> bool:
 
 def _on_pages(url: Url) -> Iterator[tuple[bytes, Stat, str | None]]:
     names = sorted(set(links_below(url)))
-    wanted = [name for name in names if _suffix(name) in SUFFIXES or _suffix(name) == _TAR]
+    wanted = [name for name in names if _suffix(name) in (*SUFFIXES, _TAR) and not is_hidden(name)]
     base = name_bytes(url)
     known = dict(zip(wanted, examined_objects([os.fsdecode(location(base, name)) for name in wanted]), strict=True))
     for name in names:

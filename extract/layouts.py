@@ -28,6 +28,8 @@ from .tree import Tree
 SPLIT_CODE: dict[str, int] = {"": 0, "train": 1, "val": 2, "valid": 2, "validation": 2, "test": 3}
 """The words that name a split, in lower case, and the codes of the splits."""
 
+BESIDE = "images that lie beside the class folders"
+
 _SPLIT_FOLDER = re.compile(rb"(train|val|valid|validation|test)(?:[-_. ].*)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -206,7 +208,7 @@ def _strays(folders: list[_Folder], keep: list[bool]) -> list[str]:
         for folder, kept in zip(folders, keep, strict=True)
         if not kept and (folder.split or not folder.parts)
     )
-    return [f"ignored {stray} images that lie beside the class folders"] if stray else []
+    return [f"ignored {stray} {BESIDE}"] if stray else []
 
 
 def _foreign(folders: list[_Folder]) -> list[str]:

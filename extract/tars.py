@@ -24,13 +24,13 @@ import numpy as np
 
 from ..cache.listing import CTIME, INODE, MTIME, SIZE, SPLITS, Listing, settled
 from ..cache.names import GrowingNames
-from ..cache.remote import is_url, read_range
+from ..cache.remote import is_url
 from ..cache.source import Source, Url, name_bytes, source_of
 from ..errors import DataError, DataNotFoundError, printable
-from .bucket import all_at_once, asked, hash63, reason_of, stat_of_object
+from .bucket import all_at_once, asked, hash63, read_part, reason_of, stat_of_object
 from .elsewhere import location
 from .files import NO_STAT, Stat, os_reason, stat_of
-from .layouts import Reading, read_tree, split_code
+from .layouts import BESIDE, Reading, read_tree, split_code
 from .tar_index import BLOCK, IN_TAR, Index, Member, Ranges, read_index
 from .tree import Tree
 
@@ -44,6 +44,7 @@ _MOST = 100_000  # tars that braces may name
 _PACKED = re.compile(r"\.(tgz|tbz2?|txz|tzst|tar\.\w+)", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_UNREAD = "cannot be read"
 _SLASH = "\0"  # stands for a slash in a label that becomes the name of a folder
 _MASK = (1 << 32) - 1
 _going_through = threading.Lock()
@@ -262,12 +263,12 @@ def _index(base: Source, name: bytes, tar: Stat) -> Index:
         if isinstance(base, Url):
             logger.info("listing %s, %.1f MB", printable(path), tar[SIZE] / 1e6)
             url = os.fsdecode(path)
-            return read_index(Ranges(lambda start, stop: read_range(url, start, stop), tar[SIZE], FETCHED), tar[SIZE])
+            return read_index(Ranges(lambda start, stop: read_part(url, start, stop), tar[SIZE], FETCHED), tar[SIZE])
         with open(path, "rb") as file:  # noqa: PTH123  (names are bytes)
             return read_index(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         reason = reason_of(error) if isinstance(base, Url) else os_reason(error)
-        return Index(damage=f"cannot be read: {reason}")
+        return Index(damage=f"{_UNREAD}: {reason}")
 
 
 class _Growing:
@@ -279,6 +280,7 @@ class _Growing:
         self._paths = GrowingNames()
         self._splits = splits
         self._labelled = False
+        self._damaged: list[tuple[bytes, bytes, Stat, str]] = []
         self._places: dict[bytes, int] = {}
         self._folders: list[np.ndarray] = [np.zeros(0, np.int64)]
         self._stats: list[np.ndarray] = [np.zeros((0, 4), np.int64)]
@@ -317,11 +319,7 @@ class _Growing:
         folders = [self.place(b"/".join(filter(None, (top, self._folder(member))))) for member in members]
         reasons = {place: member.reason for place, member in enumerate(members) if member.reason}
         if index.damage:
-            reasons[len(paths)] = index.damage
-            paths.append(name)
-            stats.append(member_stat(tar, 0, tar[SIZE]))
-            # Where its pictures are, so that it is told whatever the layout.
-            folders.append(folders[-1] if folders else self.place(b"/".join(filter(None, (top, b"")))))
+            self._damaged.append((name, top, member_stat(tar, 0, tar[SIZE]), index.damage))
         self.extend(paths, np.array(stats, np.int64).reshape(-1, 4), np.array(folders, np.int64), reasons)
 
     def _folder(self, member: Member) -> bytes:
@@ -332,7 +330,12 @@ class _Growing:
         return b"/".join(part for part in parts if part not in (b"", b".", b".."))
 
     def finish(self) -> None:
-        """Put the columns into the tree."""
+        """Put the columns into the tree, and damaged tars, each as a picture of some class, or it would be left out."""
+        names = (folder.partition(b"/")[2] if self._splits else folder for folder in self.tree.folders)
+        some_class = next(filter(None, names), b"")
+        for name, top, stat_, damage in self._damaged:
+            folder = self.place(b"/".join(filter(None, (top, some_class))))
+            self.extend([name], np.array([stat_], np.int64), np.array([folder], np.int64), {0: damage})
         self.tree.paths = self._paths.finished()
         self.tree.folder, self.tree.stats = np.concatenate(self._folders), np.concatenate(self._stats)
 
@@ -343,6 +346,9 @@ class _Growing:
         elif layout == "auto" and self._labelled:
             layout = "classes"
         reading = read_tree(self.tree, layout)
+        if self._labelled:
+            notes = [note.replace(BESIDE, "images without a label in their tar") for note in reading.notes]
+            reading = replace(reading, notes=tuple(notes))
         return _with_slashes(reading) if any(_SLASH in name for name in reading.classes) else reading
 
 
@@ -383,6 +389,8 @@ class _Listed:
         paths = list(listing.paths.take(rows))
         failed = {place: why for place, why in listing.failures.take(rows).items() if not self._known[rows[place]]}
         reasons = {place: why for place, why in failed.items() if paths[place] == name or IN_TAR in why}
+        if any(why.startswith(_UNREAD) for why in reasons.values()):  # the disk or the network may be there now
+            return False
         growing.extend(paths, stats, folders[which.reshape(-1)], reasons)
         self.used += 1
         return True

@@ -33,8 +33,11 @@ def links_below(url: Url) -> Iterator[bytes]:
             if not link.startswith(root) or "?" in link or "#" in link or link in seen:
                 continue
             seen.add(link)
+            name = urllib.parse.unquote_to_bytes(link[len(root) :])
+            if b".." in name.split(b"/"):  # joined to the page by whoever read it; it leads upwards
+                continue
             if not link.endswith("/"):
-                yield urllib.parse.unquote_to_bytes(link[len(root) :])
+                yield name
             elif len(seen) > MOST_PAGES and len(waiting) > MOST_PAGES:
                 raise DataError(
                     f"{printable(str(url))} leads to more than {MOST_PAGES} pages; name one of them as DATA"

@@ -229,14 +229,15 @@ class _Team:
     def placing(self, workers: Collection[str]) -> dict[str, Any]:
         """Return how the scheduler is told to place a task on one of some workers, on another one should they all die.
 
-        Where it may choose among all, it is told nothing.
+        Where it may choose among all, it is told nothing. Among those with a GPU it chooses by itself: a task that may
+        go to another worker at need goes there whether that has the resource or not, which ends it (a `KeyError` in
+        distributed 2026.8).
         """
-        placing: dict[str, Any] = {}
         if self._wants_gpu and any(self._known[worker].gpu for worker in workers):
-            placing["resources"] = {GPU: 1}
+            return {"resources": {GPU: 1}}
         if len(workers) < len(self._there):
-            placing |= {"workers": sorted(workers), "allow_other_workers": True}
-        return placing
+            return {"workers": sorted(workers), "allow_other_workers": True}
+        return {}
 
     def _ask(self, workers: list[str]) -> None:
         if not workers:

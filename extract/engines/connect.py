@@ -69,7 +69,7 @@ def ray_session(address: str) -> Any:
     if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
         raise MissingExtraError(f'--address {address} needs a package; run `pip install "ray[client]"`')
     try:
-        _knock(address)
+        knock(address)
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise EngineError(
@@ -79,7 +79,7 @@ def ray_session(address: str) -> Any:
     return ray
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Connect to HOST:PORT and leave again, where an address names one: Ray itself would try for minutes.
 
     Raises

@@ -227,16 +227,17 @@ class _Team:
         return with_gpu if with_gpu and self._wants_gpu else fit
 
     def placing(self, workers: Collection[str]) -> dict[str, Any]:
-        """Return how the scheduler is told to place a task on one of some workers, on another one should they all die.
+        """Return how the scheduler is told to place a task on one of some workers.
 
-        Where it may choose among all, it is told nothing.
+        On no others, should these die: where a task may go elsewhere at need (`allow_other_workers`), any idle worker
+        steals it, whether it was named, and has the resource, or not.
         """
-        placing: dict[str, Any] = {}
-        if self._wants_gpu and any(self._known[worker].gpu for worker in workers):
-            placing["resources"] = {GPU: 1}
-        if len(workers) < len(self._there):
-            placing |= {"workers": sorted(workers), "allow_other_workers": True}
-        return placing
+        with_gpu = self._wants_gpu and any(self._known[worker].gpu for worker in workers)
+        return {"workers": sorted(workers), "resources": {GPU: 1} if with_gpu else None}
+
+    def are_gone(self, workers: Collection[str]) -> bool:
+        """Tell whether none of some workers is there any more."""
+        return self._there.isdisjoint(workers)
 
     def _ask(self, workers: list[str]) -> None:
         if not workers:
@@ -269,6 +270,8 @@ class _Try:
     number : int
         Of its shard.
     future : Future
+    workers : collection of str
+        That it was given to.
     submitted : float
         When.
     worker : str
@@ -279,6 +282,7 @@ class _Try:
 
     number: int
     future: Future
+    workers: Collection[str]
     submitted: float
     worker: str = ""
     begun: float = 0.0
@@ -338,6 +342,7 @@ class _Run:
 
     def _hand_out(self) -> None:
         """Keep the scheduler supplied; when nothing is left, help those that wait for a slow worker."""
+        self._miss_the_dead()
         free = set(self.team.fit) - {attempt.worker for attempt in self.leaving.values()}
         room = IN_FLIGHT * len(free) - len(self.tries)
         while room > 0 and self.waiting:
@@ -345,6 +350,16 @@ class _Run:
             room -= 1
         if not self.waiting and (idle := free - {attempt.worker for attempt in self.tries.values()}):
             self._help(idle)
+
+    def _miss_the_dead(self) -> None:
+        """Take back what was given to workers none of which is left, and expect nothing more of those that are gone."""
+        for key, attempt in list(self.leaving.items()):
+            if self.team.are_gone([attempt.worker]):
+                del self.leaving[key]
+        for key, attempt in list(self.tries.items()):
+            if self.team.are_gone(attempt.workers):
+                self._leave([key])
+                self._again(attempt, "no worker that may do it is there any more")
 
     def _help(self, idle: set[str]) -> None:
         """Have workers that have nothing to do take over from one that is late."""
@@ -368,7 +383,7 @@ class _Run:
             embed_on_worker, self.shards.order(number, self.team.token), self.topic, key, key=key, pure=False,
             retries=TRIES - 1, **self.team.placing(workers),
         )  # fmt: skip
-        self.tries[key] = _Try(number, future, time.monotonic())
+        self.tries[key] = _Try(number, future, workers, time.monotonic())
         future.add_done_callback(lambda done: self.heard.put(_Event(done.key, "done")))
 
     def _take(self, event: _Event) -> Iterator[tuple[int, Record]]:
@@ -395,13 +410,18 @@ class _Run:
         record = self._record(attempt)
         del self.tries[key]
         if record is None or record.outcome.interrupted:
-            self.report.again(attempt.number, f"worker {attempt.worker} went away")
-            self.waiting.appendleft(attempt.number)
+            self._again(attempt, f"worker {attempt.worker} went away")
             return
         self._leave([other for other, one in self.tries.items() if one.number == attempt.number])
         self.took.append(time.monotonic() - attempt.begun)
         self.left.discard(attempt.number)
         yield attempt.number, record
+
+    def _again(self, attempt: _Try, why: str) -> None:
+        """Put a shard first among those that wait, unless somebody else is at it."""
+        if all(other.number != attempt.number for other in self.tries.values()):
+            self.report.again(attempt.number, why)
+            self.waiting.appendleft(attempt.number)
 
     def _record(self, attempt: _Try) -> Record | None:
         """Return what a worker has, None where it does not answer any more."""

@@ -29,6 +29,7 @@ from .task import Here, embed_shard
 logger = logging.getLogger("headstart.extract")
 
 IN_FLIGHT = 2  # shards a worker that Ray has: the one it is at, and the next
+LOOK_EVERY = 5.0  # seconds between two looks at whether the cluster is there
 _POLL = 0.1  # seconds between two looks at whether to stop
 
 
@@ -77,6 +78,18 @@ class RayEngine:
         self._ray = ray
         self._address = address
         self._run = run
+        self._door = address if ":" in address else ray.get_runtime_context().gcs_address
+
+    def check(self) -> None:
+        """See whether the cluster's head still answers: a minute after its end, Ray would end this process too.
+
+        Raises
+        ------
+        EngineError
+            It does not.
+        """
+        with _answered(self._address):
+            connect.knock(self._door)
 
     def workers(self) -> int:
         """Return how many tasks can be done at once."""
@@ -161,9 +174,7 @@ def _answered(address: str) -> Iterator[None]:
 
     try:
         yield
-    except (RayError, ConnectionError, RuntimeError) as error:
-        if isinstance(error, HeadstartError):
-            raise
+    except (RayError, OSError, RuntimeError) as error:
         raise EngineError(
             f"the Ray cluster at {address} does not answer any more ({type(error).__name__}); what was embedded is in "
             "the cache, run again to go on"
@@ -195,9 +206,12 @@ class _Run:
         """Give records as they come."""
         task = self.ray.remote(max_retries=0, **self.engine.task())(embed_as_task)
         threads = int(self.engine.task()["num_cpus"])
-        room = IN_FLIGHT * self.shards.workers
+        room, looked = IN_FLIGHT * self.shards.workers, time.monotonic()
         try:
             while (self.waiting or self.under_way) and not self.stopped():
+                if time.monotonic() - looked > LOOK_EVERY:
+                    self.engine.check()
+                    looked = time.monotonic()
                 while self.waiting and len(self.under_way) < room:
                     number = self.waiting.popleft()
                     self.under_way[task.remote(self.shards.order(number, self.token), threads)] = number

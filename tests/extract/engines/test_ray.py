@@ -57,12 +57,12 @@ def start_to_work(photos: Path, folder: Path, *options: object) -> subprocess.Po
     return process
 
 
-def tasks() -> list[int]:
-    """Return the processes of this machine that are at a task of ours."""
+def processes(mark: bytes) -> list[int]:
+    """Return the processes of this machine whose command line has a mark."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if TASK in (folder / "cmdline").read_bytes():
+            if mark in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:  # it has just ended
             continue
@@ -87,12 +87,12 @@ def test_a_cluster_gives_the_rows_of_one_process(headstart_json, photos, engine,
 def test_a_process_that_is_killed_loses_nothing(photos, tmp_path, engine):
     process = start_to_work(photos, tmp_path, *engine, "--json")
     before = {path: path.read_bytes() for path in parts(tmp_path)}
-    wait_for(tasks)
-    os.kill(tasks()[0], signal.SIGKILL)
+    wait_for(lambda: processes(TASK))
+    os.kill(processes(TASK)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     done = json.loads(out)
-    assert (done["embedded"], done["failed"], done["retried"]) == (196, 0, 1)
+    assert (done["embedded"], done["failed"]) == (196, 0) and done["retried"] >= 1
     assert "warning: a process of the Ray cluster ended (WorkerCrashedError): shard " in err and "Traceback" not in err
     assert {path: path.read_bytes() for path in before} == before
     assert 196 <= safe_rows(tmp_path) < 196 + 25
@@ -143,3 +143,14 @@ def test_an_address_where_nobody_is(headstart, photos):
     status, _, err = headstart("extract", photos, *SMALL, "--engine", "ray", "--address", "127.0.0.1:9")
     assert status == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("error: no Ray cluster answers at 127.0.0.1:9 (")
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_head_dies_ends_the_run(photos, tmp_path):
+    with ray_cluster(tmp_path) as address:
+        process = start_to_work(photos, tmp_path, "--engine", "ray", "--address", address, "--workers", 1)
+        (head,) = processes(f"--gcs_server_port={address.rpartition(':')[2]}".encode())
+        os.kill(head, signal.SIGKILL)
+        _, err = process.communicate(timeout=50)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"error: the Ray cluster at {address} does not answer any more (")

@@ -293,3 +293,10 @@ def test_the_dataset_is_found_by_its_url(photos: str, tmp_path: Path) -> None:
     assert listing is not None and (listing.root, listing.source) == (photos, photos)
     dry = plan_extract(photos, cache=tmp_path, **SMALL)
     assert (dry.to_read, dry.missing, dry.reused) == (0, 0, PICTURES)
+
+
+def test_pictures_one_by_one_may_be_urls(photos: str, few: Path, tmp_path: Path) -> None:
+    embedding = headstart.FrozenBackbone(cache=tmp_path, **SMALL)
+    files = sorted(few.rglob("*.jpg"))[:3]
+    rows = embedding.fit_transform([f"{photos}/{path.relative_to(few)}" for path in files])
+    assert np.array_equal(rows, embedding.transform(files))

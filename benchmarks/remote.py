@@ -1,8 +1,8 @@
 """Pictures in a bucket: one request at a time against many, and tars against loose objects, of one server.
 
-The server is moto's on loopback, in a process of its own, that answers each request after 20 ms, as a store in the same
-region does. Photographs are read, hashed and decoded as `extract` does it, without a network behind; both sides of each
-comparison are read alternately from the same server, and the best of each counts.
+The server speaks as much of S3 as is needed, on loopback and in a process of its own; it answers each request after
+20 ms, as a store in the same region does. Photographs are read, hashed and decoded as `extract` does it, without a
+network behind; all sides are read alternately from the same server, and the best of each counts.
 
 Run: HEADSTART_SAMPLES=... python benchmarks/remote.py
 """
@@ -29,16 +29,53 @@ from headstart.extract.reader import Ahead, Need, Reader
 PICTURES, SHARD, TIMES = 400, 200, 2
 WAIT = 0.02  # seconds before each answer
 SERVER = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from object_store import serving
-stores = serving()
-store = next(stores)
-store.faults.reset(wait=float(sys.argv[2]))
-print(*[f"{name}={value}" for name, value in store.environment.items()], flush=True)
-for _ in sys.stdin:
-    print(len(store.faults.seen), flush=True)
-    store.faults.seen.clear()
+import asyncio, hashlib, sys, threading
+from xml.sax.saxutils import escape
+from aiohttp import web
+
+objects, seen = {}, []
+WHEN = "2026-01-01T00:00:00.000Z"
+
+async def answer(request):
+    seen.append(request.path)
+    key = request.path.removeprefix("/photographs").lstrip("/")
+    if request.method == "PUT":
+        data = await request.read()
+        objects[key] = data, hashlib.md5(data).hexdigest()
+        return web.Response(headers={"ETag": f'"{objects[key][1]}"'})
+    await asyncio.sleep(float(sys.argv[1]))
+    if not key:
+        prefix = request.query.get("prefix", "")
+        entry = "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size></Contents>"
+        found = [entry.format(escape(name), WHEN, mark, len(data))
+                 for name, (data, mark) in sorted(objects.items()) if name.startswith(prefix)]
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(found)}</ListBucketResult>"
+        return web.Response(text=text, content_type="application/xml")
+    data, mark = objects[key]
+    headers = {"ETag": f'"{mark}"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    if request.method == "HEAD":
+        return web.Response(headers={**headers, "Content-Length": str(len(data))})
+    span = request.http_range
+    part = data[span.start or 0 : span.stop]
+    return web.Response(body=part, status=206 if span.start is not None else 200, headers=headers)
+
+def count():
+    for _ in sys.stdin:
+        print(len(seen), flush=True)
+        seen.clear()
+
+async def serve():
+    application = web.Application(client_max_size=1 << 30)
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    print(site._server.sockets[0].getsockname()[1], flush=True)
+    threading.Thread(target=count, daemon=True).start()
+    await asyncio.Event().wait()
+
+asyncio.run(serve())
 """
 
 
@@ -46,12 +83,11 @@ class Server:
     """The store, in a process of its own."""
 
     def __init__(self) -> None:
-        tests = Path(__file__).resolve().parent.parent / "tests"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(tests), str(WAIT)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        os.environ.update(word.split("=", 1) for word in self._line().split())
+            [sys.executable, "-c", SERVER, str(WAIT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{int(self._line())}"
+        os.environ.update(AWS_ACCESS_KEY_ID="somebody", AWS_SECRET_ACCESS_KEY="anything")
 
     def requests(self) -> int:
         """Return how many there were since this was last asked."""
@@ -96,7 +132,7 @@ def rate(images: ImageList, in_flight: int | None = None) -> float:
     access: Access = access_to(base, names, images.stat, todo)
     waiting = access.in_flight if in_flight is None else in_flight - workers
     threads = max(1, workers + waiting)
-    need = Need(Preprocess(), (KeyIndex([]),))
+    need = Need(Preprocess(resize=256, crop=224), (KeyIndex([]),))
     reader = Reader(base, [need], stat=images.stat, workers=workers, access=access)
     with ThreadPoolExecutor(threads) as pool:
         begin = time.perf_counter()

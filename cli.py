@@ -100,7 +100,7 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
     """Embed the images of DATA that the cache lacks.
 
     DATA is a folder with split folders (train/, val/), a folder of class folders, a CSV file with path,label[,split],
-    or a flat folder without labels. The default is data/ in the working directory.
+    a flat folder without labels, or tars; here or at a URL. The default is data/ in the working directory.
 
     \b
     headstart extract photos
@@ -108,6 +108,8 @@ def extract(data: Path, dry_run: bool, strict: bool, **given: Any) -> Any:
     headstart extract photos --backbone resnet18 --backbone mobilenet_v3_small
     headstart extract photos --backbone vgg16 --layer classifier.3 --resize none --crop 224
     headstart extract photos --views 8 --augment tutorial
+    headstart extract s3://bucket/photos
+    headstart extract 'shards/{train,val}-{0000..0009}.tar'
     """
     from .extract.interrupt import stop_on_interrupt
     from .extract.job import extract as run

@@ -9,13 +9,24 @@ from typing import Protocol
 
 import numpy as np
 
+from ..cache.failures import Failures
 from ..cache.listing import CTIME, INODE, MTIME, SIZE
+from ..cache.names import Names
 from ..cache.remote import is_url
 from ..errors import DecodeError
-from .bucket import IN_FLIGHT, MAX_BYTES, examined_objects, read_object, read_part, reason_of, stat_of_object
-from .elsewhere import locator
+from .bucket import (
+    IN_FLIGHT,
+    MAX_BYTES,
+    examined_all,
+    examined_objects,
+    read_object,
+    read_part,
+    reason_of,
+    stat_of_object,
+)
+from .elsewhere import is_named_by_url, locator
 from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, os_reason, read_with_stat, stat_of
-from .status import examined
+from .status import all_examined, examined
 from .tars import FETCHED, INSIDE, examined_member, offset_of, split_member, tar_mark
 
 _OTHER_TAR = "the tar is another one by now; run again"
@@ -309,6 +320,39 @@ def in_order_of_bytes(names: Sequence[bytes], stat: np.ndarray, todo: np.ndarray
     )
     offset = np.where([match is not None for match in tars], stat[todo, INODE] >> 32, 0)
     return np.asarray(todo[np.lexsort((offset, which))])
+
+
+def all_examined_anywhere(base: bytes, names: Names) -> tuple[np.ndarray, Failures]:
+    """Do for many images what `status.all_examined` does for files; objects are asked for many at once.
+
+    Parameters
+    ----------
+    base : bytes
+        Folder or URL that names are relative to.
+    names : Names, N
+
+    Returns
+    -------
+    stats : ndarray of shape (N, 4), dtype int64
+    reasons : Failures
+        Of those that cannot be read.
+    """
+    elsewhere = is_url(os.fsdecode(base))
+    remote = [elsewhere or is_named_by_url(name) for name in names]
+    rows = np.flatnonzero(np.array(remote, bool))
+    if not rows.size:
+        return all_examined(base, names)
+    stats, reasons = np.zeros((len(names), len(NO_STAT)), np.int64), Failures()
+    here = np.setdiff1d(np.arange(len(names)), rows)
+    if here.size:
+        stats[here], found = all_examined(base, names.take(here))
+        reasons.add(found.moved(here[found.rows]))
+    urls = [os.fsdecode(location) for location in map(locator(base), names.take(rows))]
+    for row, (stat, reason) in zip(rows.tolist(), examined_all(urls), strict=True):
+        stats[row] = stat
+        if reason is not None:
+            reasons[row] = reason
+    return stats, reasons
 
 
 def examined_anywhere(path: bytes) -> tuple[Stat, str | None]:

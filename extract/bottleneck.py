@@ -12,7 +12,8 @@ class Bottleneck:
     Attributes
     ----------
     busy : dict of str to float
-        Share of the time, 0 to 1, of "decode" (reading included, over all its threads), "forward" and "write".
+        Share of the time, 0 to 1, of "decode" (reading of files included, over all its threads), "forward" and "write";
+        and of "read" where pictures come from a store.
     device : str
         "cpu", "cuda" or "mps".
     workers : int
@@ -36,6 +37,7 @@ class Bottleneck:
         cores: int,
         processes: int = 1,
         writers: int = 1,
+        waiting: int = 0,
     ) -> Bottleneck:
         """Measure a run.
 
@@ -51,9 +53,13 @@ class Bottleneck:
             How many shared the work, each with networks of its own.
         writers : int, default 1
             Threads that wrote, in all of them.
+        waiting : int, default 0
+            Threads beside the workers that did nothing but wait for a store.
         """
         threads = {"decode": workers, "forward": processes, "write": writers}
         spent = {**stages, "decode": stages["read"] + stages["decode"]}
+        if waiting:
+            threads, spent = {"read": workers + waiting, **threads}, stages
         busy = {name: min(1.0, spent[name] / max(seconds, 1e-9) / count) for name, count in threads.items()}
         return cls(busy, device, workers, cores)
 
@@ -71,6 +77,8 @@ class Bottleneck:
             )
         if self.stage == "write":
             return f"bound by write: {_percent(busy['write'])} busy; the disk of the cache is slower than the network"
+        if self.stage == "read":
+            return f"bound by read: {_percent(busy['read'])} busy; the store is slower than decoding and the network"
         used = f"{self.workers} workers of {self.cores} in use"
         if self.device == "cpu":
             return f"bound by decode: {_percent(busy['decode'])} busy, {used}"

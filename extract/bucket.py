@@ -78,8 +78,18 @@ def _pages(url: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def asked(call: Callable[[], Result], url: str | Url) -> Result:
     """Return what a store answers, asked again where its error passes; an error that stays is a line for people."""
+    return told(lambda: retried(lambda: _final(call), str(url)), url)
+
+
+def told(call: Callable[[], Result], url: str | Url) -> Result:
+    """Return what a call returns, and make a line for people of its error.
+
+    Raises
+    ------
+    DataNotFoundError, DataError
+    """
     try:
-        return retried(lambda: _final(call), str(url))
+        return call()
     except FileNotFoundError as error:
         raise DataNotFoundError(f"nothing is there: {printable(str(url))}; check the name") from error
     except OSError as error:

@@ -45,16 +45,18 @@ def locator(base: bytes) -> Callable[[bytes], bytes]:
     """
     folder = os.fsdecode(base)
     if not is_url(folder):
-        # (names are bytes)
-        return lambda name: name if b"://" in name and is_url(os.fsdecode(name)) else os.path.join(base, name)  # noqa: PTH118
+        return lambda name: name if is_named_by_url(name) else os.path.join(base, name)  # noqa: PTH118  (bytes)
     prefix, web = base.rstrip(b"/") + b"/", scheme_of(folder) in WEB
 
     def below(name: bytes) -> bytes:
-        if b"://" in name and is_url(os.fsdecode(name)):
-            return name
-        return prefix + (quoted(name).encode() if web else name)
+        return name if is_named_by_url(name) else prefix + (quoted(name).encode() if web else name)
 
     return below
+
+
+def is_named_by_url(name: bytes) -> bool:
+    """Tell whether the name of an image is a URL itself, as it may be in a CSV."""
+    return b"://" in name and is_url(os.fsdecode(name))
 
 
 def found_at(url: Url) -> Found | None:
@@ -101,7 +103,7 @@ class Found:
             if is_hidden(name):
                 continue
             suffix = _suffix(name)
-            if is_url(os.fsdecode(name)):  # as a name it would lead elsewhere: whoever writes here does not choose that
+            if is_named_by_url(name):  # as a name it would lead elsewhere: whoever writes here does not choose that
                 reason = "its name is a URL"
             if suffix in SUFFIXES:
                 if reason is not None:

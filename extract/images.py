@@ -19,17 +19,14 @@ from ..cache.datasets import load_listing
 from ..cache.failures import Failures
 from ..cache.names import GrowingNames, Names
 from ..cache.place import Place
-from ..cache.remote import is_url
 from ..cache.source import Named, Source, Url, name_bytes, source_of
 from ..cache.tags import Tags
 from ..errors import DataError, DataNotFoundError, UsageError, printable
-from .access import examined_anywhere
-from .bucket import examined_all
+from .access import all_examined_anywhere, examined_anywhere
 from .csv_file import unique_lines
 from .elsewhere import Found, found_at, found_below, location, timeless_note
 from .files import SUFFIXES, os_reason, some, with_slashes
 from .layouts import Reading, read_tree
-from .status import all_examined
 from .tars import Tars, list_tars, named_tars, names_tars, tars_in
 from .tree import Tree, walk
 
@@ -362,31 +359,11 @@ def _list_csv(data: Source) -> ImageList:
     lines = unique_lines(data)
     if not lines.paths:
         raise DataError(f"{printable(data)} lists no images below its header; add lines of path,label")
-    stats, reasons = _examined_lines(data, lines.paths)
+    stats, reasons = all_examined_anywhere(name_bytes(data.parent), lines.paths)
     keep = np.ones(len(lines.paths), bool)
     rows = _Rows(lines.paths, lines.label, lines.split, stats, reasons, keep, lines.tags)
     notes = [f"merged {lines.merged} lines that say the same of an image"] if lines.merged else []
     return _assembled(data, data.parent, "csv", lines.classes, rows, notes + lines.doubts + timeless_note(stats))
-
-
-def _examined_lines(data: Source, names: Names) -> tuple[npt.NDArray[np.int64], Failures]:
-    """Look at the files of this machine, and at objects, many at once."""
-    base = name_bytes(data.parent)
-    remote = isinstance(data, Url) or np.array([b"://" in name and is_url(os.fsdecode(name)) for name in names], bool)
-    rows = np.flatnonzero(np.broadcast_to(remote, len(names)))
-    if not rows.size:
-        return all_examined(base, names)
-    stats, reasons = np.zeros((len(names), 4), np.int64), Failures()
-    here = np.setdiff1d(np.arange(len(names)), rows)
-    if here.size:
-        stats[here], found = all_examined(base, names.take(here))
-        reasons.add(found.moved(here[found.rows]))
-    urls = [os.fsdecode(location(base, name)) for name in names.take(rows)]
-    for row, (stat_, reason) in zip(rows.tolist(), examined_all(urls), strict=True):
-        stats[row] = stat_
-        if reason is not None:
-            reasons[row] = reason
-    return stats, reasons
 
 
 # Counts

@@ -400,8 +400,9 @@ def _bottleneck(outcome: Outcome, cores: int) -> Bottleneck | None:
     if not outcome.images:
         return None
     return Bottleneck.of(
-        outcome.stages, outcome.seconds, outcome.device, outcome.workers, cores, outcome.processes, outcome.writers
-    )
+        outcome.stages, outcome.seconds, outcome.device, outcome.workers, cores, outcome.processes, outcome.writers,
+        outcome.waiting,
+    )  # fmt: skip
 
 
 def _note_oddities(outcome: Outcome, embedders: Sequence[Embedder]) -> None:

@@ -21,15 +21,16 @@ import numpy as np
 
 from ..cache.listing import Listing
 from ..cache.names import Names
+from ..cache.remote import is_url
 from ..cache.store import FeatureStore
 from ..errors import CacheError, DecodeError, UsageError, printable
+from .access import all_examined_anywhere
 from .decode import as_bmp, pixels_of
 from .embed import embed_listing
 from .embedder import Embedder
 from .files import os_reason
 from .known_files import recall_files, remember_files
 from .plan import failure_rules
-from .status import all_examined
 
 SPOOLED_BYTES = 256_000_000  # of pictures in memory that are on the disk at once
 WANTED = "paths, Pillow's images or uint8 arrays of shape (height, width, 3)"
@@ -133,7 +134,7 @@ def embed_files(store: FeatureStore, embedder: Embedder, names: Sequence[bytes])
 def _listing(paths: Names, rules: str) -> Listing:
     """Return a listing of files as they are now, none of which has been read; nothing of it is ever saved."""
     scanned_ns = time.time_ns()
-    stats, reasons = all_examined(b"", paths)
+    stats, reasons = all_examined_anywhere(b"", paths)
     return Listing(
         root="", source="", layout="flat", classes=(), paths=paths,
         label=np.full(len(paths), -1, np.int32),
@@ -146,8 +147,10 @@ def _listing(paths: Names, rules: str) -> Listing:
 
 
 def _path(picture: str | bytes | os.PathLike[Any]) -> bytes:
-    """Return an absolute path; "..", which a link before it may lead anywhere, is left to the system."""
+    """Return an absolute path, or a URL; "..", which a link before it may lead anywhere, is left to the system."""
     try:
+        if is_url(str(picture)):
+            return os.fsencode(str(picture))
         return os.path.join(os.getcwdb(), os.fsencode(picture))  # noqa: PTH109, PTH118  (names are bytes)
     except UnicodeEncodeError:
         return b"\0"  # as little the name of a file as that which cannot be encoded

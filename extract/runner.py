@@ -62,6 +62,8 @@ class Outcome:
         Wall time from the moment when the first network was ready, without the time that others took to load.
     workers, writers, processes : int
         Threads that read and decoded, threads that wrote, and processes that shared the work.
+    waiting : int
+        Threads that waited for a store beside the workers.
     shards, retried : int
         Into how many pieces the work was cut for them, and how often one of those was begun again.
     device : str
@@ -87,6 +89,7 @@ class Outcome:
     seconds: float = 0.0
     workers: int = 1
     writers: int = 1
+    waiting: int = 0
     processes: int = 1
     shards: int = 1
     retried: int = 0
@@ -237,6 +240,7 @@ def run_in_steps(
             if work.views.count > 1:
                 logger.info("a picture that gets augmented views is decoded by the processor, not by the GPU")
         access = access_to(work.base, work.names, work.stat, work.todo)
+        outcome.waiting = access.in_flight
         # Threads that wait for the GPU, or for a store, take no core.
         waiting = (2 * BATCH if gpu else 0) + access.in_flight
         pool = stack.enter_context(ThreadPoolExecutor(workers + waiting, thread_name_prefix="decode"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...cache.listing import Listing
 from ...cache.place import Place
-from ...cache.source import Source
+from ...cache.source import Source, Url
 from ...cache.store import FeatureStore
 from ...errors import DataError, DecodeError, TrainingError, printable
 from ...extract.access import access_to
@@ -149,6 +149,8 @@ def load_pictures(
     scanned = time.time_ns()
     images = limited(list_images(data, layout=layout, cache=cache), limit)
     describe(images)
+    if isinstance(images.base, Url):
+        logger.info("pictures are fetched anew in every epoch; from a copy on this machine they come faster")
     base = base_folder(images)
     listing = recall_listing(cache, images, failure_rules(run.max_pixels), scanned_ns=scanned)
     _look(listing, base, run, ranks, stopped)

@@ -269,7 +269,7 @@ class Whole:
         self._outcome = Outcome.empty(len(shards.work.names))
         # By worker: seconds that it worked; threads that read, and that wrote.
         self._seconds: dict[str, float] = {}
-        self._threads: dict[str, tuple[int, int]] = {}
+        self._threads: dict[str, tuple[int, int, int]] = {}
         self._devices: set[str] = set()
 
     def add(self, number: int, record: Record) -> None:
@@ -288,7 +288,7 @@ class Whole:
         for stage, seconds in found.stages.items():
             whole.stages[stage] += seconds
         self._seconds[record.worker] = self._seconds.get(record.worker, 0.0) + found.seconds
-        self._threads[record.worker] = found.workers, found.writers
+        self._threads[record.worker] = found.workers, found.writers, found.waiting
         self._devices |= {found.device} - {"none"}
 
     def outcome(self) -> Outcome:
@@ -296,8 +296,9 @@ class Whole:
         whole = self._outcome
         whole.interrupted |= self._left > 0
         whole.seconds = max(self._seconds.values(), default=0.0)
-        whole.workers = sum(readers for readers, _ in self._threads.values())
-        whole.writers = sum(writers for _, writers in self._threads.values())
+        whole.workers = sum(readers for readers, _, _ in self._threads.values())
+        whole.writers = sum(writers for _, writers, _ in self._threads.values())
+        whole.waiting = sum(waiting for _, _, waiting in self._threads.values())
         whole.processes = len(self._threads)
         whole.shards = len(self._shards)
         whole.device = "+".join(sorted(self._devices)) or "none"

@@ -30,6 +30,14 @@ def test_the_busiest_stage_for_its_threads_is_named_with_what_the_others_could_d
     assert (found.stage, found.line()) == (stage, line)
 
 
+def test_waiting_for_a_store_is_a_stage_of_its_own():
+    stages = {"read": 330.0, "decode": 3.0, "forward": 5.0, "write": 0.1}
+    found = Bottleneck.of(stages, 10.0, "cpu", 2, 2, waiting=32)
+    assert found.line() == "bound by read: 97 % busy; the store is slower than decoding and the network"
+    assert found.busy["decode"] == 0.15
+    assert Bottleneck.of({**stages, "read": 100.0}, 10.0, "cpu", 2, 2, waiting=32).stage == "forward"
+
+
 def test_shares_lie_between_none_and_all():
     found = bottleneck(30.0, 0.0)
     assert found.busy["forward"] == 1.0

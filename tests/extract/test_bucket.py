@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from object_store import ObjectStore
+from remote_pictures import SMALL, hold, upload
 
 import headstart
 from headstart.cache import remote
@@ -19,25 +20,7 @@ from headstart.extract.bucket import UNKNOWN_TIME, examined_all, read_object, st
 from headstart.extract.images import list_images, list_paths
 from headstart.extract.job import plan_extract
 
-SMALL = {"backbone": "mobilenet_v3_small", "weights": "none", "resize": 32, "crop": 32, "batch_size": 8}
 PICTURES = 36  # of `few`
-
-
-def upload(store: ObjectStore, folder: Path) -> str:
-    prefix = f"photos-{uuid.uuid4().hex}"  # the store outlives a test
-    for path in sorted(folder.rglob("*.jpg")):
-        remote.put(f"{store.root}/{prefix}/{path.relative_to(folder)}", path.read_bytes())
-    store.faults.reset()
-    return f"{store.root}/{prefix}"
-
-
-def hold(url: str, data: bytes) -> None:
-    """Keep an object without a request, which is quicker for a thousand of them."""
-    from moto.core import DEFAULT_ACCOUNT_ID
-    from moto.s3.models import s3_backends
-
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(bucket, key, data)
 
 
 def gets(store: ObjectStore) -> list[str]:
@@ -47,7 +30,7 @@ def gets(store: ObjectStore) -> list[str]:
 
 @pytest.fixture
 def photos(object_store: ObjectStore, few: Path) -> str:
-    return upload(object_store, few)
+    return upload(few, f"{object_store.root}/photos-{uuid.uuid4().hex}")  # the store outlives a test
 
 
 class Gate:
@@ -310,3 +293,10 @@ def test_the_dataset_is_found_by_its_url(photos: str, tmp_path: Path) -> None:
     assert listing is not None and (listing.root, listing.source) == (photos, photos)
     dry = plan_extract(photos, cache=tmp_path, **SMALL)
     assert (dry.to_read, dry.missing, dry.reused) == (0, 0, PICTURES)
+
+
+def test_pictures_one_by_one_may_be_urls(photos: str, few: Path, tmp_path: Path) -> None:
+    embedding = headstart.FrozenBackbone(cache=tmp_path, **SMALL)
+    files = sorted(few.rglob("*.jpg"))[:3]
+    rows = embedding.fit_transform([f"{photos}/{path.relative_to(few)}" for path in files])
+    assert np.array_equal(rows, embedding.transform(files))

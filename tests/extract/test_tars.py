@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from object_store import ObjectStore
+from remote_pictures import SMALL, hold
 from tar_files import Entry, samples_of, tar_of, write_tar
 
 import headstart
@@ -21,8 +22,6 @@ from headstart.extract.images import ImageList, list_images, list_paths
 from headstart.extract.job import plan_extract
 from headstart.extract.tar_index import read_index
 from headstart.extract.tars import expanded
-
-SMALL = {"backbone": "mobilenet_v3_small", "weights": "none", "resize": 32, "crop": 32, "batch_size": 8}
 
 
 def pictures(few: Path, split: str) -> list[Path]:
@@ -396,7 +395,7 @@ def test_members_are_read_in_the_order_of_their_bytes(few: Path, tmp_path: Path)
 def remote_shards(object_store: ObjectStore, few: Path) -> str:
     prefix = f"{object_store.root}/shards"
     for name, content in shards_of(few).items():
-        remote.put(f"{prefix}/{name}", content)
+        hold(f"{prefix}/{name}", content)
     object_store.faults.reset()
     return prefix
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from remote_pictures import SMALL
 from tar_files import samples_of, write_tar
 
 import headstart
@@ -17,8 +18,6 @@ from headstart.cache import remote
 from headstart.errors import DataError, DataNotFoundError
 from headstart.extract.access import access_to
 from headstart.extract.images import list_images, list_paths
-
-SMALL = {"backbone": "mobilenet_v3_small", "weights": "none", "resize": 32, "crop": 32, "batch_size": 8}
 
 
 @dataclass

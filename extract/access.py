@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,11 +30,14 @@ from .bucket import (
 from .elsewhere import is_named_by_url, locator
 from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, os_reason, read_with_stat, stat_of
 from .status import all_examined, examined
+from .tar_index import BLOCK
 from .tars import FETCHED, INSIDE, examined_member, offset_of, split_member, tar_mark
 
 _OTHER_TAR = "the tar is another one by now; run again"
 _MASK = (1 << 32) - 1
 _UNKNOWN: Stat = (-1, 0, 0, 0)
+_ELSEWHERE = re.compile(rb"://|\.tar/", re.IGNORECASE)
+_PIECE = 1 << 22  # bytes of names that are looked through at a time
 _GAP = 256 << 10  # bytes between two members that are rather fetched than skipped
 _OF_TARS = 8  # fetches of tars at a time: each is large
 
@@ -83,10 +89,21 @@ def access_to(base: bytes, names: Sequence[bytes], stat: np.ndarray | None, todo
     todo : ndarray of shape (n,), dtype int64
         Which of them will be read, each once, in about this order.
     """
-    local = not is_url(os.fsdecode(base))
-    if local and not any(b"://" in names[row] or INSIDE.search(names[row]) for row in todo.tolist()):
+    if not is_url(os.fsdecode(base)) and not _any_has(names, todo, _ELSEWHERE):
         return Files(base)
     return _Anywhere(base, names, stat, todo)
+
+
+def _any_has(names: Sequence[bytes], todo: np.ndarray, wanted: re.Pattern[bytes]) -> bool:
+    """Tell whether a pattern stands in any of the names; where they are in columns, those of others count too."""
+    if not isinstance(names, Names):
+        return any(wanted.search(names[row]) for row in todo.tolist())
+    joined = names.joined  # looked through piece by piece, without an object a name
+    return any(wanted.search(joined[start : start + _PIECE + 8].tobytes()) for start in range(0, len(joined), _PIECE))
+
+
+def _some(names: Sequence[bytes], todo: np.ndarray) -> Iterable[bytes]:
+    return names.take(todo) if isinstance(names, Names) else (names[row] for row in todo.tolist())
 
 
 class _Anywhere:
@@ -96,18 +113,17 @@ class _Anywhere:
         self._locate, self._stat = locator(base), stat
         self._tars: dict[bytes, _Tar | None] = {}
         remote = False
-        members: dict[bytes, list[tuple[int, int, int]]] = {}
-        for row in todo.tolist():
-            path = self._locate(names[row])
+        members: dict[bytes, array[int]] = {}
+        for row, name in zip(todo.tolist(), _some(names, todo), strict=True):
+            path = self._locate(name)
             remote |= is_url(os.fsdecode(path))
             tar = (split_member(path) or (None,))[0]
-            if tar is not None and self._is_tar(tar) and stat is not None:
-                size, offset = int(stat[row, SIZE]), offset_of(int(stat[row, INODE]))
-                members.setdefault(tar, []).append((offset, offset + size, row))
-        for tar, spans in members.items():
-            found = self._tars[tar]
-            if found is not None:
-                found.expect(spans)
+            if tar is not None and self._is_tar(tar):
+                members.setdefault(tar, array("q")).append(row)
+        for tar, rows in members.items():
+            if (found := self._tars[tar]) is not None and stat is not None:
+                own = stat[np.array(rows)]
+                found.expect((own[:, INODE] >> 32) * BLOCK, own[:, SIZE])
         self.in_flight = (_OF_TARS if members else IN_FLIGHT) if remote else 0
 
     def read(self, number: int, name: bytes) -> tuple[bytes, Stat]:
@@ -116,7 +132,7 @@ class _Anywhere:
         listed = NO_STAT if self._stat is None else _as_stat(self._stat[number])
         tar = (split_member(path) or (None,))[0]
         if tar is not None and (found := self._tars.get(tar)) is not None and found.there():
-            return found.read(number, listed), listed
+            return found.read(listed), listed
         if is_url(os.fsdecode(path)):
             return read_object(os.fsdecode(path), listed)
         return read_with_stat(path)
@@ -155,9 +171,9 @@ def _check_tar(tar: Stat, listed: Stat) -> None:
 class _Tar(Protocol):
     def there(self) -> bool: ...
 
-    def expect(self, spans: list[tuple[int, int, int]]) -> None: ...
+    def expect(self, starts: np.ndarray, sizes: np.ndarray) -> None: ...
 
-    def read(self, number: int, listed: Stat) -> bytes: ...
+    def read(self, listed: Stat) -> bytes: ...
 
 
 class _LocalTar:
@@ -170,10 +186,10 @@ class _LocalTar:
         """Say yes: it was looked for."""
         return True
 
-    def expect(self, spans: list[tuple[int, int, int]]) -> None:
+    def expect(self, starts: np.ndarray, sizes: np.ndarray) -> None:
         """Take note of nothing: the system reads ahead."""
 
-    def read(self, number: int, listed: Stat) -> bytes:
+    def read(self, listed: Stat) -> bytes:
         """Return the bytes of a member."""
         _check_size(listed)
         try:
@@ -207,7 +223,8 @@ class _RemoteTar:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._range_of: dict[int, _Range] = {}
+        self._starts: list[int] = []
+        self._ranges: list[_Range] = []
         self._lock = threading.Lock()
         self._stat: Stat | OSError | None = None
 
@@ -215,35 +232,40 @@ class _RemoteTar:
         """Tell whether there is such an object, and what is called a tar is no folder."""
         return not isinstance(self._asked(), FileNotFoundError)
 
-    def expect(self, spans: list[tuple[int, int, int]]) -> None:
-        """Plan the ranges by which members will be fetched.
+    def expect(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+        """Plan the ranges by which members will be fetched, each of them once.
 
         Parameters
         ----------
-        spans : list of (int, int, int)
-            Where each begins and ends, and its number.
+        starts, sizes : ndarray of shape (n,), dtype int64
+            Where each begins, and how many bytes it has.
         """
         last: _Range | None = None
-        for start, stop, number in sorted(spans):
+        order = np.argsort(starts, kind="stable")
+        for start, size in zip(starts[order].tolist(), sizes[order].tolist(), strict=True):
+            stop = start + size
             if last is None or start > last.stop + _GAP or stop - last.start > FETCHED:
                 last = _Range(self._url, start, stop)
+                self._starts.append(start)
+                self._ranges.append(last)
             last.take(stop)
-            self._range_of[number] = last
 
-    def read(self, number: int, listed: Stat) -> bytes:
+    def read(self, listed: Stat) -> bytes:
         """Return the bytes of a member."""
-        found = self._range_of.pop(number, None)
+        offset = offset_of(listed[INODE])
+        found = self._range_at(offset)
         try:
             _check_size(listed)
             try:
                 _check_tar(self._tar(), listed)
-                offset = offset_of(listed[INODE])
-                return (found or _Range(self._url, offset, offset + listed[SIZE])).bytes(offset, listed[SIZE])
+                return found.bytes(offset, listed[SIZE])
             except OSError as error:
                 raise DecodeError(reason_of(error)) from error
         finally:
-            if found is not None:
-                found.taken()
+            found.taken()
+
+    def _range_at(self, offset: int) -> _Range:
+        return self._ranges[bisect_right(self._starts, offset) - 1]
 
     def _tar(self) -> Stat:
         found = self._asked()
@@ -308,18 +330,16 @@ class _Range:
 
 def in_order_of_bytes(names: Sequence[bytes], stat: np.ndarray, todo: np.ndarray) -> np.ndarray:
     """Return which images to read, (n,) int64, those of a tar in the order in which their bytes lie in it."""
-    tars = [INSIDE.search(names[row]) for row in todo.tolist()]
-    if not any(tars):
+    if not _any_has(names, todo, INSIDE):
         return todo
     number: dict[bytes, int] = {}
-    which = np.array(
-        [
-            number.setdefault(names[row][: match.end()] if match else b"", len(number))
-            for row, match in zip(todo.tolist(), tars, strict=True)
-        ]
-    )
-    offset = np.where([match is not None for match in tars], stat[todo, INODE] >> 32, 0)
-    return np.asarray(todo[np.lexsort((offset, which))])
+    which = array("q")
+    for name in _some(names, todo):
+        parts = split_member(name)
+        which.append(-1 if parts is None else number.setdefault(parts[0], len(number)))
+    of_tar = np.array(which)
+    offset = np.where(of_tar < 0, 0, stat[todo, INODE] >> 32)
+    return np.asarray(todo[np.lexsort((offset, of_tar))])
 
 
 def all_examined_anywhere(base: bytes, names: Names) -> tuple[np.ndarray, Failures]:

@@ -462,7 +462,7 @@ def test_each_byte_is_fetched_once_and_few_ranges_are_held(
         reader.read(row, images.paths[row])
     assert asked == sorted(asked) and all(one[1] <= next_one[0] for one, next_one in pairwise(asked))
     tar = next(iter(reader._tars.values()))
-    assert not tar._range_of
+    assert tar._ranges and not [one for one in tar._ranges if one._data is not None]  # each was dropped after its last
 
 
 def test_one_member_by_its_name_alone(remote_shards: str, shards: Path, few: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +39,7 @@ _MASK = (1 << 32) - 1
 _UNKNOWN: Stat = (-1, 0, 0, 0)
 _ELSEWHERE = re.compile(rb"://|\.tar/", re.IGNORECASE)
 _PIECE = 1 << 22  # bytes of names that are looked through at a time
+_AHEAD = 3  # ranges of a tar that are fetched before they are needed
 _GAP = 256 << 10  # bytes between two members that are rather fetched than skipped
 _OF_TARS = 8  # fetches of tars at a time: each is large
 
@@ -112,6 +114,7 @@ class _Anywhere:
     def __init__(self, base: bytes, names: Sequence[bytes], stat: np.ndarray | None, todo: np.ndarray) -> None:
         self._locate, self._stat = locator(base), stat
         self._tars: dict[bytes, _Tar | None] = {}
+        self._pool = ThreadPoolExecutor(_OF_TARS, "fetch")  # starts no thread before there is something to fetch
         remote = False
         members: dict[bytes, array[int]] = {}
         for row, name in zip(todo.tolist(), _some(names, todo), strict=True):
@@ -140,7 +143,7 @@ class _Anywhere:
     def _is_tar(self, path: bytes) -> bool:
         """Tell whether what is named like a tar is one, and no folder."""
         if path not in self._tars:
-            self._tars[path] = _opened(path)
+            self._tars[path] = _opened(path, self._pool)
         return self._tars[path] is not None
 
 
@@ -149,9 +152,9 @@ def _as_stat(row: np.ndarray) -> Stat:
     return size, mtime, ctime, inode
 
 
-def _opened(path: bytes) -> _Tar | None:
+def _opened(path: bytes, pool: ThreadPoolExecutor) -> _Tar | None:
     if is_url(os.fsdecode(path)):
-        return _RemoteTar(os.fsdecode(path))
+        return _RemoteTar(os.fsdecode(path), pool)
     return _LocalTar(path) if os.path.isfile(path) else None  # noqa: PTH113  (names are bytes)
 
 
@@ -217,12 +220,12 @@ def _read_at(descriptor: int, offset: int, size: int) -> bytes:
 class _RemoteTar:
     """Members of a tar in a store, fetched many at a time in large ranges, each byte once.
 
-    Whoever needs a range first fetches it, the others wait for it; it is dropped when its last member has been taken.
-    So memory holds about as many ranges as there are readers.
+    A range is begun with when the first of its members is wanted, or one of those shortly before it, and is dropped
+    when its last member has been taken. So memory holds a few ranges more than there are readers, at most.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, pool: ThreadPoolExecutor) -> None:
+        self._url, self._pool = url, pool
         self._starts: list[int] = []
         self._ranges: list[_Range] = []
         self._lock = threading.Lock()
@@ -253,19 +256,19 @@ class _RemoteTar:
     def read(self, listed: Stat) -> bytes:
         """Return the bytes of a member."""
         offset = offset_of(listed[INODE])
-        found = self._range_at(offset)
+        place = bisect_right(self._starts, offset) - 1
+        found = self._ranges[place]
         try:
             _check_size(listed)
             try:
                 _check_tar(self._tar(), listed)
-                return found.bytes(offset, listed[SIZE])
+                for one in self._ranges[place : place + 1 + _AHEAD]:
+                    one.begin(self._pool)
+                return found.bytes(self._pool, offset, listed[SIZE])
             except OSError as error:
                 raise DecodeError(reason_of(error)) from error
         finally:
             found.taken()
-
-    def _range_at(self, offset: int) -> _Range:
-        return self._ranges[bisect_right(self._starts, offset) - 1]
 
     def _tar(self) -> Stat:
         found = self._asked()
@@ -285,40 +288,38 @@ class _RemoteTar:
 
 
 class _Range:
-    """Some bytes of an object, from the moment when they are needed until the last of those who need them has come."""
+    """Some bytes of an object, from shortly before they are needed until the last of those who need them has come."""
 
     def __init__(self, url: str, start: int, stop: int) -> None:
         self._url = url
         self.start, self.stop = start, stop
         self._left = 0
         self._lock = threading.Lock()
-        self._data: bytes | None = None
-        self._error: OSError | None = None
+        self._data: Future[bytes] | None = None
 
     def take(self, stop: int) -> None:
         """Make room for one more member, which ends at `stop`."""
         self.stop = max(self.stop, stop)
         self._left += 1
 
-    def bytes(self, offset: int, size: int) -> bytes:
-        """Return the bytes of a member; whoever comes first fetches all.
+    def begin(self, pool: ThreadPoolExecutor) -> Future[bytes] | None:
+        """Fetch the bytes, unless that has begun; None where nobody needs them any more."""
+        with self._lock:
+            if self._data is None and self._left > 0:
+                self._data = pool.submit(read_part, self._url, self.start, self.stop)
+            return self._data
+
+    def bytes(self, pool: ThreadPoolExecutor, offset: int, size: int) -> bytes:
+        """Return the bytes of a member.
 
         Raises
         ------
         OSError
             They cannot be fetched; nobody tries again.
         """
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._data is None:
-                try:
-                    self._data = read_part(self._url, self.start, self.stop)
-                except OSError as error:
-                    self._error = error
-                    raise
-            data = self._data
-        return data[offset - self.start : offset - self.start + size]
+        data = self.begin(pool)
+        assert data is not None  # as long as one of those who need it has not come
+        return data.result()[offset - self.start : offset - self.start + size]
 
     def taken(self) -> None:
         """Drop the bytes where nobody else needs them."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -27,11 +31,15 @@ from .bucket import (
 from .elsewhere import is_named_by_url, locator
 from .files import EMPTY_FILE, NO_STAT, OPEN_FLAGS, Stat, os_reason, read_with_stat, stat_of
 from .status import all_examined, examined
+from .tar_index import BLOCK
 from .tars import FETCHED, INSIDE, examined_member, offset_of, split_member, tar_mark
 
 _OTHER_TAR = "the tar is another one by now; run again"
 _MASK = (1 << 32) - 1
 _UNKNOWN: Stat = (-1, 0, 0, 0)
+_ELSEWHERE = re.compile(rb"://|\.tar/", re.IGNORECASE)
+_PIECE = 1 << 22  # bytes of names that are looked through at a time
+_AHEAD = 3  # ranges of a tar that are fetched before they are needed
 _GAP = 256 << 10  # bytes between two members that are rather fetched than skipped
 _OF_TARS = 8  # fetches of tars at a time: each is large
 
@@ -83,10 +91,21 @@ def access_to(base: bytes, names: Sequence[bytes], stat: np.ndarray | None, todo
     todo : ndarray of shape (n,), dtype int64
         Which of them will be read, each once, in about this order.
     """
-    local = not is_url(os.fsdecode(base))
-    if local and not any(b"://" in names[row] or INSIDE.search(names[row]) for row in todo.tolist()):
+    if not is_url(os.fsdecode(base)) and not _any_has(names, todo, _ELSEWHERE):
         return Files(base)
     return _Anywhere(base, names, stat, todo)
+
+
+def _any_has(names: Sequence[bytes], todo: np.ndarray, wanted: re.Pattern[bytes]) -> bool:
+    """Tell whether a pattern stands in any of the names; where they are in columns, those of others count too."""
+    if not isinstance(names, Names):
+        return any(wanted.search(names[row]) for row in todo.tolist())
+    joined = names.joined  # looked through piece by piece, without an object a name
+    return any(wanted.search(joined[start : start + _PIECE + 8].tobytes()) for start in range(0, len(joined), _PIECE))
+
+
+def _some(names: Sequence[bytes], todo: np.ndarray) -> Iterable[bytes]:
+    return names.take(todo) if isinstance(names, Names) else (names[row] for row in todo.tolist())
 
 
 class _Anywhere:
@@ -95,19 +114,19 @@ class _Anywhere:
     def __init__(self, base: bytes, names: Sequence[bytes], stat: np.ndarray | None, todo: np.ndarray) -> None:
         self._locate, self._stat = locator(base), stat
         self._tars: dict[bytes, _Tar | None] = {}
+        self._pool = ThreadPoolExecutor(_OF_TARS, "fetch")  # starts no thread before there is something to fetch
         remote = False
-        members: dict[bytes, list[tuple[int, int, int]]] = {}
-        for row in todo.tolist():
-            path = self._locate(names[row])
+        members: dict[bytes, array[int]] = {}
+        for row, name in zip(todo.tolist(), _some(names, todo), strict=True):
+            path = self._locate(name)
             remote |= is_url(os.fsdecode(path))
             tar = (split_member(path) or (None,))[0]
-            if tar is not None and self._is_tar(tar) and stat is not None:
-                size, offset = int(stat[row, SIZE]), offset_of(int(stat[row, INODE]))
-                members.setdefault(tar, []).append((offset, offset + size, row))
-        for tar, spans in members.items():
-            found = self._tars[tar]
-            if found is not None:
-                found.expect(spans)
+            if tar is not None and self._is_tar(tar):
+                members.setdefault(tar, array("q")).append(row)
+        for tar, rows in members.items():
+            if (found := self._tars[tar]) is not None and stat is not None:
+                own = stat[np.array(rows)]
+                found.expect((own[:, INODE] >> 32) * BLOCK, own[:, SIZE])
         self.in_flight = (_OF_TARS if members else IN_FLIGHT) if remote else 0
 
     def read(self, number: int, name: bytes) -> tuple[bytes, Stat]:
@@ -116,7 +135,7 @@ class _Anywhere:
         listed = NO_STAT if self._stat is None else _as_stat(self._stat[number])
         tar = (split_member(path) or (None,))[0]
         if tar is not None and (found := self._tars.get(tar)) is not None and found.there():
-            return found.read(number, listed), listed
+            return found.read(listed), listed
         if is_url(os.fsdecode(path)):
             return read_object(os.fsdecode(path), listed)
         return read_with_stat(path)
@@ -124,7 +143,7 @@ class _Anywhere:
     def _is_tar(self, path: bytes) -> bool:
         """Tell whether what is named like a tar is one, and no folder."""
         if path not in self._tars:
-            self._tars[path] = _opened(path)
+            self._tars[path] = _opened(path, self._pool)
         return self._tars[path] is not None
 
 
@@ -133,9 +152,9 @@ def _as_stat(row: np.ndarray) -> Stat:
     return size, mtime, ctime, inode
 
 
-def _opened(path: bytes) -> _Tar | None:
+def _opened(path: bytes, pool: ThreadPoolExecutor) -> _Tar | None:
     if is_url(os.fsdecode(path)):
-        return _RemoteTar(os.fsdecode(path))
+        return _RemoteTar(os.fsdecode(path), pool)
     return _LocalTar(path) if os.path.isfile(path) else None  # noqa: PTH113  (names are bytes)
 
 
@@ -155,9 +174,9 @@ def _check_tar(tar: Stat, listed: Stat) -> None:
 class _Tar(Protocol):
     def there(self) -> bool: ...
 
-    def expect(self, spans: list[tuple[int, int, int]]) -> None: ...
+    def expect(self, starts: np.ndarray, sizes: np.ndarray) -> None: ...
 
-    def read(self, number: int, listed: Stat) -> bytes: ...
+    def read(self, listed: Stat) -> bytes: ...
 
 
 class _LocalTar:
@@ -170,10 +189,10 @@ class _LocalTar:
         """Say yes: it was looked for."""
         return True
 
-    def expect(self, spans: list[tuple[int, int, int]]) -> None:
+    def expect(self, starts: np.ndarray, sizes: np.ndarray) -> None:
         """Take note of nothing: the system reads ahead."""
 
-    def read(self, number: int, listed: Stat) -> bytes:
+    def read(self, listed: Stat) -> bytes:
         """Return the bytes of a member."""
         _check_size(listed)
         try:
@@ -201,13 +220,14 @@ def _read_at(descriptor: int, offset: int, size: int) -> bytes:
 class _RemoteTar:
     """Members of a tar in a store, fetched many at a time in large ranges, each byte once.
 
-    Whoever needs a range first fetches it, the others wait for it; it is dropped when its last member has been taken.
-    So memory holds about as many ranges as there are readers.
+    A range is begun with when the first of its members is wanted, or one of those shortly before it, and is dropped
+    when its last member has been taken. So memory holds a few ranges more than there are readers, at most.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._range_of: dict[int, _Range] = {}
+    def __init__(self, url: str, pool: ThreadPoolExecutor) -> None:
+        self._url, self._pool = url, pool
+        self._starts: list[int] = []
+        self._ranges: list[_Range] = []
         self._lock = threading.Lock()
         self._stat: Stat | OSError | None = None
 
@@ -215,35 +235,40 @@ class _RemoteTar:
         """Tell whether there is such an object, and what is called a tar is no folder."""
         return not isinstance(self._asked(), FileNotFoundError)
 
-    def expect(self, spans: list[tuple[int, int, int]]) -> None:
-        """Plan the ranges by which members will be fetched.
+    def expect(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+        """Plan the ranges by which members will be fetched, each of them once.
 
         Parameters
         ----------
-        spans : list of (int, int, int)
-            Where each begins and ends, and its number.
+        starts, sizes : ndarray of shape (n,), dtype int64
+            Where each begins, and how many bytes it has.
         """
         last: _Range | None = None
-        for start, stop, number in sorted(spans):
+        order = np.argsort(starts, kind="stable")
+        for start, size in zip(starts[order].tolist(), sizes[order].tolist(), strict=True):
+            stop = start + size
             if last is None or start > last.stop + _GAP or stop - last.start > FETCHED:
                 last = _Range(self._url, start, stop)
+                self._starts.append(start)
+                self._ranges.append(last)
             last.take(stop)
-            self._range_of[number] = last
 
-    def read(self, number: int, listed: Stat) -> bytes:
+    def read(self, listed: Stat) -> bytes:
         """Return the bytes of a member."""
-        found = self._range_of.pop(number, None)
+        offset = offset_of(listed[INODE])
+        place = bisect_right(self._starts, offset) - 1
+        found = self._ranges[place]
         try:
             _check_size(listed)
             try:
                 _check_tar(self._tar(), listed)
-                offset = offset_of(listed[INODE])
-                return (found or _Range(self._url, offset, offset + listed[SIZE])).bytes(offset, listed[SIZE])
+                for one in self._ranges[place : place + 1 + _AHEAD]:
+                    one.begin(self._pool)
+                return found.bytes(self._pool, offset, listed[SIZE])
             except OSError as error:
                 raise DecodeError(reason_of(error)) from error
         finally:
-            if found is not None:
-                found.taken()
+            found.taken()
 
     def _tar(self) -> Stat:
         found = self._asked()
@@ -263,40 +288,38 @@ class _RemoteTar:
 
 
 class _Range:
-    """Some bytes of an object, from the moment when they are needed until the last of those who need them has come."""
+    """Some bytes of an object, from shortly before they are needed until the last of those who need them has come."""
 
     def __init__(self, url: str, start: int, stop: int) -> None:
         self._url = url
         self.start, self.stop = start, stop
         self._left = 0
         self._lock = threading.Lock()
-        self._data: bytes | None = None
-        self._error: OSError | None = None
+        self._data: Future[bytes] | None = None
 
     def take(self, stop: int) -> None:
         """Make room for one more member, which ends at `stop`."""
         self.stop = max(self.stop, stop)
         self._left += 1
 
-    def bytes(self, offset: int, size: int) -> bytes:
-        """Return the bytes of a member; whoever comes first fetches all.
+    def begin(self, pool: ThreadPoolExecutor) -> Future[bytes] | None:
+        """Fetch the bytes, unless that has begun; None where nobody needs them any more."""
+        with self._lock:
+            if self._data is None and self._left > 0:
+                self._data = pool.submit(read_part, self._url, self.start, self.stop)
+            return self._data
+
+    def bytes(self, pool: ThreadPoolExecutor, offset: int, size: int) -> bytes:
+        """Return the bytes of a member.
 
         Raises
         ------
         OSError
             They cannot be fetched; nobody tries again.
         """
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._data is None:
-                try:
-                    self._data = read_part(self._url, self.start, self.stop)
-                except OSError as error:
-                    self._error = error
-                    raise
-            data = self._data
-        return data[offset - self.start : offset - self.start + size]
+        data = self.begin(pool)
+        assert data is not None  # as long as one of those who need it has not come
+        return data.result()[offset - self.start : offset - self.start + size]
 
     def taken(self) -> None:
         """Drop the bytes where nobody else needs them."""
@@ -308,18 +331,16 @@ class _Range:
 
 def in_order_of_bytes(names: Sequence[bytes], stat: np.ndarray, todo: np.ndarray) -> np.ndarray:
     """Return which images to read, (n,) int64, those of a tar in the order in which their bytes lie in it."""
-    tars = [INSIDE.search(names[row]) for row in todo.tolist()]
-    if not any(tars):
+    if not _any_has(names, todo, INSIDE):
         return todo
     number: dict[bytes, int] = {}
-    which = np.array(
-        [
-            number.setdefault(names[row][: match.end()] if match else b"", len(number))
-            for row, match in zip(todo.tolist(), tars, strict=True)
-        ]
-    )
-    offset = np.where([match is not None for match in tars], stat[todo, INODE] >> 32, 0)
-    return np.asarray(todo[np.lexsort((offset, which))])
+    which = array("q")
+    for name in _some(names, todo):
+        parts = split_member(name)
+        which.append(-1 if parts is None else number.setdefault(parts[0], len(number)))
+    of_tar = np.array(which)
+    offset = np.where(of_tar < 0, 0, stat[todo, INODE] >> 32)
+    return np.asarray(todo[np.lexsort((offset, of_tar))])
 
 
 def all_examined_anywhere(base: bytes, names: Names) -> tuple[np.ndarray, Failures]:

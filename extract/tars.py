@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cache.listing import CTIME, INODE, MTIME, SIZE, SPLITS, Listing, settled
-from ..cache.names import GrowingNames
+from ..cache.names import GrowingNames, Names
 from ..cache.remote import is_url
 from ..cache.source import Source, Url, name_bytes, source_of
 from ..errors import DataError, DataNotFoundError, printable
@@ -244,9 +244,10 @@ def list_tars(
 def _listed(tars: Tars, layout: str, known: _Listed | None) -> _Growing:
     growing = _Growing(_are_splits(tars, layout))
     new = {name: tar for name, tar in tars.stats.items() if known is None or not known.add_to(growing, name, tar)}
+    if new:
+        logger.info("listing %d tars, %.1f MB", len(new), sum(tar[SIZE] for tar in new.values()) / 1e6)
     with ThreadPoolExecutor(_AT_ONCE, "tar") as pool:
-        indices = list(pool.map(lambda item: _index(tars.base, *item), new.items()))
-    growing.add(new, indices)
+        growing.add(new, list(pool.map(lambda item: _Packed.of(_index(tars.base, *item)), new.items())))
     growing.finish()
     return growing
 
@@ -259,9 +260,9 @@ def _are_splits(tars: Tars, layout: str) -> bool:
 
 def _index(base: Source, name: bytes, tar: Stat) -> Index:
     path = location(name_bytes(base), name)
+    logger.debug("listing %s, %.1f MB", printable(path), tar[SIZE] / 1e6)
     try:
         if isinstance(base, Url):
-            logger.info("listing %s, %.1f MB", printable(path), tar[SIZE] / 1e6)
             url = os.fsdecode(path)
             return read_index(Ranges(lambda start, stop: read_part(url, start, stop), tar[SIZE], FETCHED), tar[SIZE])
         with open(path, "rb") as file:  # noqa: PTH123  (names are bytes)
@@ -269,6 +270,34 @@ def _index(base: Source, name: bytes, tar: Stat) -> Index:
     except OSError as error:
         reason = reason_of(error) if isinstance(base, Url) else os_reason(error)
         return Index(damage=f"{_UNREAD}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """The n pictures of a tar in columns: an object each would take a gigabyte for a few million."""
+
+    names: Names
+    offset: np.ndarray
+    size: np.ndarray
+    labels: list[str | None]
+    reasons: dict[int, str]
+    others: int
+    repeated: int
+    damage: str | None
+
+    @classmethod
+    def of(cls, index: Index) -> _Packed:
+        members, labels = index.members, dict[str | None, str | None]()
+        return cls(
+            Names.of(member.name for member in members),
+            np.array([member.offset for member in members], np.int64),
+            np.array([member.size for member in members], np.int64),
+            [labels.setdefault(member.label, member.label) for member in members],  # each text once
+            {place: member.reason for place, member in enumerate(members) if member.reason},
+            index.others,
+            index.repeated,
+            index.damage,
+        )
 
 
 class _Growing:
@@ -300,9 +329,9 @@ class _Growing:
         self._stats.append(stats)
         self._folders.append(folders)
 
-    def add(self, tars: dict[bytes, Stat], indices: Sequence[Index]) -> None:
+    def add(self, tars: dict[bytes, Stat], indices: Sequence[_Packed]) -> None:
         """Take in the members of tars that were gone through."""
-        self._labelled = any(member.label is not None for index in indices for member in index.members)
+        self._labelled = any(label is not None for index in indices for label in index.labels)
         for (name, tar), index in zip(tars.items(), indices, strict=True):
             self._add(name, tar, index)
         for count, words in (
@@ -311,22 +340,23 @@ class _Growing:
         ):
             self.notes += [f"{count} {words}"] if count else []
 
-    def _add(self, name: bytes, tar: Stat, index: Index) -> None:
+    def _add(self, name: bytes, tar: Stat, index: _Packed) -> None:
         top = name.partition(b"/")[0] if self._splits else b""
-        members = index.members
-        paths = [name + b"/" + member.name for member in members]
-        stats = [member_stat(tar, member.offset, member.size) for member in members]
-        folders = [self.place(b"/".join(filter(None, (top, self._folder(member))))) for member in members]
-        reasons = {place: member.reason for place, member in enumerate(members) if member.reason}
+        own = map(self._folder, index.names, index.labels)
+        folders = np.array([self.place(b"/".join(filter(None, (top, folder)))) for folder in own], np.int64)
+        stats = np.empty((len(folders), 4), np.int64)
+        stats[:] = member_stat(tar, 0, 0)
+        stats[:, SIZE] = index.size
+        stats[:, INODE] += (index.offset // BLOCK) << 32
+        self.extend([name + b"/" + member for member in index.names], stats, folders, index.reasons)
         if index.damage:
             self._damaged.append((name, top, member_stat(tar, 0, tar[SIZE]), index.damage))
-        self.extend(paths, np.array(stats, np.int64).reshape(-1, 4), np.array(folders, np.int64), reasons)
 
-    def _folder(self, member: Member) -> bytes:
+    def _folder(self, name: bytes, label: str | None) -> bytes:
         """Return the folder that stands for a member's class: its label's, or where no sample has one, its own."""
         if self._labelled:
-            return as_folder(member.label) if member.label else b""
-        parts = member.name.split(b"/")[:-1]
+            return as_folder(label) if label else b""
+        parts = name.split(b"/")[:-1]
         return b"/".join(part for part in parts if part not in (b"", b".", b".."))
 
     def finish(self) -> None:

@@ -1,14 +1,13 @@
 """Folders in a bucket: a real S3 server on loopback, and what goes wrong on the way to it."""
 
 import os
-import threading
 import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 from object_store import ObjectStore
-from remote_pictures import SMALL, hold, upload
+from remote_pictures import SMALL, Gate, hold, upload
 
 import headstart
 from headstart.cache import remote
@@ -31,24 +30,6 @@ def gets(store: ObjectStore) -> list[str]:
 @pytest.fixture
 def photos(object_store: ObjectStore, few: Path) -> str:
     return upload(few, f"{object_store.root}/photos-{uuid.uuid4().hex}")  # the store outlives a test
-
-
-class Gate:
-    """Lets requests for objects through once so many of them wait at a time."""
-
-    def __init__(self, wanted: int) -> None:
-        self.wanted, self.inside, self.most = wanted, 0, 0
-        self.changed = threading.Condition()
-
-    def __call__(self, method: str, path: str) -> bool:
-        if method == "GET" and path.endswith(".jpg"):
-            with self.changed:
-                self.inside += 1
-                self.most = max(self.most, self.inside)
-                self.changed.notify_all()
-                self.changed.wait_for(lambda: self.most >= self.wanted, timeout=10)
-                self.inside -= 1
-        return False
 
 
 def test_a_bucket_reads_as_the_folder_does(photos: str, few: Path) -> None:
@@ -160,7 +141,7 @@ def test_an_object_that_is_replaced_between_listing_and_reading_is_taken_as_it_i
 
 
 def test_many_objects_are_read_at_a_time(object_store: ObjectStore, photos: str, tmp_path: Path) -> None:
-    gate = Gate(24)
+    gate = Gate(24, ".jpg")
     object_store.faults.reset(meets=gate)
     found = headstart.extract(photos, cache=tmp_path, workers=2, **SMALL)
     assert found.embedded == PICTURES

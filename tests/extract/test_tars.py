@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from object_store import ObjectStore
-from remote_pictures import SMALL, hold
+from remote_pictures import SMALL, Gate, hold
 from tar_files import Entry, samples_of, tar_of, write_tar
 
 import headstart
@@ -460,9 +460,24 @@ def test_each_byte_is_fetched_once_and_few_ranges_are_held(
     reader = access_to(os.fsencode(remote_shards), images.paths, images.stat, todo)
     for row in todo.tolist():
         reader.read(row, images.paths[row])
-    assert asked == sorted(asked) and all(one[1] <= next_one[0] for one, next_one in pairwise(asked))
+    asked.sort()
+    assert all(one[1] <= next_one[0] for one, next_one in pairwise(asked))
     tar = next(iter(reader._tars.values()))
-    assert not tar._range_of
+    assert tar._ranges and not [one for one in tar._ranges if one._data is not None]  # each was dropped after its last
+
+
+def test_ranges_are_fetched_ahead(
+    object_store: ObjectStore, remote_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single reader keeps several requests under way: the server lets the first through when four wait."""
+    monkeypatch.setattr(access, "FETCHED", 100_000)
+    images = list_images(remote_shards)
+    todo = in_order_of_bytes(images.paths, images.stat, np.arange(12))
+    reader = access_to(os.fsencode(remote_shards), images.paths, images.stat, todo)
+    gate = Gate(4, ".tar")
+    object_store.faults.reset(meets=gate)
+    reader.read(int(todo[0]), images.paths[int(todo[0])])
+    assert gate.most == 4
 
 
 def test_one_member_by_its_name_alone(remote_shards: str, shards: Path, few: Path) -> None:

@@ -19,23 +19,20 @@ from typing import Any, TypeAlias
 
 from ...errors import HeadstartError
 from ..options import RunOptions
-from ..orders import Message, Order, Record, Token
-from . import connect
+from ..orders import Message, Order, Record
 from .connect import LEAVE_SECONDS, EngineError, dask_client
-from .fitness import lacking, shared_token
+from .dask_team import LOOK_EVERY, Client, Patience, Team, asked
+from .fitness import shared_token
 from .shards import TRIES, Report, Shards
 from .task import Here, embed_shard
 
 logger = logging.getLogger("headstart.extract")
 
-Client: TypeAlias = Any  # of `distributed`, whose methods have no types
-Future: TypeAlias = Any
+Future: TypeAlias = Any  # of `distributed`, whose methods have no types
 
-GPU = "GPU"  # the resource by which workers say that they have one
 IN_FLIGHT = 2  # shards a worker that the scheduler has: the one it is at, and the next
 SLOW = 3  # times as long as the median takes a shard that is given to a second worker
 TELL_EVERY = 0.5  # seconds between two messages of a worker on how far it is
-LOOK_EVERY = 2.0  # seconds between two looks at who is there
 RESULT_SECONDS = 30.0  # in which a record comes, once it is there
 _POLL = 0.1  # seconds between two looks at whether to stop
 
@@ -102,7 +99,7 @@ class DaskEngine:
 
     def ready(self, stopped: Callable[[], bool]) -> int:
         """Wait for the first worker; see `Engine`."""
-        patience = _Patience(self._address)
+        patience = Patience(self._address)
         while not (count := self.workers()) and not stopped():
             patience.nobody_is_there()
             time.sleep(_POLL)
@@ -117,148 +114,11 @@ class DaskEngine:
         """Have all shards done; see `Engine`."""
         shards = shards.elsewhere()
         with shared_token(shards) as token:
-            team = _Team(self._client, self._address, token, self._wants_gpu)
+            team = Team(self._client, self._address, token, self._wants_gpu)
             yield from _Run(self._client, team, shards, report, stopped).work()
 
     def _addresses(self) -> list[str]:
-        return list(_asked(self._client, self._address, self._client.nthreads))
-
-
-def _asked(client: Client, address: str, question: Callable[[], Any]) -> Any:
-    """Return what the scheduler answers.
-
-    Raises
-    ------
-    EngineError
-        It does not.
-    """
-    try:
-        if client.status != "running":
-            raise ConnectionError(client.status)
-        return question()
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-        raise EngineError(
-            f"the Dask scheduler at {address} does not answer any more ({type(error).__name__}); what was embedded is "
-            "in the cache, run again to go on"
-        ) from error
-
-
-@dataclass(slots=True)
-class _Patience:
-    """How long nobody has been there to do anything."""
-
-    address: str
-    since: float = 0.0
-
-    def nobody_is_there(self) -> None:
-        """Say so at first, and give up in the end.
-
-        Raises
-        ------
-        EngineError
-            This has lasted for too long.
-        """
-        if not self.since:
-            self.since = time.monotonic()
-            logger.warning(
-                "no worker is connected to the Dask scheduler at %s: waiting for %.0f s", self.address,
-                connect.WORKERS_SECONDS,
-            )  # fmt: skip
-        if time.monotonic() - self.since > connect.WORKERS_SECONDS:
-            raise EngineError(
-                f"no worker has connected to the Dask scheduler at {self.address} in {connect.WORKERS_SECONDS:.0f} s; "
-                f"start some with `dask worker {self.address}`"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Fitness:
-    """What a worker says of itself: what it lacks for the run, if anything, and whether it declares a GPU."""
-
-    lacks: str
-    gpu: bool
-
-
-def _fitness(token: Token, dask_worker: Any) -> _Fitness:
-    """Find out whether this worker is fit for a run; Dask puts the worker in for its argument."""
-    return _Fitness(lacking(token), bool(dask_worker.state.total_resources.get(GPU)))
-
-
-class _Team:
-    """The workers that are there and fit for a run; those that come later are taken in, the others named once."""
-
-    def __init__(self, client: Client, address: str, token: Token, wants_gpu: bool) -> None:
-        self._client = client
-        self._address = address
-        self._wants_gpu = wants_gpu
-        self._known: dict[str, _Fitness] = {}
-        self._there: set[str] = set()
-        self._looked = -LOOK_EVERY
-        self._patience: _Patience | None = None
-        self.token = token
-
-    def look(self) -> None:
-        """See who is there, at most every few seconds.
-
-        Raises
-        ------
-        EngineError
-            The scheduler is gone, or there have been no workers for too long, or all of them lack something.
-        """
-        if time.monotonic() - self._looked < LOOK_EVERY:
-            return
-        self._there = set(_asked(self._client, self._address, self._client.nthreads))
-        self._ask(sorted(self._there - self._known.keys()))
-        self._looked = time.monotonic()
-        if self._there and not self.fit:
-            worker = min(self._there)
-            raise EngineError(f"worker {worker} {self._known[worker].lacks}")
-        if not self._there:
-            self._patience = self._patience or _Patience(self._address)
-            self._patience.nobody_is_there()
-        else:
-            self._patience = None
-
-    @property
-    def fit(self) -> list[str]:
-        """Addresses of those that may be given work: all that are fit, or those with a GPU if there are any."""
-        fit = [worker for worker in sorted(self._there) if worker in self._known and not self._known[worker].lacks]
-        with_gpu = [worker for worker in fit if self._known[worker].gpu]
-        return with_gpu if with_gpu and self._wants_gpu else fit
-
-    def placing(self, workers: Collection[str]) -> dict[str, Any]:
-        """Return how the scheduler is told to place a task on one of some workers.
-
-        On no others, should these die: where a task may go elsewhere at need (`allow_other_workers`), any idle worker
-        steals it, whether it was named, and has the resource, or not.
-        """
-        with_gpu = self._wants_gpu and any(self._known[worker].gpu for worker in workers)
-        return {"workers": sorted(workers), "resources": {GPU: 1} if with_gpu else None}
-
-    def are_gone(self, workers: Collection[str]) -> bool:
-        """Tell whether none of some workers is there any more."""
-        return self._there.isdisjoint(workers)
-
-    def _ask(self, workers: list[str]) -> None:
-        if not workers:
-            return
-        found = _asked(
-            self._client, self._address,
-            lambda: self._client.run(_fitness, self.token, workers=workers, on_error="return"),
-        )  # fmt: skip
-        for worker in workers:
-            answer = found.get(worker)
-            if isinstance(answer, OSError) and not isinstance(answer, HeadstartError):
-                continue  # it has just gone
-            if not isinstance(answer, _Fitness):
-                answer = _Fitness(
-                    f"cannot run this headstart ({type(answer).__name__}: {answer}): install it there", False
-                )
-            self._known[worker] = answer
-        unfit = [worker for worker in workers if worker in self._known and self._known[worker].lacks]
-        if self.fit:
-            for worker in unfit:
-                logger.warning("worker %s %s; the run goes on without it", worker, self._known[worker].lacks)
+        return list(asked(self._client, self._address, self._client.nthreads))
 
 
 @dataclass(slots=True)
@@ -302,7 +162,7 @@ class _Run:
     """One run, from its first task to its last."""
 
     client: Client
-    team: _Team
+    team: Team
     shards: Shards
     report: Report
     stopped: Callable[[], bool]

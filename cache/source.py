@@ -81,7 +81,7 @@ def source_of(data: Named) -> Source:
     Parameters
     ----------
     data : str, path or Url
-        ``file://`` names a path of this machine. URL paths of the package ``universal_pathlib`` are URLs too.
+        ``file://`` names a path of this machine.
 
     Raises
     ------

@@ -13,6 +13,7 @@ import datetime
 import email.utils
 import hashlib
 import os
+import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ IN_FLIGHT = 32  # requests at a time: at 20 ms each, that is 1,600 a second
 MAX_BYTES = 1 << 30  # of one picture
 UNKNOWN_TIME = (1 << 63) - 1  # later than any listing: never settled
 WEB = ("http", "https")
+_TRIES = re.compile(r"given up after \d+ tries")
+_SHOWN = 120  # characters of the words of a library
 _PAGE = 1000  # keys that S3 lists at a time
 _WORTH_A_LISTING = 64  # objects of one folder
 _MOST_IN_VAIN = 20  # objects that are listed for each that is asked for
@@ -129,11 +132,13 @@ def reason_of(error: BaseException) -> str:
         return str(error)
     if isinstance(error, PermissionError):
         return f"permission denied ({_short(error)})"
-    return _short(error)
+    tries = _TRIES.search(str(error))  # behind the URL, which is told anyway, and before the representation of `cause`
+    return f"{tries[0]}: {_short(error.__cause__)}" if tries and error.__cause__ else _short(error)
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def stat_of_details(details: Mapping[str, Any], scheme: str) -> Stat:

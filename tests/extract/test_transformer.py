@@ -25,7 +25,7 @@ from headstart.cache import listing as listings
 from headstart.cache.store import FeatureStore
 from headstart.cache.verify import verify
 from headstart.errors import BackboneError, DataError, UsageError
-from headstart.extract import embedder, known_files, pictures, reader
+from headstart.extract import access, embedder, known_files, pictures
 from support import flip
 
 BACKBONE = "efficientnet_lite0"
@@ -66,8 +66,8 @@ def forwards(monkeypatch) -> list[int]:
 @pytest.fixture
 def reads(monkeypatch) -> list[bytes]:
     """Which files were read."""
-    names, read = [], reader.read_with_stat
-    monkeypatch.setattr(reader, "read_with_stat", lambda path: names.append(path) or read(path))
+    names, read = [], access.read_with_stat
+    monkeypatch.setattr(access, "read_with_stat", lambda path: names.append(path) or read(path))
     return names
 
 
@@ -224,7 +224,6 @@ def bad(folder: Path, photograph: str) -> dict[str | bytes, str]:
         "\ud800.jpg": "not found",
         b"\xff\n.jpg": "not found",
         "": "is a directory",
-        "https://example.com/a.jpg": "not found",
         str(folder / ("long" * 100)): "name too long",
     }
 

@@ -9,6 +9,8 @@ import pytest
 from command_line import BACKBONE, headstart, headstart_json, photos
 
 import headstart as package
+from headstart.cache.failures import Failures
+from headstart.cache.names import Names
 from headstart.errors import UsageError
 from headstart.extract.engines.shards import Report, Shards, Whole, shard_count
 from headstart.extract.options import EngineOptions, RunOptions, SpaceOptions
@@ -39,7 +41,7 @@ def test_into_how_many_shards(images, workers, most, count):
 
 def cut(images: int, count: int, workers: int = 2, weights: str = "default") -> Shards:
     """Return the shards of a run that looks at every other image of a listing."""
-    names = [b"%03d.jpg" % number for number in range(2 * images)]
+    names = Names.of(b"%03d.jpg" % number for number in range(2 * images))
     work = Work(names, np.arange(8 * images).reshape(-1, 4), np.arange(0, 2 * images, 2), b"/base")
     networks = [([make_space()], [SpaceOptions(weights=weights)])]
     rows = np.array_split(work.todo, count)
@@ -79,7 +81,15 @@ def record(count: int, worker: str, **changes: object) -> Record:
 def test_records_make_the_whole():
     whole = Whole(cut(6, 3))
     found = record(
-        2, "one", failures={1: "broken"}, replaced=[0], images=2, seconds=2.0, workers=4, writers=1, device="cpu"
+        2,
+        "one",
+        failures=Failures.of({1: "broken"}),
+        replaced=[0],
+        images=2,
+        seconds=2.0,
+        workers=4,
+        writers=1,
+        device="cpu",
     )
     found.outcome.digest[:] = 7
     whole.add(2, found)

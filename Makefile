@@ -52,7 +52,8 @@ format: $(VENV)/.installed-test ## Format the code and mend what lint can
 
 bench: $(VENV)/.installed-test ## Measure every claim about speed, each against its baseline in the same run
 	@for name in main_job tutorial_loop forward pipeline several warm_extract read append verify malloc collector lock gpu \
-	    transformer predict report serve export_parity advice augment views_fit views; do \
+	    transformer predict report serve export_parity advice augment views_fit views listing remote object_store engines \
+	    out_of_core cost_model; do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## Remove .venv and what the tools leave behind

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from ..extract.decode import DEFAULT_MAX_PIXELS
+from ..extract.options import DEFAULT_MAX_PIXELS
 from .grid_image import FRAMED, MAX_PICTURES, Block, Tile, as_png, draw_blocks
 from .lettering import GREEN, GREY, RED, Line
 from .result_file import check_file, check_no_input, write_file

@@ -15,10 +15,10 @@ import numpy as np
 
 from ..cache.source import name_bytes
 from ..errors import DataError, OutputError, UsageError, printable
-from ..extract.decode import DEFAULT_MAX_PIXELS
 from ..extract.elsewhere import location
 from ..extract.files import some
 from ..extract.images import SPLITS, ImageList, list_images
+from ..extract.options import DEFAULT_MAX_PIXELS
 from .grid_image import BARE, MAX_PICTURES, Block, Tile, as_png, draw_blocks
 from .lettering import GREY, Line
 from .result_file import check_file, check_no_input, write_file

@@ -42,12 +42,10 @@ from PIL import Image, ImageFile, features
 from PIL import __version__ as pillow_version
 
 from ..errors import DecodeError
+from .options import DEFAULT_MAX_PIXELS
 
 DECODER_RULES: int = 1
 """Version of the rules above."""
-
-DEFAULT_MAX_PIXELS: int = 89_478_485
-"""Width times height of the largest image that is decoded unless asked: a gigabyte at 12 bytes a pixel, as Pillow."""
 
 Pixels = npt.NDArray[np.uint8]
 

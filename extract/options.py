@@ -10,10 +10,11 @@ from typing import Any
 
 from ..cache.space import FeatureSpace
 from ..errors import UsageError
-from .decode import DEFAULT_MAX_PIXELS
 from .device import DEVICES, PRECISIONS, available_cores
 
 DEFAULT_BACKBONE = "resnet18"
+# Width times height of the largest image that is decoded unless asked: a gigabyte at 12 bytes a pixel, as Pillow.
+DEFAULT_MAX_PIXELS = 89_478_485
 ENGINES = ("local", "dask", "ray")
 _ADDRESSES = {
     "dask": "tcp://HOST:8786, as `dask scheduler` prints it",

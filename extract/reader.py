@@ -19,8 +19,9 @@ from ..cache.listing import INODE
 from ..cache.names import Names
 from ..errors import DecodeError
 from .access import Access, Files
-from .decode import DEFAULT_MAX_PIXELS, Decoded, decode
+from .decode import Decoded, decode
 from .files import EMPTY_FILE, Stat
+from .options import DEFAULT_MAX_PIXELS
 from .phash import SIDE, KnownHashes, phash
 from .preprocess import Pixels, Preprocess
 from .suspects import Watch

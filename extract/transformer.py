@@ -14,11 +14,10 @@ from ..cache.space import canonical_json
 from ..cache.store import FeatureStore, cache_dir
 from ..errors import BackboneError, CacheMissError, DataError, UsageError
 from .backbone import request_key
-from .decode import DEFAULT_MAX_PIXELS
 from .embedder import Embedder
 from .files import some
 from .network import request_of
-from .options import RunOptions, SpaceOptions
+from .options import DEFAULT_MAX_PIXELS, RunOptions, SpaceOptions
 from .pictures import Embedded, as_pictures, embed_pictures, name_of
 from .resolve import resolve
 

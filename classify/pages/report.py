@@ -14,9 +14,8 @@ import numpy as np
 from markupsafe import Markup
 
 from ...errors import UsageError, printable
-from ...extract.decode import DEFAULT_MAX_PIXELS
 from ...extract.elsewhere import location
-from ...extract.options import RunOptions
+from ...extract.options import DEFAULT_MAX_PIXELS, RunOptions
 from ..curve import LearningCurve
 from ..few_shots import FewShots
 from ..model import load_model

@@ -69,7 +69,8 @@ def test_the_environment_names_a_bucket_and_cache_commands_look_after_it(
     assert headstart("extract", few, "--backbone", BACKBONE, "--dry-run")[0] == 0
 
 
-def test_a_warm_run_asks_the_store_little(headstart_json, few, cache, object_store):
+def test_a_warm_run_asks_the_store_little(headstart_json, few, cache, object_store, monkeypatch):
+    monkeypatch.setenv("HEADSTART_PART_SECONDS", "600")  # one part, however slow the machine
     headstart_json("extract", few, "--backbone", BACKBONE, "--cache", cache)
     object_store.faults.reset()
     headstart_json("extract", few, "--backbone", BACKBONE, "--cache", cache)

@@ -114,7 +114,7 @@ def test_a_picture_that_crashes_its_decoder_is_listed(headstart_json, photos, en
     (photos / "stripes" / "zz.jpg").write_bytes(jpeg(MARK))
     done = headstart_json("extract", photos, *SMALL, *engine)
     assert [failure["error"] for failure in done["failures"]] == ["crashes its decoder (SIGSEGV)"]
-    assert (done["embedded"], done["failed"], done["retried"]) == (36, 1, 1)
+    assert (done["embedded"], done["failed"]) == (36, 1) and done["retried"] >= 1  # Ray may end a neighbour too
 
 
 def test_a_node_that_does_not_see_the_cache_is_named(headstart, photos, engine, hidden):

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..errors import CacheError, DamagedFileError
 from .place import Entry, Place
@@ -47,33 +47,6 @@ def open_regular(path: Path) -> io.FileIO:
         os.close(descriptor)
         raise DamagedFileError(f"{path} is damaged: it is no regular file")
     return os.fdopen(descriptor, "rb", buffering=0)
-
-
-def read_json(path: Path) -> Any:
-    """Read a small JSON file of the cache.
-
-    Raises
-    ------
-    DamagedFileError
-        It is no JSON, or no file.
-    FileNotFoundError
-        It is not there.
-    CacheError
-        It cannot be read.
-    """
-    import json
-
-    try:
-        with open_regular(path) as file:
-            return json.loads(file.readall())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DamagedFileError):
-            raise
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
-    except OSError as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
-        raise read_error(error, path) from error
 
 
 def folders(path: Path) -> list[str]:

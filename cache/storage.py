@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
-from ..errors import CacheError, DamagedFileError
+from ..errors import CacheError, DamagedFileError, HeadstartError
 from . import bucket, reading
 from . import publish as folder_writes
 from .place import Entry, Place, RemotePath
@@ -106,12 +106,16 @@ def read_json(place: Place) -> Any:
     CacheError
         It cannot be read.
     """
-    if isinstance(place, Path):
-        return reading.read_json(place)
     try:
         return json.loads(read_whole(place))
+    except HeadstartError:  # which has said all
+        raise
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{place} is damaged: {error}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(place)) from error
+    except OSError as error:
+        raise reading.read_error(error, place) from error
 
 
 def folders(place: Place) -> list[str]:

@@ -15,11 +15,11 @@ import hashlib
 import os
 import re
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from ..cache.bucket import mapped
 from ..cache.remote import filesystem, key_of, retried, scheme_of
 from ..cache.source import Url
 from ..errors import DataError, DataNotFoundError, DecodeError, printable
@@ -202,8 +202,7 @@ def stat_of_object(url: str) -> Stat:
 
 def examined_objects(urls: Sequence[str]) -> list[tuple[Stat, str | None]]:
     """Return for each object its status and, where it cannot be read, the reason; many are asked for at once."""
-    with ThreadPoolExecutor(IN_FLIGHT, "stat") as pool:
-        return list(pool.map(_examined, urls))
+    return list(mapped(_examined, urls, IN_FLIGHT))
 
 
 def examined_all(urls: Sequence[str]) -> list[tuple[Stat, str | None]]:
@@ -337,9 +336,3 @@ def _replaced(url: str) -> tuple[bytes, Stat]:
 def quoted(name: bytes) -> str:
     """Return a name as it stands in the URL of a web server."""
     return urllib.parse.quote(name, safe="/~!$&'()*+,;=:@")
-
-
-def all_at_once(call: Callable[[Any], Result], what: Iterable[Any], in_flight: int = IN_FLIGHT) -> list[Result]:
-    """Return what `call` returns for each, many at a time, in order."""
-    with ThreadPoolExecutor(in_flight, "store") as pool:
-        return list(pool.map(call, what))

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache.bucket import mapped
 from ..cache.listing import CTIME, INODE, MTIME, SIZE, SPLITS, Listing, settled
 from ..cache.names import GrowingNames, Names
 from ..cache.remote import is_url
 from ..cache.source import Source, Url, name_bytes, source_of
 from ..errors import DataError, DataNotFoundError, printable
-from .bucket import all_at_once, hash63, read_part, reason_of, stat_of_object, told
+from .bucket import IN_FLIGHT, hash63, read_part, reason_of, stat_of_object, told
 from .elsewhere import location
 from .files import NO_STAT, Stat, os_reason, stat_of
 from .layouts import BESIDE, Reading, read_tree, split_code
@@ -165,7 +166,7 @@ def tars_in(folder: Path) -> Tars:
 def _examined(base: Source, names: Sequence[bytes]) -> list[Stat]:
     if isinstance(base, Url):
         urls = [os.fsdecode(location(name_bytes(base), name)) for name in names]
-        return all_at_once(lambda url: told(lambda: stat_of_object(url), url), urls)
+        return list(mapped(lambda url: told(lambda: stat_of_object(url), url), urls, IN_FLIGHT))
     return [_stat_of_file(location(name_bytes(base), name)) for name in names]
 
 

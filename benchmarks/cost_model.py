@@ -10,7 +10,6 @@ Run: HEADSTART_SAMPLES=... python benchmarks/cost_model.py [--sizes 1000 4000 16
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -19,14 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from pipeline import photographs
 from synthetic import seconds
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from clusters import dask_cluster
 
 from headstart.cache.part import Keys
 from headstart.cache.store import FeatureStore
@@ -128,24 +130,6 @@ def extract(data: Path, cache: Path, backbone: str, *words: str) -> tuple[float,
     return time.perf_counter() - begin, json.loads(done.stdout)
 
 
-@contextlib.contextmanager
-def dask_cluster(folder: Path, workers: int) -> Iterator[str]:
-    """Run a scheduler and workers of one thread each in processes of their own; yield the scheduler's file."""
-    file = folder / "scheduler.json"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-    start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
-    processes = [subprocess.Popen([*start, "--no-dashboard", "--scheduler-file", str(file)], **quiet)]
-    join = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
-    processes += [subprocess.Popen([*join, "--no-dashboard"], **quiet) for _ in range(workers)]
-    try:
-        yield str(file)
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
-
-
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.h5"))
 
@@ -169,7 +153,7 @@ def checked(way: str, runs: list[tuple[int, float, int]]) -> Line:
     return line
 
 
-def tables(found: Constants, rate: float, options: argparse.Namespace) -> None:
+def tables(found: Constants, options: argparse.Namespace) -> None:
     """Print what a million, a hundred million and a billion images take."""
     ways = (
         ("16 cores, no GPU", 16 / found.core_seconds, options.core_hour * 16),
@@ -225,17 +209,18 @@ def main() -> None:
             f"{1e3 * found.core_seconds / available_cores():.2f} ms on {available_cores()} cores, "
             f"{found.core_seconds / available_cores() / line.image:.2f} of what it does"
         )
-        with dask_cluster(folder, 2) as address:
+        with dask_cluster(folder) as cluster:
+            cluster.add(2, HEADSTART_PART_SECONDS="")
             runs = []
             for size in sizes:
                 cache = folder / f"dask-{size}"
                 took, _ = extract(
-                    folder / str(size), cache, options.backbone, "--engine", "dask", "--address", address
+                    folder / str(size), cache, options.backbone, "--engine", "dask", "--address", str(cluster.file)
                 )  # fmt: skip
                 runs.append((size, took, size_of(cache / "spaces")))
             checked("two Dask workers", runs)
-        found = Constants(**{**found.__dict__, "row_bytes": rows, "listed_bytes": listed})
-        tables(found, 1 / line.image, options)
+        found = replace(found, row_bytes=rows, listed_bytes=listed)
+        tables(found, options)
 
 
 if __name__ == "__main__":

@@ -175,11 +175,6 @@ class BlockFit:
 
     def __init__(self, data: LabelledSet, head: Head, plan: BlockPlan, seed: int) -> None:
         head.check_blocks()
-        if not plan.where.local and head.kind == "linear":
-            raise UsageError(
-                "--head linear takes one step after the other, which workers cannot share: leave --engine out, or take "
-                "--head logistic"
-            )
         self.head, self._data, self._plan = head, data, plan
         self._mine = data.split == "train"
         self._y, self._folds = head.begin(

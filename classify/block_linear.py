@@ -1,114 +1,89 @@
-"""A linear head by mini-batches of rows that were put aside: blocks in a random order, and rows at random within some.
-
-An epoch reads chunks of neighbouring rows in an order of its own, as many as a buffer holds at a time, and deals the
-rows of each buffer to batches at random. Unlike a shuffle of all rows, which would read each from another place, rows
-of one chunk are always in one buffer, and so within as many steps of each other as a buffer lasts.
-"""
+"""A linear head by mini-batches of rows that shards have put aside: every step is made of the sums of all shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .grid import Trial
-from .scratch import ahead
-from .shard import Shard
-from .training import STEPS_AT_MOST, Batches, Recipe, Rows, Setting, Stack, threads_for
-
-if TYPE_CHECKING:
-    import torch
-
-CHUNK_ROWS = 256  # neighbours that stay together: half a megabyte of 512 numbers each, which a disk reads in one go
-_BATCH = 64
-_SHARE = 3  # of the memory: two buffers, one of which is being read, and what a step takes
+from .optimizers import Optimizer, rate_factor
+from .team import Team, total
+from .training import Recipe, Setting, images_a_batch
 
 
-@dataclass(slots=True)
-class Buffers:
-    """Rows of a shard in random order, some at a time.
+class Descent:
+    """Linear networks that take their steps side by side, S settings in P fits each, from zero on.
+
+    Parameters
+    ----------
+    team : Team
+        Whose shards deal the rows; see `headstart.classify.mini_batches`.
+    settings : sequence of Setting
+    shape : tuple of int
+        P, K and r.
+    n_images : int
+        That a fit trains on, at most.
+    recipe : Recipe
+    folds : bool
+        Whether fit p leaves fold p out, or each has all rows.
 
     Attributes
     ----------
-    shard : Shard
-    n_fits : int
-        Folds that train side by side, each on a copy of its batch.
-    n_classes : int
-    recipe : Recipe
-    balanced : bool
-        Whether classes count alike, or images.
-    epochs : int
-        How often all rows were read.
+    W : ndarray of shape (S, P, K, r + 1), dtype float32
+        Weights and biases.
     """
 
-    shard: Shard
-    n_fits: int
-    n_classes: int
-    recipe: Recipe
-    balanced: bool
-    epochs: int = 0
+    def __init__(
+        self,
+        team: Team,
+        settings: Sequence[Setting],
+        shape: tuple[int, int, int],
+        n_images: int,
+        recipe: Recipe,
+        *,
+        folds: bool,
+    ) -> None:
+        import torch
+
+        n_fits, n_classes, width = shape
+        self._parameters = torch.zeros((len(settings), n_fits, n_classes, width + 1))
+        column = (torch.tensor([[getattr(each, name)] for each in settings]) for name in ("lr", "weight_decay"))
+        lr, weight_decay = (values[:, :, None, None] for values in column)
+        self._optimizer = Optimizer(
+            recipe.optimizer, [self._parameters], lr=lr, weight_decay=weight_decay, momentum=recipe.momentum
+        )
+        self._steps = math.ceil(n_images / images_a_batch(n_images, recipe.batch_size))
+        self._team, self._recipe, self._folds = team, recipe, folds
 
     @property
-    def _width(self) -> int:
-        return self.shard.rows.shape[1]
+    def W(self) -> np.ndarray:  # noqa: N802  (as everywhere else)
+        """See the class."""
+        return np.asarray(self._parameters.numpy())
 
-    @property
-    def rows_each(self) -> int:
-        """Rows that a buffer holds."""
-        chunks = self.shard.share.memory // (_SHARE * 4 * self._width * CHUNK_ROWS)
-        return int(CHUNK_ROWS * max(1, min(chunks, -(-self.shard.rows.shape[0] // CHUNK_ROWS))))
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Train for one epoch; return the mean loss of the batches and fits, (S,) float64."""
+        import torch
 
-    @property
-    def batch(self) -> int:
-        """Rows of a batch at most: as the recipe says, or so many that an epoch has 64 steps, as far as they fit."""
-        n_views = self.shard.share.views.count
-        if self.recipe.batch_size is not None:
-            return self.recipe.batch_size * n_views
-        fitting = self.shard.share.memory // (_SHARE * 2 * 4 * self._width * self.n_fits)
-        wanted = max(_BATCH * n_views, -(-self.shard.rows.shape[0] // STEPS_AT_MOST))
-        return int(max(1, min(wanted, max(fitting, _BATCH))))
+        factor = rate_factor(self._recipe.schedule, epoch, self._recipe.epochs)
+        losses = np.zeros(len(self._parameters))
+        for step in range(self._steps):
+            sums = total(self._team, "step", epoch, step, self._steps, self.W, self._folds)
+            counted = np.maximum(sums["weight"], np.float32(1e-12))
+            gradient = torch.from_numpy(sums["gradient"] / counted[:, None, None])
+            self._optimizer.step([self._parameters], [gradient], factor)
+            losses += (sums["loss"] / counted).mean(axis=1)
+        self._team.passes += 1
+        return losses / self._steps
 
-    def epoch(self, epoch: int, *, folds: bool) -> Iterator[tuple[Rows, Batches]]:
-        """Yield rows, on their device, and the batches that they are dealt to."""
-        self.epochs += 1
-        share, n_views = self.shard.share, self.shard.share.views.count
-        # Each row counts what its image does, divided by its views; of one class as much as of another if they shall.
-        weight = np.full(self.n_classes, 1 / n_views)
-        if self.balanced:
-            counts = np.maximum(np.bincount(share.target, minlength=self.n_classes), 1)
-            weight *= len(share.target) / (self.n_classes * counts)
-        for number, (numbers, Z) in enumerate(ahead(self._buffers(epoch))):
-            images = numbers // n_views
-            y, fold = share.target[images], share.fold[images]
-            everyone = np.arange(len(y))
-            members = [everyone[fold != fit] for fit in range(self.n_fits)] if folds else [everyone]
-            if min(map(len, members)):
-                batches = Batches(members, self.batch, [self.recipe.random_state, epoch, number])
-                yield _on(self.recipe.device, Z, y, weight[y], self.n_classes), batches
+    def keep(self, settings: list[bool]) -> None:
+        """Go on with some of the settings only."""
+        import torch
 
-    def _buffers(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        rows, rng = self.shard.rows, np.random.default_rng([self.recipe.random_state, epoch])
-        starts = CHUNK_ROWS * rng.permutation(-(-rows.shape[0] // CHUNK_ROWS))
-        chunks = self.rows_each // CHUNK_ROWS
-        for first in range(0, len(starts), chunks):
-            some = starts[first : first + chunks].tolist()
-            Z = np.empty((CHUNK_ROWS * len(some), self._width), np.float32)
-            numbers, done = np.empty(len(Z), np.int64), 0
-            for start in some:
-                stop = min(start + CHUNK_ROWS, rows.shape[0])
-                Z[done : done + stop - start] = rows.table.read(start, stop)
-                numbers[done : done + stop - start] = rows.numbers[start:stop]
-                done += stop - start
-            yield numbers[:done], Z[:done]
-
-
-def _on(device: str, Z: np.ndarray, y: np.ndarray, weight: np.ndarray, n_classes: int) -> Rows:
-    import torch
-
-    rows, labels, counted = (torch.from_numpy(each).to(device) for each in (Z, y, weight.astype(np.float32)))
-    return Rows(rows, labels, counted, n_classes)
+        going = torch.tensor(settings)
+        self._parameters = self._parameters[going]
+        self._optimizer.keep(going)
 
 
 class _Course:
@@ -147,19 +122,29 @@ class _Course:
         return Trial(self.setting, self.best_epoch, own, right, np.empty(0), self.history)
 
 
+Judge = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
 def cross_validate(
-    buffers: Buffers, counts: np.ndarray, settings: Sequence[Setting], judge: Judge, tick: Callable[[int], object]
+    descent: Descent,
+    counts: np.ndarray,
+    settings: Sequence[Setting],
+    recipe: Recipe,
+    judge: Judge,
+    tick: Callable[[int], object],
 ) -> tuple[list[Trial], list[np.ndarray]]:
     """Try every setting in every fold, all side by side.
 
     Parameters
     ----------
-    buffers : Buffers
-    counts : ndarray of shape (F,), dtype int
+    descent : Descent
+        Of the settings, with folds.
+    counts : ndarray of shape (P,), dtype int
         Images of each fold.
     settings : sequence of Setting
+    recipe : Recipe
     judge : callable
-        Of fits (S, F, K, r + 1); returns ``loss`` and ``right`` (S, F) of each fold's own images.
+        Of fits (S, P, K, r + 1); returns ``loss`` and ``right`` (S, P) of each fold's own images.
     tick : callable
         Told of epochs that are done or saved.
 
@@ -167,15 +152,14 @@ def cross_validate(
     -------
     list of Trial
         In the order of the settings.
-    list of ndarray of shape (F, K, r + 1)
+    list of ndarray of shape (P, K, r + 1)
         The fits that each is judged by.
     """
     courses = [_Course(setting, counts) for setting in settings]
-    running, recipe = courses, buffers.recipe
-    stack: Stack | None = None
+    running = courses
     for epoch in range(1, recipe.epochs + 1):
-        stack, losses = _epoch(buffers, stack, settings, epoch, folds=True)
-        W = _fits(stack)
+        losses = descent.epoch(epoch)
+        W = descent.W.astype(np.float64)
         found = judge(W)
         for number, course in enumerate(running):
             course.add(epoch, float(losses[number]), found["loss"][number], found["right"][number], W[number])
@@ -184,42 +168,6 @@ def cross_validate(
         if not any(going):
             break
         if not all(going):
-            import torch
-
-            stack.keep(torch.tensor(going, device=stack.parameters[0].device))
+            descent.keep(going)
             running = [course for course, goes in zip(running, going, strict=True) if goes]
     return [course.trial() for course in courses], [course.W for course in courses]
-
-
-Judge = Callable[[np.ndarray], dict[str, np.ndarray]]
-
-
-def train(buffers: Buffers, setting: Setting, epochs: int) -> np.ndarray:
-    """Train one network on all rows for so many epochs; return its fit (K, r + 1)."""
-    stack: Stack | None = None
-    for epoch in range(1, epochs + 1):
-        stack, _ = _epoch(buffers, stack, [setting], epoch, folds=False)
-    assert stack is not None
-    return np.asarray(_fits(stack)[0, 0])
-
-
-def _epoch(
-    buffers: Buffers, stack: Stack | None, settings: Sequence[Setting], epoch: int, *, folds: bool
-) -> tuple[Stack, torch.Tensor]:
-    """Train for one epoch; return the networks, and their mean loss over batches and folds (S,)."""
-    total: Any = 0.0
-    steps, n_fits = 0, buffers.n_fits if folds else 1
-    for rows, batches in buffers.epoch(epoch, folds=folds):
-        stack = Stack(settings, n_fits, rows, buffers.recipe) if stack is None else stack
-        networks = len(stack.parameters[0]) * n_fits
-        with threads_for(networks, rows.parameters(settings[0]), batches.size):
-            total = total + batches.steps * stack.train_epoch(rows, batches, epoch).mean(dim=1)
-        steps += batches.steps
-    assert stack is not None
-    return stack, total / max(1, steps)
-
-
-def _fits(stack: Stack) -> np.ndarray:
-    """Return weights and biases as (S, F, K, r + 1) float64."""
-    weight, bias = (parameter.detach().cpu().numpy().astype(np.float64) for parameter in stack.parameters)
-    return np.concatenate([weight, bias], axis=2).transpose(0, 1, 3, 2)

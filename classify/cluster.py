@@ -29,7 +29,7 @@ from .team import Team, share_of
 logger = logging.getLogger("headstart.classify")
 
 # Methods that change what a shard holds: whoever takes over from another does them again.
-_BRINGS_ON = ("hold", "project", "begin", "keep")
+_BRINGS_ON = ("hold", "project", "begin", "deal", "keep")
 _LOSSES_A_MEMBER = 3  # workers that are lost more often than that, for each that there was, are not lost by chance
 _LARGE = 1 << 20  # bytes of an argument that does not travel by way of the scheduler
 _POLL_SECONDS = 0.5

@@ -10,20 +10,20 @@ import numpy as np
 
 from ..errors import TrainingError, UsageError
 from ..extract.progress import progress_bar
-from .block_linear import Buffers
+from .block_linear import Descent
 from .block_linear import cross_validate as cross_validate_over
-from .block_linear import train as train_over
 from .grid import Trial, cross_validate, grid
 from .head import Head, check_options
 from .knn import KNNHead, NCMHead
 from .logistic import LogisticHead
+from .mini_batches import Dealing
 from .network import Network
 from .optimizers import OPTIMIZERS, SCHEDULES
 from .preparation import Preparation, principal_axes
 from .shard import Problem
 from .task import Task
-from .team import Elsewhere, LocalTeam, Team, total
-from .training import Recipe, Rows, Setting, train
+from .team import Elsewhere, Team, total
+from .training import Recipe, Rows, Setting, class_weights, train
 from .views import as_rows, plain_of
 
 PATIENCE = 10
@@ -142,28 +142,34 @@ class LinearHead(Head):
             self._refuse_blocks()
 
     def fit_over(self, team: Team, y: np.ndarray, folds: np.ndarray) -> None:
-        """Fit rows that a shard in this process has put aside, by mini-batches; see `block_linear`."""
-        assert isinstance(team, LocalTeam), "steps come one after the other"
+        """Fit rows that shards have put aside, by mini-batches; see `block_linear`."""
         n_classes, n_fits = len(self.classes_), max(1, self.cv)
         whole = Elsewhere((len(y) * team.n_views, self.preparation_.n_outputs))
+        recipe = self._recipe()
         team.every("begin", Problem.of(Task(whole, y, folds, "softmax", n_classes, np.ones((n_fits, n_classes)))))
-        buffers = Buffers(team.shard, n_fits, n_classes, self._recipe(), self.class_weight == "balanced")
+        weight = class_weights(y, n_classes, self.class_weight) / team.n_views
+        team.every("deal", Dealing(weight, self.label_smoothing, self.random_state))
         if self.cv > 1:
-            self._choose_over(team, buffers, np.bincount(folds))
+            self._choose_over(team, np.bincount(folds), recipe)
         else:
             self._settle()
-        W = train_over(buffers, self._best_setting, self.epochs_)
-        team.passes += buffers.epochs
+        descent = Descent(team, [self._best_setting], (1, n_classes, whole.shape[1]), len(y), recipe, folds=False)
+        for epoch in range(1, self.epochs_ + 1):
+            descent.epoch(epoch)
+        W = descent.W[0, 0]
         if not np.isfinite(W).all():
             raise TrainingError(f"the last fit diverged: try a smaller --lr than {self._best_setting.lr:g}")
-        weight, bias = W[:, :-1].astype(np.float32), W[:, -1].astype(np.float32)
-        self.network_ = Network(self.preparation_, (weight,), (bias,))
+        self.network_ = Network(self.preparation_, (W[:, :-1].copy(),), (W[:, -1].copy(),))
 
-    def _choose_over(self, team: Team, buffers: Buffers, counts: np.ndarray) -> None:
+    def _choose_over(self, team: Team, counts: np.ndarray, recipe: Recipe) -> None:
         """Cross-validate all settings, and set what `_fit` sets of the best."""
         settings = self._grid()
+        shape = (len(counts), len(self.classes_), self.preparation_.n_outputs)
+        descent = Descent(team, settings, shape, int(counts.sum() - counts.min()), recipe, folds=True)
         with progress_bar(len(settings) * self.epochs, "trying", "epoch") as tick:
-            trials, fits = cross_validate_over(buffers, counts, settings, lambda W: total(team, "judge", W), tick)
+            trials, fits = cross_validate_over(
+                descent, counts, settings, recipe, lambda W: total(team, "judge", W), tick
+            )
         best = self._best(trials)
         self._score_over(team, fits[settings.index(best.setting)])
         self._set_chosen(best, trials)

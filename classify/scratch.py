@@ -7,7 +7,6 @@ moment it is made, so that it goes with the process, however that ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -45,12 +44,6 @@ def scratch_folder() -> Path:
     if not os.environ.get("TMPDIR") and os.path.isdir(_VAR_TMP) and os.access(_VAR_TMP, os.W_OK):  # noqa: PTH112
         return Path(_VAR_TMP)
     return Path(tempfile.gettempdir())
-
-
-def give_back_memory() -> None:
-    """Have the C library return freed memory to the system, which it keeps in bits and pieces after many threads."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Table:

@@ -18,15 +18,17 @@ from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..errors import TrainingError
 from ..extract.device import available_cores
+from ..extract.memory import give_back_memory
 from ..extract.views import Views
 from .budget import block_rows_for, evaluation_bytes, reading_bytes
 from .metrics import log_loss
+from .mini_batches import Dealer, Dealing
 from .moments import Moments, MomentSums
 from .multilabel import binary_log_loss
 from .network import sigmoid, softmax
 from .passes import passes_over
 from .preparation import of_length_one
-from .scratch import Table, give_back_memory
+from .scratch import Table
 from .search import both_rows, without_folds
 from .stored import StoredRows, largest_part, piece_rows
 from .task import Float, Link, Sums, Task
@@ -162,6 +164,7 @@ class Shard:
     share: Share
     problem: Problem | None = None
     _tasks: dict[bool, Task] = field(default_factory=dict)
+    _dealer: Dealer | None = None
     _decided: Table | None = None
     _images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -279,6 +282,15 @@ class Shard:
         """Return loss and gradient over all rows, as `Passes.run`; of the fits to all but one fold each, or to all."""
         with passes_over(self._tasks[folds], self.share.device, self.share.threads) as passes:
             return passes.run(W, active, curvature=curvature)
+
+    def deal(self, dealing: Dealing) -> None:
+        """Say how the rows are dealt to mini-batches."""
+        self._dealer = Dealer(self.share, self.rows, dealing)
+
+    def step(self, epoch: int, step: int, steps: int, W: np.ndarray, folds: bool) -> dict[str, np.ndarray]:
+        """Return what the rows of one mini-batch say, see `Dealer.step`."""
+        assert self._dealer is not None
+        return self._dealer.step(epoch, step, steps, W, folds)
 
     def losses(self, W: np.ndarray) -> np.ndarray:
         """Return the log loss of each fold's own images by the fit without them, summed, (P,) float64."""

@@ -21,7 +21,7 @@ from .optimizers import Optimizer, rate_factor
 if TYPE_CHECKING:
     import torch
 
-STEPS_AT_MOST = 64  # an epoch's, where the size of batches is left open
+_STEPS_AT_MOST = 64  # an epoch's, where the size of batches is left open
 _BATCH = 64
 _ONE_THREAD_UP_TO = 2e9  # operations a step, which one core does in a few hundredths of a second
 _HELD_OUT_BYTES = 64 << 20  # of activations, when held-out rows are scored
@@ -67,8 +67,8 @@ class Recipe:
 
 
 @contextlib.contextmanager
-def threads_for(networks: int, parameters: int, batch: int) -> Iterator[None]:
-    """Compute with one thread where the steps inside are small, and with as many as before afterwards.
+def threads_for(networks: int, parameters: int, batch: int, most: int | None = None) -> Iterator[None]:
+    """Compute with one thread where the steps inside are small, at most with so many, and as before afterwards.
 
     Threads that share a small step mostly wait for each other, and where other programs use the cores, ten times as
     long as the step takes.
@@ -78,6 +78,8 @@ def threads_for(networks: int, parameters: int, batch: int) -> Iterator[None]:
     before = torch.get_num_threads()
     if 6 * networks * parameters * batch <= _ONE_THREAD_UP_TO:  # two for each product, forward and twice backward
         torch.set_num_threads(1)
+    elif most is not None:
+        torch.set_num_threads(most)
     try:
         yield
     finally:
@@ -137,12 +139,23 @@ class Rows:
         """Take arrays, rows (n * V, r), to a device; "balanced" classes count the same, and images 1 on average."""
         import torch
 
-        counts = np.maximum(np.bincount(y, minlength=n_classes), 1)
-        weight = np.ones(len(y)) if class_weight == "none" else (len(y) / (n_classes * counts))[y]
+        weight = class_weights(y, n_classes, class_weight)[y]
         embeddings, labels, counted = (
             torch.from_numpy(array).to(device) for array in (Z, y, weight.astype(np.float32))
         )
         return cls(embeddings, labels, counted, n_classes)
+
+
+def class_weights(y: np.ndarray, n_classes: int, class_weight: str) -> np.ndarray:
+    """Return what an image of each class counts, (K,) float64: "balanced" classes alike, and images 1 on average."""
+    if class_weight == "none":
+        return np.ones(n_classes)
+    return np.asarray(len(y) / (n_classes * np.maximum(np.bincount(y, minlength=n_classes), 1)))
+
+
+def images_a_batch(n_images: int, size: int | None) -> int:
+    """Return how many images a batch has at most: so many, or where it is None 64, or so many that 64 steps do."""
+    return size or max(_BATCH, math.ceil(n_images / _STEPS_AT_MOST))
 
 
 class Batches:
@@ -163,7 +176,7 @@ class Batches:
 
     def __init__(self, members: Sequence[np.ndarray], size: int | None, random_state: int | Sequence[int]) -> None:
         most = max(map(len, members))
-        self.steps = math.ceil(most / (size or max(_BATCH, math.ceil(most / STEPS_AT_MOST))))
+        self.steps = math.ceil(most / images_a_batch(most, size))
         self._members = members
         self._rng = np.random.default_rng(random_state)
         ends = [np.arange(self.steps + 1) * len(rows) // self.steps for rows in members]

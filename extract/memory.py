@@ -6,6 +6,8 @@ kills whoever comes to use it, so there the batch is bounded beforehand.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 # difference. densenet201 took 7.4 times as much: half of the memory is left free for such.
 FACTOR = 5
 SHARE = 0.5
+
+
+def give_back_memory() -> None:
+    """Have the C library return freed memory to the system, which it keeps in bits and pieces after many threads."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def fitting_batch(wanted: int, an_image: int, available: int | None) -> int:

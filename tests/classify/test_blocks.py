@@ -208,6 +208,20 @@ def test_a_linear_head_from_blocks_is_as_good_and_repeats_itself(tmp_path):
     assert len(other.history_) >= other.epochs_ > 0
 
 
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.05), ("adamw", 0.003)])
+def test_batches_of_all_rows_take_a_linear_head_where_those_in_memory_take_it(optimizer, lr, tmp_path):
+    made = classes_made(2000, 3, 16, spread=5.0)
+    data = dataset(made, tmp_path / "cache")
+    options = {"optimizer": optimizer, "lr": lr, "batch_size": 10_000, "epochs": 30, "cv": 3, "label_smoothing": 0.1}
+    (one, _, scores, _), (other, _, scores_2, _) = both_ways(data, "linear", **options, class_weight="balanced")
+    np.testing.assert_allclose(one.predict_proba(made.X), other.predict_proba(made.X), atol=2e-4)
+    assert scores["cv"]["log_loss"] == pytest.approx(scores_2["cv"]["log_loss"], abs=1e-4)
+    assert one.epochs_ == other.epochs_
+    for row, row_2 in zip(one.history_, other.history_, strict=True):
+        assert row == pytest.approx(row_2, abs=2e-3)
+
+
 def test_scores_by_blocks_and_columns_are_those_of_all_at_once():
     rng = np.random.default_rng(1)
     for n_classes, several in ((2, False), (7, False), (5, True)):
@@ -393,7 +407,6 @@ def few(tmp_path) -> Path:
         ({"engine": "ray"}, "--engine ray needs --address"),
         ({"engine": "spark", "address": "x"}, "engine must be one of local, dask, ray"),
         ({"address": "tcp://localhost:1"}, "--address tcp://localhost:1 names a cluster"),
-        ({"engine": "dask", "address": "tcp://localhost:1", "head": "linear"}, "--head linear takes one step after"),
         ({"cv": 1}, "--cv 1 makes no folds by which C could be chosen"),
         ({"head": "linear", "cv": 1}, "--cv 1 makes no folds by which one of 3 settings"),
     ],

@@ -50,8 +50,12 @@ def same(one, other, X):
         (lambda: labels_made(1200, 4, 16), {"C": 0.1, "cv": 3}),
         (lambda: classes_made(1200, 2, 16, spread=5.0), {"C": 0.1, "cv": 1, "pca": 8}),
         (lambda: classes_made(1200, 4, 16, spread=5.0), {"head": "ncm"}),
+        (
+            lambda: classes_made(1200, 4, 16, spread=5.0),
+            {"head": "linear", "optimizer": "sgd", "lr": 0.1, "batch_size": 5000, "epochs": 12, "cv": 3},
+        ),
     ],
-    ids=["softmax", "labels", "without folds", "means"],
+    ids=["softmax", "labels", "without folds", "means", "steps"],
 )
 def test_workers_find_the_same_head_together(make, options, dask, tmp_path):
     made = make()
@@ -65,16 +69,24 @@ def test_workers_find_the_same_head_together(make, options, dask, tmp_path):
     np.testing.assert_allclose(within.model.novelty.distances, over.model.novelty.distances, rtol=1e-6)
 
 
-def test_a_worker_that_is_killed_in_the_middle_changes_nothing(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("often", "options"),
+    [
+        ("run", {}),
+        # The batches of a shard that was taken over go on where they were: its rows are dealt in the same order.
+        ("step", {"head": "linear", "lr": 0.01, "epochs": 6, "batch_size": 300}),
+    ],
+)
+def test_a_worker_that_is_killed_in_the_middle_changes_nothing(often, options, tmp_path, monkeypatch, caplog):
     pytest.importorskip("distributed", reason="Dask is not installed: pip install headstart[dask]")
     made = classes_made(3000, 4, 16, spread=5.0)
     (tmp_path / "dask").mkdir()
     asked = threading.Event()
-    calls, real = [], cluster.DaskEngine.ask
+    calls, real, killing = [], cluster.DaskEngine.ask, options == {}
 
     def ask(self, name, key, method, arguments):
         calls.append(method)
-        if calls.count("run") > 60 and not asked.is_set():
+        if killing and calls.count(often) > 60 and not asked.is_set():
             asked.set()
             running.workers[1].kill()  # while it is asked for its sums
         return real(self, name, key, method, arguments)
@@ -83,7 +95,14 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(tmp_path, monkeyp
     with dask_cluster(tmp_path / "dask") as running, caplog.at_level(logging.WARNING, "headstart"):
         running.add(3)
         logging.getLogger("headstart").propagate = True
-        within, over = fits(made, tmp_path, "dask", running.address, cv=3)
+        within, over = fits(made, tmp_path, "dask", running.address, cv=3, **options)
+        if options:
+            killing, within = True, over
+            calls.clear()
+            cache = tmp_path / "cache"
+            over = headstart.fit_head(
+                cache=cache, out=tmp_path / "c", engine="dask", address=running.address, cv=3, **options
+            )
     assert asked.is_set()
     assert "is lost; its rows go to" in caplog.text
     assert calls.count("hold") == 4  # the rows of one were put aside once more

@@ -51,7 +51,7 @@ format: $(VENV)/.installed-test ## Format the code and mend what lint can
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed-test ## Measure every claim about speed, each against its baseline in the same run
-	@for name in main_job tutorial_loop forward pipeline several warm_extract read append verify malloc collector lock gpu \
+	@for name in main_job tutorial_loop forward pipeline several warm_extract read append verify malloc main_arena collector lock gpu \
 	    transformer predict report serve export_parity advice augment views_fit views listing remote object_store engines \
 	    out_of_core cost_model; do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -6,13 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ..cache.space import FeatureSpace
 from ..errors import BackboneError, DeviceError
 from .device import Device, choose_device, is_out_of_memory, use_threads
+from .main_arena import in_main_arena
 from .memory import available_memory, bytes_an_image, fitting_batch
 from .network import ready
 from .options import RunOptions, SpaceOptions
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("headstart.extract")
 
 Forward = Callable[["Tensor"], "Tensor"]
+Result = TypeVar("Result")
 
 
 class Embedder:
@@ -108,14 +111,14 @@ class Embedder:
         import torch
 
         if self.cores is not None:
-            use_threads(self.cores)
+            self._computed(partial(use_threads, self.cores))
         _ = self.backbone, self.batch_size
-        self.most_threads = torch.get_num_threads()
+        self.most_threads = self._computed(torch.get_num_threads)
 
     def rest(self) -> None:
         """Give torch back the threads that it had, when a run is over."""
         if self.threads is not None:
-            use_threads(self.most_threads)
+            self._computed(partial(use_threads, self.most_threads))
 
     def unload(self) -> None:
         """Let go of the network, and of what it takes of the device's memory."""
@@ -201,7 +204,7 @@ class Embedder:
         while begin < len(pixels):
             batch = pixels[begin : begin + size]
             try:
-                done.append(self._forward(batch))
+                done.append(self._computed(partial(self._forward, batch)))
                 begin += len(batch)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -221,6 +224,10 @@ class Embedder:
         if self._transfer is None:
             self._transfer = transfer_to(self.device)
         return self._transfer
+
+    def _computed(self, call: Callable[[], Result]) -> Result:
+        """Return what a call returns, by the thread that is to run the network."""
+        return in_main_arena(call) if self.device.kind == "cpu" else call()
 
     def _halve(self, count: int, error: Exception) -> None:
         """Go on with half of the batch that did not fit, which held `count` images before it was padded."""

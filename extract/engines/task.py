@@ -24,6 +24,7 @@ from ...cache.running import running
 from ...cache.source import source_of
 from ...cache.store import FeatureStore
 from ..embedder import Embedder
+from ..memory import give_back_memory
 from ..options import RunOptions
 from ..orders import Message, Order, Record
 from ..phash import KnownHashes
@@ -176,6 +177,7 @@ def _let_go() -> None:
         try:
             _kept.forget_networks()
             _kept.heads, _kept.hashes = {}, None
+            give_back_memory()  # which forward passes keep; a worker's scheduler looks at what its process has
         finally:
             _kept.lock.release()
 

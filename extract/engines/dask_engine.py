@@ -10,7 +10,6 @@ import contextlib
 import logging
 import queue
 import socket
-import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
@@ -23,7 +22,7 @@ from ..orders import Message, Order, Record
 from .connect import LEAVE_SECONDS, EngineError, dask_client
 from .dask_team import LOOK_EVERY, Client, Patience, Team, asked
 from .fitness import shared_token
-from .shards import TRIES, Report, Shards
+from .shards import TRIES, Report, Shards, is_late
 from .task import Here, embed_shard
 
 logger = logging.getLogger("headstart.extract")
@@ -31,7 +30,6 @@ logger = logging.getLogger("headstart.extract")
 Future: TypeAlias = Any  # of `distributed`, whose methods have no types
 
 IN_FLIGHT = 2  # shards a worker that the scheduler has: the one it is at, and the next
-SLOW = 3  # times as long as the median takes a shard that is given to a second worker
 TELL_EVERY = 0.5  # seconds between two messages of a worker on how far it is
 RESULT_SECONDS = 30.0  # in which a record comes, once it is there
 _POLL = 0.1  # seconds between two looks at whether to stop
@@ -227,14 +225,11 @@ class _Run:
         for key, attempt in list(self.tries.items()):
             if not attempt.worker and now - attempt.submitted > LOOK_EVERY:  # it waits for its turn somewhere
                 self._leave([key])
-            elif not attempt.worker or numbers[attempt.number] > 1 or not self._is_late(attempt, now):
+            elif not attempt.worker or numbers[attempt.number] > 1 or not is_late(now - attempt.begun, self.took):
                 continue
             logger.debug("%s goes to %s", self.shards.told(attempt.number), " or ".join(sorted(idle)))
             self._submit(attempt.number, idle)
             return
-
-    def _is_late(self, attempt: _Try, now: float) -> bool:
-        return len(self.took) > 1 and now - attempt.begun > SLOW * statistics.median(self.took)
 
     def _submit(self, number: int, workers: Collection[str]) -> None:
         self.made += 1

@@ -1,7 +1,8 @@
 """Shards on a Ray cluster: each is a task that takes a few cores, and a GPU where the cluster has some.
 
 Ray starts a process for each task that runs at once, keeps it, and gives it the next one. A task whose process dies is
-handed in again by the run, which counts how often that happens.
+handed in again by the run, which counts how often that happens. What a process tells while it works, that it has begun
+and how far it is, goes to an actor that the run asks; without it the run goes on, and says less.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from ..scale import CORES_EACH
 from . import connect
 from .connect import EngineError, ray_session
 from .fitness import lacking, shared_token
-from .shards import TRIES, Report, Shards
+from .shards import TRIES, Report, Shards, is_late
 from .task import Here, embed_shard
 
 logger = logging.getLogger("headstart.extract")
 
 IN_FLIGHT = 2  # shards a worker that Ray has: the one it is at, and the next
 LOOK_EVERY = 5.0  # seconds between two looks at whether the cluster is there
+TELL_EVERY = 0.5  # seconds between two messages of a process on how far it is, and between two questions for them
 _POLL = 0.1  # seconds between two looks at whether to stop
 
 
@@ -185,6 +187,44 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[-1]
 
 
+class Ears:
+    """Hears what tasks tell; an actor of the run, which takes no core."""
+
+    def __init__(self) -> None:
+        self._heard: list[tuple[int, int | None]] = []
+
+    def hear(self, made: int, through: int | None = None) -> None:
+        """Take note that a task has begun, or of how many of its images have gone through."""
+        self._heard.append((made, through))
+
+    def heard(self) -> list[tuple[int, int | None]]:
+        """Return what was heard since this was asked last."""
+        found, self._heard = self._heard, []
+        return found
+
+
+@dataclass(slots=True)
+class _Try:
+    """One task at Ray.
+
+    Attributes
+    ----------
+    number : int
+        Of its shard.
+    made : int
+        Its own number.
+    submitted : float
+        When.
+    begun : float
+        When a process was heard to have begun it; 0 while none was.
+    """
+
+    number: int
+    made: int
+    submitted: float
+    begun: float = 0.0
+
+
 @dataclass(slots=True)
 class _Run:
     """One run, from its first task to its last."""
@@ -196,16 +236,22 @@ class _Run:
     report: Report
     stopped: Callable[[], bool]
     waiting: deque[int] = field(init=False)
-    under_way: dict[Any, int] = field(default_factory=dict)  # shards by the reference to the record to come
+    under_way: dict[Any, _Try] = field(default_factory=dict)  # by the reference to the record to come
     deaths: Counter[int] = field(default_factory=Counter)
+    took: list[float] = field(default_factory=list)  # seconds that shards took
+    made: int = 0
+    task: Any = None
+    ears: Any = None
+    answer: Any = None  # reference to what the ears have heard
+    asked: float = 0.0
 
     def __post_init__(self) -> None:
         self.waiting = deque(range(len(self.shards)))
 
     def work(self) -> Iterator[tuple[int, Record]]:
         """Give records as they come."""
-        task = self.ray.remote(max_retries=0, **self.engine.task())(embed_as_task)
-        threads = int(self.engine.task()["num_cpus"])
+        self.task = self.ray.remote(max_retries=0, **self.engine.task())(embed_as_task)
+        self.ears = self.ray.remote(num_cpus=0)(Ears).remote()
         room, looked = IN_FLIGHT * self.shards.workers, time.monotonic()
         try:
             while (self.waiting or self.under_way) and not self.stopped():
@@ -213,20 +259,65 @@ class _Run:
                     self.engine.check()
                     looked = time.monotonic()
                 while self.waiting and len(self.under_way) < room:
-                    number = self.waiting.popleft()
-                    self.under_way[task.remote(self.shards.order(number, self.token), threads)] = number
+                    self._submit(self.waiting.popleft())
+                if not self.waiting and len(self.under_way) < self.shards.workers:
+                    self._help()
+                self._listen()
                 for reference in self.ray.wait(list(self.under_way), timeout=_POLL)[0]:
                     yield from self._finish(reference)
         finally:
             self._cancel()
 
+    def _submit(self, number: int) -> None:
+        self.made += 1
+        threads = int(self.engine.task()["num_cpus"])
+        reference = self.task.remote(self.shards.order(number, self.token), threads, self.made, self.ears)
+        self.under_way[reference] = _Try(number, self.made, time.monotonic())
+
+    def _help(self) -> None:
+        """Hand one shard in a second time: one that is late, or that waits behind another while there is room."""
+        now, numbers = time.monotonic(), Counter(attempt.number for attempt in self.under_way.values())
+        for attempt in list(self.under_way.values()):
+            late = is_late(now - attempt.begun, self.took) if attempt.begun else now - attempt.submitted > LOOK_EVERY
+            if late and numbers[attempt.number] == 1:
+                logger.debug("%s goes to another process, too", self.shards.told(attempt.number))
+                self._submit(attempt.number)
+                return
+
+    def _listen(self) -> None:
+        """Take in what tasks have told."""
+        if self.answer is None:
+            if self.ears is not None and time.monotonic() - self.asked > TELL_EVERY:
+                self.answer, self.asked = self.ears.heard.remote(), time.monotonic()
+            return
+        if not self.ray.wait([self.answer], timeout=0)[0]:
+            return
+        answer, self.answer = self.answer, None
+        try:
+            heard = self.ray.get(answer)
+        except self.ray.exceptions.RayError as error:  # its node has gone: there is less to be told
+            logger.debug("nothing is heard of the tasks any more: %r", error)
+            self.ears = None
+            return
+        tries = {attempt.made: attempt for attempt in self.under_way.values()}
+        for made, through in heard:
+            attempt = tries.get(made)
+            if attempt is not None and through is None:
+                attempt.begun = time.monotonic()
+            elif attempt is not None and through is not None:
+                self.report.through(attempt.number, through)
+
     def _finish(self, reference: Any) -> Iterator[tuple[int, Record]]:
         """Take in a record, or hand a shard in again whose process has died."""
         from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-        number = self.under_way.pop(reference)
+        attempt = self.under_way.pop(reference, None)
+        if attempt is None:  # it was done by two, and the other one came at the same time
+            return
+        number = attempt.number
+        others = [other for other, one in self.under_way.items() if one.number == number]
         try:
-            yield number, self.ray.get(reference)
+            record = self.ray.get(reference)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, HeadstartError) else error from None
         except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
@@ -237,8 +328,15 @@ class _Run:
                     f"({type(error).__name__}); what was embedded is in the cache, run again to go on: what they were "
                     "decoding is then tried apart"
                 ) from error
-            self.waiting.appendleft(number)
-            self.report.again(number, f"a process of the Ray cluster ended ({type(error).__name__})")
+            if not others:
+                self.waiting.appendleft(number)
+                self.report.again(number, f"a process of the Ray cluster ended ({type(error).__name__})")
+            return
+        for other in others:  # it ends with its part in hand, and nobody waits for it
+            del self.under_way[other]
+            self.ray.cancel(other)
+        self.took.append(time.monotonic() - (attempt.begun or attempt.submitted))
+        yield number, record
 
     def _cancel(self) -> None:
         """Interrupt what is under way, and wait for it: the parts in hand are finished."""
@@ -249,8 +347,16 @@ class _Run:
                 self.ray.wait(list(self.under_way), num_returns=len(self.under_way), timeout=connect.LEAVE_SECONDS)
 
 
-def embed_as_task(order: Order, threads: int) -> Record:
+def embed_as_task(order: Order, threads: int, made: int, ears: Any) -> Record:
     """Do one shard, as a task; what is to be said to people comes with the record.
+
+    Parameters
+    ----------
+    order : Order
+    threads : int
+    made : int
+        Number of the task.
+    ears : ActorHandle of Ears, or None
 
     Raises
     ------
@@ -261,13 +367,19 @@ def embed_as_task(order: Order, threads: int) -> Record:
 
     said: list[tuple[int, str]] = []
 
+    def say(through: int | None = None) -> None:
+        if ears is not None:
+            ears.hear.remote(made, through)
+
     def tell(message: Message) -> None:
-        if message.log is not None:
+        if message.through is not None:
+            say(message.through)
+        elif message.log is not None:
             said.append(message.log)
 
     node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    here = Here(f"{node} process {os.getpid()}", threads, lambda: False, tell)
+    here = Here(f"{node} process {os.getpid()}", threads, lambda: False, tell, TELL_EVERY)
     try:
-        return replace(embed_shard(order, here), log=tuple(said))
+        return replace(embed_shard(order, here, say), log=tuple(said))
     except HeadstartError as error:
         raise type(error)(f"node {node}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +26,13 @@ from ..suspects import forget
 logger = logging.getLogger("headstart.extract")
 
 SHARD_IMAGES = 2000
+# Before each shard a worker looks at what the cache holds, which takes the longer the more that is. So of very many
+# images a shard has so many that there are no more shards than this.
+SHARDS_AT_MOST = 2000
 SHARDS_A_WORKER = 4  # at least, so that one that comes late at the end holds up a small part of the run
 LEAST_IMAGES = 16  # of a shard that nobody asked for: fewer are not worth a part of their own
 TRIES = 3  # of a shard that ends those who do it
+SLOW = 3  # times as long as the median takes a shard that is given to a second worker
 ESTIMATE_AFTER = 3.0  # seconds of work from which the rest is estimated
 ESTIMATE_OVER = 64  # images
 
@@ -152,12 +157,19 @@ def shard_count(images: int, workers: int, most: int | None = None) -> int:
     ----------
     images, workers : int
     most : int, optional
-        Images a shard, where the user says it. Else as many as `SHARD_IMAGES`, or fewer, so that there are
-        `SHARDS_A_WORKER` for each worker, but not fewer than `LEAST_IMAGES`.
+        Images a shard, where the user says it. Else as many as `SHARD_IMAGES`, or more, so that there are no more than
+        `SHARDS_AT_MOST`, or fewer, so that there are `SHARDS_A_WORKER` for each worker, but not fewer than
+        `LEAST_IMAGES`.
     """
     if most is None:
-        most = max(LEAST_IMAGES, min(SHARD_IMAGES, -(-images // (SHARDS_A_WORKER * max(workers, 1)))))
+        most = max(SHARD_IMAGES, -(-images // SHARDS_AT_MOST))
+        most = max(LEAST_IMAGES, min(most, -(-images // (SHARDS_A_WORKER * max(workers, 1)))))
     return max(1, -(-images // most))
+
+
+def is_late(seconds: float, took: Sequence[float]) -> bool:
+    """Tell whether a shard has been under way for so long that a second worker is to do it, by what others took."""
+    return len(took) > 1 and seconds > SLOW * statistics.median(took)
 
 
 class Report:

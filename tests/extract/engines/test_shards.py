@@ -25,6 +25,9 @@ __all__ = ["headstart", "headstart_json", "photos"]  # fixtures
     ("images", "workers", "most", "count"),
     [
         (1_000_000, 2, None, 500),
+        (4_000_000, 2, None, 2000),
+        (100_000_000, 16, None, 2000),
+        (100_000_000, 1000, None, 4000),
         (8_000, 2, None, 8),
         (8_000, 1, None, 4),
         (8_000, 100, None, 400),

@@ -3,8 +3,9 @@
 Three sizes are run as whole `extract` processes, in one process and on a Dask cluster of two workers. The model takes
 what a run costs whatever its size and what an image costs from the two smaller sizes alone, and predicts the largest,
 in seconds and in bytes of the cache. Beside that stand the constants: what reading, hashing, decoding and the network
-cost an image, what a row takes on disk, what publishing a part, a task and a listed path cost. From them follow the
-machines, days, storage and price of a million, a hundred million and a billion images, for prices that can be given.
+cost an image, what a row takes on disk and in the index, what publishing a part, a shard and a listed path cost. From
+the line of the runs, which has in it that stages share cores, follow the machines, days, storage and price of a
+million, a hundred million and a billion images, for prices that can be given, and what a worker holds in memory.
 
 Run: HEADSTART_SAMPLES=... python benchmarks/cost_model.py [--sizes 1000 4000 16000] [--backbone efficientnet_lite0]
 """
@@ -30,6 +31,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from clusters import dask_cluster
 
+from headstart.cache.index import KeyIndex
 from headstart.cache.part import Keys
 from headstart.cache.store import FeatureStore
 from headstart.cache.writer import CUT_BYTES
@@ -40,6 +42,9 @@ from headstart.extract.resolve import resolve
 
 HEADSTART = [sys.executable, "-c", "import sys; from headstart.cli import run; run()"]
 APART = 512  # images that the constants are measured on
+INDEXED = 1_000_000  # rows of the index that is measured
+SMALL_SHARD = 20  # images: fifty times as many shards as there have to be, to see what one costs
+NAME_BYTES = 127  # of a listed path of 29 bytes in memory, with all that is known of it: benchmarks/listing.py
 TIMES = 5
 # Rates of one machine with 16 cores and one H200 from JPEGs of 36 kB, ResNet-18, in 4 processes: docs/speed.md.
 GPU_RATE = 2_700.0
@@ -47,20 +52,22 @@ GPU_RATE = 2_700.0
 
 @dataclass(frozen=True)
 class Constants:
-    """What one thing costs, in seconds of one core or in bytes, an image or a row."""
+    """What one thing costs, in seconds of one core or in bytes: an image, a row or a part."""
 
     read: float
     hash: float
     decode: float
     forward: float
     image_bytes: float
-    row_bytes: float
-    listed_bytes: float
     put: float
+    row_bytes: float = 0.0
+    listed_bytes: float = 0.0
+    index_bytes: float = 0.0
+    index: float = 0.0
 
     @property
     def core_seconds(self) -> float:
-        """Of one image, from its bytes on disk to its row."""
+        """Of one image, from its bytes on disk to its row, each stage by itself."""
         return self.read + self.hash + self.decode + self.forward
 
 
@@ -110,8 +117,18 @@ def constants(folder: Path, names: list[bytes], backbone: str) -> Constants:
     put = statistics.median(seconds(lambda number=number: publish(store, space, rows, number)) for number in range(9))
     return Constants(
         reading, hashing, max(0.0, whole - reading - hashing), forward,
-        statistics.mean(map(len, contents)), 0.0, 0.0, put,
+        statistics.mean(map(len, contents)), put,
     )  # fmt: skip
+
+
+def index_of(rows: int) -> tuple[float, float]:
+    """Return what the index of so many rows takes, in seconds and in bytes a row."""
+    keys = Keys.plain(np.random.default_rng(0).integers(0, 256, (rows, 32), np.uint8))
+    begin = time.perf_counter()
+    index = KeyIndex([keys])
+    took = time.perf_counter() - begin
+    held = (index.keys.digest, index.keys.recipe, index.keys.view, index._sorted)
+    return took / rows, sum(array.nbytes for array in held) / rows
 
 
 def publish(store: FeatureStore, space, rows: np.ndarray, number: int) -> None:
@@ -153,10 +170,10 @@ def checked(way: str, runs: list[tuple[int, float, int]]) -> Line:
     return line
 
 
-def tables(found: Constants, options: argparse.Namespace) -> None:
-    """Print what a million, a hundred million and a billion images take."""
+def tables(found: Constants, line: Line, options: argparse.Namespace) -> None:
+    """Print what a million, a hundred million and a billion images take, by the line of the runs."""
     ways = (
-        ("16 cores, no GPU", 16 / found.core_seconds, options.core_hour * 16),
+        ("16 cores, no GPU", 16 / (line.image * available_cores()), options.core_hour * 16),
         ("16 cores and a GPU", options.gpu_rate, options.gpu_hour),
     )
     print(f"\nat ${options.core_hour} a core-hour and ${options.gpu_hour} an hour of a GPU with its cores")
@@ -164,8 +181,12 @@ def tables(found: Constants, options: argparse.Namespace) -> None:
         stored = images * (found.row_bytes + found.listed_bytes)
         parts = images * found.row_bytes / CUT_BYTES
         print(
-            f"  {images:>13,} images: {images * found.image_bytes / 1e12:.2f} TB of pictures, {stored / 1e9:.1f} GB of "
-            f"cache in {parts:,.0f} parts ({options.gb_month * stored / 1e9:,.2f} $ a month)"
+            f"  {images:>13,} images: {images * found.image_bytes / 1e12:.2f} TB of pictures, {stored / 1e9:,.0f} GB "
+            f"of cache in {parts:,.0f} parts (${options.gb_month * stored / 1e9:,.2f} a month)"
+        )
+        print(
+            f"    memory: listing {images * NAME_BYTES / 1e9:,.1f} GB where the command runs, index "
+            f"{images * found.index_bytes / 1e9:,.1f} GB in every worker, made in {images * found.index:,.0f} s"
         )
         for name, each, price in ways:
             hours = images / each / 3600
@@ -192,10 +213,12 @@ def main() -> None:
         sizes = sorted(options.sizes)
         names = {size: photographs(folder / str(size), Path(samples), size) for size in sizes}
         found = constants(folder / str(sizes[0]), names[sizes[0]], options.backbone)
+        index, index_bytes = index_of(INDEXED)
         print(f"{options.backbone} on {available_cores()} cores, pictures of {found.image_bytes / 1000:.0f} kB")
         stages = ((name, 1e3 * getattr(found, name)) for name in ("read", "hash", "decode", "forward"))
         print("  of one core, an image:", ", ".join(f"{name} {each:.3f} ms" for name, each in stages), flush=True)
         print(f"  a part of {CUT_BYTES >> 20} MiB is published in {1e3 * found.put:.0f} ms", flush=True)
+        print(f"  a row takes {index_bytes:.0f} bytes in the index, which is made in {1e6 * index:.2f} us a row")
         runs = []
         for size in sizes:
             cache = folder / f"cache-{size}"
@@ -207,20 +230,25 @@ def main() -> None:
         print(
             f"  a row takes {rows:.0f} bytes, a listed image {listed:.0f}; by the constants an image takes "
             f"{1e3 * found.core_seconds / available_cores():.2f} ms on {available_cores()} cores, "
-            f"{found.core_seconds / available_cores() / line.image:.2f} of what it does"
-        )
+            f"{found.core_seconds / available_cores() / line.image:.2f} of what it does", flush=True
+        )  # fmt: skip
         with dask_cluster(folder) as cluster:
             cluster.add(2, HEADSTART_PART_SECONDS="")
+            engine = ("--engine", "dask", "--address", str(cluster.file))
             runs = []
             for size in sizes:
                 cache = folder / f"dask-{size}"
-                took, _ = extract(
-                    folder / str(size), cache, options.backbone, "--engine", "dask", "--address", str(cluster.file)
-                )  # fmt: skip
+                took, _ = extract(folder / str(size), cache, options.backbone, *engine)
                 runs.append((size, took, size_of(cache / "spaces")))
             checked("two Dask workers", runs)
-        found = replace(found, row_bytes=rows, listed_bytes=listed)
-        tables(found, options)
+            few, many = (
+                extract(folder / str(sizes[0]), folder / str(each), options.backbone, *engine, "--shard-images", each)
+                for each in (str(sizes[0] // 4), str(SMALL_SHARD))
+            )
+        more, longer = many[1]["shards"] - few[1]["shards"], many[0] - few[0]
+        print(f"  {more} more shards took {longer:.1f} s more on two workers: {2e3 * longer / more:.0f} ms of one each")
+        found = replace(found, row_bytes=rows, listed_bytes=listed, index=index, index_bytes=index_bytes)
+        tables(found, line, options)
 
 
 if __name__ == "__main__":

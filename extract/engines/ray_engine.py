@@ -241,6 +241,7 @@ class _Run:
     took: list[float] = field(default_factory=list)  # seconds that shards took
     made: int = 0
     task: Any = None
+    threads: int = 1
     ears: Any = None
     answer: Any = None  # reference to what the ears have heard
     asked: float = 0.0
@@ -250,7 +251,9 @@ class _Run:
 
     def work(self) -> Iterator[tuple[int, Record]]:
         """Give records as they come."""
-        self.task = self.ray.remote(max_retries=0, **self.engine.task())(embed_as_task)
+        takes = self.engine.task()
+        self.threads = int(takes["num_cpus"])
+        self.task = self.ray.remote(max_retries=0, **takes)(embed_as_task)
         self.ears = self.ray.remote(num_cpus=0)(Ears).remote()
         room, looked = IN_FLIGHT * self.shards.workers, time.monotonic()
         try:
@@ -270,8 +273,7 @@ class _Run:
 
     def _submit(self, number: int) -> None:
         self.made += 1
-        threads = int(self.engine.task()["num_cpus"])
-        reference = self.task.remote(self.shards.order(number, self.token), threads, self.made, self.ears)
+        reference = self.task.remote(self.shards.order(number, self.token), self.threads, self.made, self.ears)
         self.under_way[reference] = _Try(number, self.made, time.monotonic())
 
     def _help(self) -> None:

@@ -146,6 +146,20 @@ def test_an_address_where_nobody_is(headstart, photos):
 
 
 @pytest.mark.slow
+def test_a_process_that_has_stopped_holds_nobody_up(photos, tmp_path, engine):
+    process = start_to_work(photos, tmp_path, *engine, "--json")
+    wait_for(lambda: processes(TASK))
+    stopped = processes(TASK)[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        out, err = process.communicate(timeout=90)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert process.returncode == 0, err
+    assert json.loads(out)["embedded"] == 196 and "Traceback" not in err
+
+
+@pytest.mark.slow
 def test_a_cluster_whose_head_dies_ends_the_run(photos, tmp_path):
     with ray_cluster(tmp_path) as address:
         process = start_to_work(photos, tmp_path, "--engine", "ray", "--address", address, "--workers", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ Client: TypeAlias = Any  # of `distributed`, whose methods have no types
 
 GPU = "GPU"  # the resource by which workers say that they have one
 LOOK_EVERY = 2.0  # seconds between two looks at who is there
+FIT_SECONDS = 5.0  # that a worker that does not say what it lacks is waited for, where others are fit
 
 
 def asked(client: Client, address: str, question: Callable[[], Any]) -> Any:
@@ -48,8 +50,13 @@ class Patience:
     address: str
     since: float = 0.0
 
-    def nobody_is_there(self) -> None:
+    def nobody_is_there(self, hanging: int = 0) -> None:
         """Say so at first, and give up in the end.
+
+        Parameters
+        ----------
+        hanging : int
+            How many are there, but do not answer.
 
         Raises
         ------
@@ -59,10 +66,16 @@ class Patience:
         if not self.since:
             self.since = time.monotonic()
             logger.warning(
-                "no worker is connected to the Dask scheduler at %s: waiting for %.0f s", self.address,
-                connect.WORKERS_SECONDS,
+                "%s the Dask scheduler at %s: waiting for %.0f s",
+                f"no answer from {hanging} workers of" if hanging else "no worker is connected to",
+                self.address, connect.WORKERS_SECONDS,
             )  # fmt: skip
         if time.monotonic() - self.since > connect.WORKERS_SECONDS:
+            if hanging:
+                raise EngineError(
+                    f"{hanging} workers of the Dask scheduler at {self.address} have not answered in "
+                    f"{connect.WORKERS_SECONDS:.0f} s; see their logs, and start them anew"
+                )
             raise EngineError(
                 f"no worker has connected to the Dask scheduler at {self.address} in {connect.WORKERS_SECONDS:.0f} s; "
                 f"start some with `dask worker {self.address}`"
@@ -82,6 +95,27 @@ def _fitness(token: Token, dask_worker: Any) -> _Fitness:
     return _Fitness(lacking(token), bool(dask_worker.state.total_resources.get(GPU)))
 
 
+class _Question:
+    """A worker is asked whether it is fit, by a thread: one that hangs lets nobody wait but that."""
+
+    def __init__(self, client: Client, worker: str, token: Token) -> None:
+        self.answer: object = None
+        self._answered = threading.Event()
+        self._deadline = time.monotonic() + FIT_SECONDS
+        threading.Thread(target=self._ask, args=(client, worker, token), daemon=True, name="fitness").start()
+
+    def _ask(self, client: Client, worker: str, token: Token) -> None:
+        try:
+            self.answer = client.run(_fitness, token, workers=[worker], on_error="return").get(worker)
+        except Exception as error:  # noqa: BLE001  (of the way there: it has gone, or the scheduler has)
+            self.answer = OSError(str(error))
+        self._answered.set()
+
+    def is_answered(self) -> bool:
+        """Wait for the answer, as long as a worker may take that does not hang, and tell whether it is there."""
+        return self._answered.wait(max(0.0, self._deadline - time.monotonic()))
+
+
 class Team:
     """The workers that are there and fit for a run; those that come later are taken in, the others named once."""
 
@@ -90,6 +124,7 @@ class Team:
         self._address = address
         self._wants_gpu = wants_gpu
         self._known: dict[str, _Fitness] = {}
+        self._asked: dict[str, _Question] = {}
         self._there: set[str] = set()
         self._looked = -LOOK_EVERY
         self._patience: Patience | None = None
@@ -108,14 +143,15 @@ class Team:
         self._there = set(asked(self._client, self._address, self._client.nthreads))
         self._ask(sorted(self._there - self._known.keys()))
         self._looked = time.monotonic()
-        if self._there and not self.fit:
-            worker = min(self._there)
+        known = self._there & self._known.keys()
+        if known and not self.fit and known == self._there:
+            worker = min(known)
             raise EngineError(f"worker {worker} {self._known[worker].lacks}")
-        if not self._there:
-            self._patience = self._patience or Patience(self._address)
-            self._patience.nobody_is_there()
-        else:
+        if self.fit:
             self._patience = None
+        else:
+            self._patience = self._patience or Patience(self._address)
+            self._patience.nobody_is_there(hanging=len(self._there))
 
     @property
     def fit(self) -> list[str]:
@@ -138,14 +174,14 @@ class Team:
         return self._there.isdisjoint(workers)
 
     def _ask(self, workers: list[str]) -> None:
-        if not workers:
-            return
-        found = asked(
-            self._client, self._address,
-            lambda: self._client.run(_fitness, self.token, workers=workers, on_error="return"),
-        )  # fmt: skip
+        """Take in what workers say of themselves; those that hang are left out until they say it."""
         for worker in workers:
-            answer = found.get(worker)
+            if worker not in self._asked:
+                self._asked[worker] = _Question(self._client, worker, self.token)
+        for worker in workers:
+            if not self._asked[worker].is_answered():
+                continue
+            answer = self._asked.pop(worker).answer
             if isinstance(answer, OSError) and not isinstance(answer, HeadstartError):
                 continue  # it has just gone
             if not isinstance(answer, _Fitness):

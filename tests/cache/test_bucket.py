@@ -20,6 +20,7 @@ from headstart.cache.listing import save_listing
 from headstart.cache.merge import merge
 from headstart.cache.part import Keys, read_embeddings
 from headstart.cache.place import RemotePath
+from headstart.cache.reading import read_error
 from headstart.cache.remove import remove
 from headstart.cache.running import announced, running
 from headstart.cache.store import FeatureStore, cache_dir
@@ -323,6 +324,15 @@ def test_a_store_that_says_no_is_not_asked_again(store, object_store, code, said
         store.space_ids()
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert len(object_store.faults.seen) == 1
+
+
+def test_what_a_store_said_is_kept_as_the_cause(store):
+    said, told = PermissionError("not for you"), CacheError("no permission to read s3://there")
+    told.__cause__, told.errno = said, 13
+    with pytest.raises(CacheError, match="no permission") as caught:
+        raise read_error(told, store.root) from told
+    assert caught.value.errno == 13
+    assert caught.value.__cause__ is told and told.__cause__ is said
 
 
 def test_a_bucket_that_is_not_there_is_named_by_readers_and_writers(object_store, space):

@@ -177,6 +177,18 @@ def test_a_worker_that_has_stopped_holds_nobody_up(photos, tmp_path, cluster, en
     assert json.loads(out)["embedded"] == 196
 
 
+def test_a_worker_that_hangs_from_the_start_holds_nobody_up(headstart, photos, tmp_path, cluster, engine):
+    (hanging,) = cluster.add(1)
+    hanging.send_signal(signal.SIGSTOP)
+    try:
+        status, _, err = headstart("extract", photos, *SMALL, *engine)
+    finally:
+        hanging.send_signal(signal.SIGCONT)
+        cluster.remove([hanging])
+    assert status == 0, err
+    assert "36 embedded" in err
+
+
 def test_a_worker_that_comes_later_takes_over(photos, tmp_path, cluster, engine):
     cluster.remove(cluster.workers[1:])
     process = start_to_work(photos, tmp_path, *engine, "--json")

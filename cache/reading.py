@@ -132,7 +132,9 @@ def gone_or_unreadable(error: OSError, path: Place) -> PartGoneError | CacheErro
 def read_error(error: OSError, path: Place) -> CacheError:
     """Turn a failed read of a file of the cache into an error that names it."""
     if isinstance(error, CacheError):  # as a store's troubles are, from the beginning
-        return copy(error)  # raised from the error, which itself would be its own cause
+        again = copy(error)  # raised from the error, which itself would be its own cause
+        again.errno = error.errno
+        return again
     name = errno.errorcode.get(error.errno or 0, "error")
     translated = CacheError(f"cannot read {path} ({name}: {error.strerror}); mend the disk or its permissions")
     translated.errno = error.errno

@@ -12,7 +12,7 @@ import headstart as package
 from headstart.cache.failures import Failures
 from headstart.cache.names import Names
 from headstart.errors import UsageError
-from headstart.extract.engines.shards import Report, Shards, Whole, shard_count
+from headstart.extract.engines.shards import Deaths, Report, Shards, Whole, shard_count
 from headstart.extract.options import EngineOptions, RunOptions, SpaceOptions
 from headstart.extract.orders import Record
 from headstart.extract.runner import Hooks, Outcome, Work
@@ -118,6 +118,16 @@ def test_progress_never_goes_back_and_retries_are_told(caplog):
     assert caplog.messages == [
         "somebody died: shard 2 of 2 (20 images from 040.jpg on) is embedded again, but for what was published"
     ]
+
+
+def test_a_shard_that_comes_further_may_lose_any_number_of_workers():
+    report = Report(cut(400, 2), Hooks())
+    deaths = Deaths(report)
+    assert [deaths.are_too_many(0) for _ in range(3)] == [False, False, True]
+    for reached in range(10, 100, 10):
+        report.through(1, reached)
+        assert not deaths.are_too_many(1)
+    assert [deaths.are_too_many(1) for _ in range(2)] == [False, True]
 
 
 def test_the_rest_is_estimated_once(monkeypatch):

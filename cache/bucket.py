@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import cache
@@ -30,6 +31,7 @@ Result = TypeVar("Result")
 # once are no memory to speak of.
 RANGE = 4 << 20
 # Small requests are mostly waiting, so many go at once; objects that are read as a whole keep two ranges each.
+_WINDOW = 8  # times as many calls as are made at once are handed in
 AT_ONCE = 32
 STREAMS = 8
 # Waits of half a minute in all: what a long run has computed is worth more of them than a question is.
@@ -229,8 +231,19 @@ def mapped(call: Callable[[Given], Result], given: Iterable[Given], at_once: int
     """Yield what `call` returns for each, in order; many at once, for they wait for a store."""
     from concurrent.futures import ThreadPoolExecutor
 
+    waiting: deque[Future[Result]] = deque()
+    left = iter(given)
     with ThreadPoolExecutor(at_once, thread_name_prefix="bucket") as pool:
-        yield from pool.map(call, given)
+        try:
+            for one in left:
+                waiting.append(pool.submit(call, one))
+                if len(waiting) >= _WINDOW * at_once:  # of millions, a few hundred are under way
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 @contextlib.contextmanager

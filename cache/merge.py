@@ -159,7 +159,7 @@ def _merge_listings(root: Place, other: Place, done: Merge) -> None:
     """Copy the listings of datasets that we have none of; where both have some, ours are the ones that we know of."""
     mine = {path.parent.name for path in listing_paths(root)}
     named: dict[str, str] = {}
-    for path in reversed(listing_paths(other)):
+    for path in listing_paths(other):  # the latest first: a merge that is interrupted leaves no older one in its place
         dataset = path.parent.name
         try:
             listing = read_listing(path)
@@ -173,7 +173,7 @@ def _merge_listings(root: Place, other: Place, done: Merge) -> None:
         except HeadstartError as error:
             done.bad.append((below(path, other), str(error)))
             continue
-        named[dataset] = listing.root
+        named.setdefault(dataset, listing.root)
         if dataset not in mine:
             make_folder(root / "datasets" / dataset, root)
             publish(root / "datasets" / dataset / path.name, data)

@@ -98,6 +98,10 @@ def _options(scheme: str) -> dict[str, Any]:
     if scheme == "s3":  # a read that stands still for long is one that failed; `retried` is what tries again
         once = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
         return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 64, **once}}
+    if scheme in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=60)}}
     return {}
 
 

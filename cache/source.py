@@ -59,6 +59,8 @@ class Url:
     def parent(self) -> Url:
         """The folder that it lies in; itself where that is a whole bucket or server."""
         scheme, _, rest = self.text.partition("://")
+        if scheme in ("http", "https"):
+            rest = re.split("[?#]", rest, maxsplit=1)[0]
         folder = rest.rpartition("/")[0]
         return Url(f"{scheme}://{folder}") if folder else self
 

@@ -1,7 +1,7 @@
 """Objects of a store as a listing and a reader need them: which there are, what each is, and its bytes.
 
 An object has no inode and no change time. What tells an unchanged one is put into the same four columns as for a file:
-its size, the second in which it was last written, and 63 bits of a hash of its ETag, generation or version. In place
+its size, the second in which it was last written, and 63 bits of a hash of its ETag or generation. In place
 of the change time, which says from when on the other columns are to be believed, stands 0 where that mark tells every
 edit, as in buckets, and the same second where it need not, as on web servers. Where one gives no time either, there
 stands `UNKNOWN_TIME`, which no listing ever believes.
@@ -34,10 +34,12 @@ WEB = ("http", "https")
 _TRIES = re.compile(r"given up after \d+ tries")
 _SHOWN = 120  # characters of the words of a library
 _PAGE = 1000  # keys that S3 lists at a time
+_WHOLE_FOR_A_PART = 64 << 20  # bytes that are fetched as a whole, again for each part, where a server knows no ranges
 _WORTH_A_LISTING = 64  # objects of one folder
 _MOST_IN_VAIN = 20  # objects that are listed for each that is asked for
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified")
-_MARKS = ("generation", "VersionId", "ETag", "etag", "Content-MD5", "md5Hash", "Digest")
+# No version: S3 tells it of one object, and not where it lists many.
+_MARKS = ("generation", "ETag", "etag", "Content-MD5", "md5Hash", "Digest")
 
 
 class RefusedError(PermissionError):
@@ -154,7 +156,7 @@ def stat_of_details(details: Mapping[str, Any], scheme: str) -> Stat:
     -------
     tuple of int
         Size, -1 where it is not known; the second of the last write, in nanoseconds; what stands for the change time;
-        and 63 bits of a hash of its ETag, generation or version, 0 where it has none.
+        and 63 bits of a hash of its ETag or generation, 0 where it has none.
     """
     size = next((details[name] for name in ("Size", "size") if details.get(name) is not None), -1)
     second = next((found for name in _TIMES if (found := _second(details.get(name))) is not None), None)
@@ -216,7 +218,7 @@ def examined_all(urls: Sequence[str]) -> list[tuple[Stat, str | None]]:
         folders.setdefault(url.rpartition("/")[0], []).append(url)
     known: dict[str, tuple[Stat, str | None]] = {}
     for folder, inside in folders.items():
-        if scheme_of(folder) not in WEB and len(inside) >= _WORTH_A_LISTING:
+        if scheme_of(folder) == "s3" and len(inside) >= _WORTH_A_LISTING:  # others are not listed page by page
             known.update(_examined_by_listing(folder, inside))
     left = [url for url in dict.fromkeys(urls) if url not in known]
     known.update(zip(left, examined_objects(left), strict=True))
@@ -290,7 +292,10 @@ def _whole(url: str, size: int) -> bytes:
     """Read an object of a known size, and one byte more where it has become larger; of any size where it is -1."""
     # A range from its first byte: for a whole object s3fs would ask for its size first.
     limits = {"start": 0, "end": size + 1} if size >= 0 else {}
-    return _fetched(url, **limits)
+    data = _fetched(url, **limits)
+    if len(data) > MAX_BYTES:
+        raise RefusedError(f"{len(data)} bytes exceed the limit of {MAX_BYTES} for one file")
+    return data
 
 
 def _fetched(url: str, **limits: int) -> bytes:
@@ -313,6 +318,8 @@ def read_part(url: str, start: int, stop: int) -> bytes:
     def read() -> bytes:
         data = _fetched(url, start=start, end=stop)
         if len(data) > stop - start:  # the whole, from a server that knows no ranges
+            if len(data) > _WHOLE_FOR_A_PART:
+                raise RefusedError("the server gives no parts of files, and this one is large: copy it first")
             data = data[start:stop]
         if len(data) < stop - start:
             raise ConnectionError(f"{len(data)} bytes came of {stop - start}")
@@ -331,6 +338,11 @@ def _replaced(url: str) -> tuple[bytes, Stat]:
     if len(data) != found[0]:
         raise ConnectionError(f"{len(data)} bytes came of {found[0]}")
     return data, found
+
+
+def unquoted(url: str | Url, name: bytes) -> bytes:
+    """Return a name that stands in a URL as it is called: only those of web servers have escapes."""
+    return urllib.parse.unquote_to_bytes(name) if scheme_of(str(url)) in WEB else name
 
 
 def quoted(name: bytes) -> str:

@@ -100,7 +100,7 @@ class Found:
         stats, folders = array("q"), array("q")
         for name, stat, reason in entries:
             self.empty = False
-            if is_hidden(name):
+            if is_hidden(name) or b"\0" in name:  # by which names are kept apart, and which no file has
                 continue
             suffix = _suffix(name)
             if is_named_by_url(name):  # as a name it would lead elsewhere: whoever writes here does not choose that
@@ -160,7 +160,7 @@ def _on_pages(url: Url) -> Iterator[tuple[bytes, Stat, str | None]]:
 def timeless_note(stats: np.ndarray) -> list[str]:
     """Say that images, (N, 4) int64, have nothing by which an unchanged one is told; no line where none has."""
     count = int((stats[:, CTIME] == UNKNOWN_TIME).sum())
-    said = "their server gives neither a time nor an ETag, so they are read again by each extract"
+    said = "their server does not say when they were written, so they are read again by each extract"
     return [f"{count} pictures: {said}"] if count else []
 
 

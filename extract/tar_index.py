@@ -227,7 +227,12 @@ def _label_of_json(content: bytes) -> str | None:
     label = found.get("label") if isinstance(found, dict) else None
     if isinstance(label, bool) or not isinstance(label, str | int):
         return None
-    return str(label).replace("\0", "").strip()
+    text = str(label).replace("\0", "").strip()
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # half of a character, which JSON may hold
+        return None
+    return text
 
 
 class Ranges(io.RawIOBase):

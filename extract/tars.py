@@ -28,7 +28,7 @@ from ..cache.names import GrowingNames, Names
 from ..cache.remote import is_url
 from ..cache.source import Source, Url, name_bytes, source_of
 from ..errors import DataError, DataNotFoundError, printable
-from .bucket import IN_FLIGHT, hash63, read_part, reason_of, stat_of_object, told
+from .bucket import IN_FLIGHT, hash63, read_part, reason_of, stat_of_object, told, unquoted
 from .elsewhere import location
 from .files import NO_STAT, Stat, os_reason, stat_of
 from .layouts import BESIDE, Reading, read_tree, split_code
@@ -108,7 +108,7 @@ def named_tars(data: Source) -> Tars:
     texts = expanded(str(data))
     base = base_of(data)
     prefix = "" if base == Path() else str(base).rstrip("/") + "/"
-    names = [name_bytes(source_of(text))[len(os.fsencode(prefix)) :] for text in texts]
+    names = [unquoted(prefix, name_bytes(source_of(text))[len(os.fsencode(prefix)) :]) for text in texts]
     return Tars(base, dict(zip(names, _examined(base, names), strict=True)))
 
 
@@ -236,7 +236,7 @@ def list_tars(
         known = _Listed(listing)
         growing = _listed(tars, layout, known)
         reading = growing.reading(layout)
-        if reading.layout == listing.layout or not known.used:
+        if not known.used or (growing.labelled == known.labelled and reading.layout == listing.layout):
             return growing.tree, reading, growing.notes
     growing = _listed(tars, layout, None)  # nothing is known, or it was read in another way then
     return growing.tree, growing.reading(layout), growing.notes
@@ -309,7 +309,7 @@ class _Growing:
         self.notes: list[str] = []
         self._paths = GrowingNames()
         self._splits = splits
-        self._labelled = False
+        self.labelled = False  # whether samples say what they are, and the folders in the tars do not count
         self._damaged: list[tuple[bytes, bytes, Stat, str]] = []
         self._places: dict[bytes, int] = {}
         self._folders: list[np.ndarray] = [np.zeros(0, np.int64)]
@@ -332,7 +332,7 @@ class _Growing:
 
     def add(self, tars: dict[bytes, Stat], indices: Sequence[_Packed]) -> None:
         """Take in the members of tars that were gone through."""
-        self._labelled = any(label is not None for index in indices for label in index.labels)
+        self.labelled |= any(label is not None for index in indices for label in index.labels)
         for (name, tar), index in zip(tars.items(), indices, strict=True):
             self._add(name, tar, index)
         for count, words in (
@@ -355,10 +355,9 @@ class _Growing:
 
     def _folder(self, name: bytes, label: str | None) -> bytes:
         """Return the folder that stands for a member's class: its label's, or where no sample has one, its own."""
-        if self._labelled:
+        if self.labelled:
             return as_folder(label) if label else b""
-        parts = name.split(b"/")[:-1]
-        return b"/".join(part for part in parts if part not in (b"", b".", b".."))
+        return b"/".join(_folders_of(name))
 
     def finish(self) -> None:
         """Put the columns into the tree, and damaged tars, each as a picture of some class, or it would be left out."""
@@ -374,13 +373,18 @@ class _Growing:
         """Decide what the folders mean."""
         if layout == "auto" and self._splits:
             layout = "splits"
-        elif layout == "auto" and self._labelled:
+        elif layout == "auto" and self.labelled:
             layout = "classes"
         reading = read_tree(self.tree, layout)
-        if self._labelled:
+        if self.labelled:
             notes = [note.replace(BESIDE, "images without a label in their tar") for note in reading.notes]
             reading = replace(reading, notes=tuple(notes))
         return _with_slashes(reading) if any(_SLASH in name for name in reading.classes) else reading
+
+
+def _folders_of(member: bytes) -> list[bytes]:
+    """Return the names of the folders that a member of a tar lies in."""
+    return [part for part in member.split(b"/")[:-1] if part not in (b"", b".", b"..")]
 
 
 def as_folder(label: str) -> bytes:
@@ -398,16 +402,29 @@ def _with_slashes(reading: Reading) -> Reading:
 
 
 class _Listed:
-    """The members of tars as an earlier listing has them."""
+    """The members of tars as an earlier listing has them.
+
+    Attributes
+    ----------
+    used : int
+        Tars whose members were taken from it.
+    labelled : bool
+        Whether some class is none of the folders that its picture lies in: samples said what they are.
+    """
 
     def __init__(self, listing: Listing) -> None:
         self.used = 0
+        self.labelled = False
         self._listing, self._known = listing, listing.known
         self._rows: dict[bytes, array[int]] = {}
-        for row, path in enumerate(listing.paths):
+        labels = [as_folder(name) for name in listing.classes]
+        for row, (path, label) in enumerate(zip(listing.paths, listing.label.tolist(), strict=True)):
             match = INSIDE.search(path)
             tar = path[: match.end() - 1] if match else path
             self._rows.setdefault(tar, array("q")).append(row)
+            if match and label >= 0 and not self.labelled:
+                folders = _folders_of(path[match.end() :])
+                self.labelled = labels[label] not in (*folders, b"/".join(folders))
 
     def add_to(self, growing: _Growing, name: bytes, tar: Stat) -> bool:
         """Take in the members of a tar without opening it; False where it is not known as it is now."""
@@ -423,6 +440,7 @@ class _Listed:
         if any(why.startswith(_UNREAD) for why in reasons.values()):  # the disk or the network may be there now
             return False
         growing.extend(paths, stats, folders[which.reshape(-1)], reasons)
+        growing.labelled |= self.labelled  # what comes to them is read as they were
         self.used += 1
         return True
 
@@ -434,10 +452,11 @@ class _Listed:
 # A member by its name alone
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 def _members_of(path: bytes, _tar: Stat) -> dict[bytes, Member]:
     base = source_of(os.fsdecode(path)).parent
-    return {member.name: member for member in _index(base, path[len(name_bytes(base)) + 1 :], _tar).members}
+    name = unquoted(str(base), path[len(name_bytes(base)) + 1 :])
+    return {member.name: member for member in _index(base, name, _tar).members}
 
 
 def split_member(path: bytes) -> tuple[bytes, bytes] | None:
@@ -460,7 +479,7 @@ def examined_member(path: bytes) -> tuple[Stat, str | None] | None:
     except (OSError, DataError):  # a folder, for one
         return None
     with _going_through:
-        member = _members_of(parts[0], tar).get(parts[1])
+        member = _members_of(parts[0], tar).get(unquoted(os.fsdecode(parts[0]), parts[1]))
     if member is None:
         return NO_STAT, "not found"
     return member_stat(tar, member.offset, member.size), member.reason

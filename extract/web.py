@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import urllib.parse
 from collections.abc import Iterator
 from functools import partial
@@ -25,22 +26,20 @@ def links_below(url: Url) -> Iterator[bytes]:
         The page cannot be read, or there are more than 10,000 below it.
     """
     store, root = filesystem(url.scheme), f"{url}/"
-    waiting, seen = [root], {root}
+    waiting, seen, opened = [root], {root}, 0
     while waiting:
-        page = waiting.pop()
+        page, opened = waiting.pop(), opened + 1
+        if opened > MOST_PAGES:
+            raise DataError(f"{printable(str(url))} leads to more than {MOST_PAGES} pages; name one of them as DATA")
         for entry in asked(partial(store.ls, page, detail=True), page):
-            link: str = entry["name"]
+            link = html.unescape(entry["name"])
             if not link.startswith(root) or "?" in link or "#" in link or link in seen:
                 continue
             seen.add(link)
             name = urllib.parse.unquote_to_bytes(link[len(root) :])
             if b".." in name.split(b"/"):  # joined to the page by whoever read it; it leads upwards
                 continue
-            if not link.endswith("/"):
-                yield name
-            elif len(seen) > MOST_PAGES and len(waiting) > MOST_PAGES:
-                raise DataError(
-                    f"{printable(str(url))} leads to more than {MOST_PAGES} pages; name one of them as DATA"
-                )
-            else:
+            if link.endswith("/"):
                 waiting.append(link)
+            else:
+                yield name

@@ -8,6 +8,7 @@ from headstart.cache.datasets import load_listings, require_listing
 from headstart.cache.listing import save_listing
 from headstart.cache.merge import merge
 from headstart.cache.part import Keys
+from headstart.cache.publish import publish
 from headstart.cache.store import FeatureStore
 from headstart.errors import CacheMissError, UsageError
 from support import add_rows, flip, listing_of, make_space, random_rows
@@ -56,6 +57,26 @@ def test_our_listing_of_a_dataset_that_both_have_stays(ours, theirs, space):
     done = merge(ours.root, theirs.root)
     assert (done.datasets, done.kept) == ([], ["photos"])
     assert [len(listing) for listing in load_listings(ours.root)] == [4]
+
+
+def test_a_merge_that_is_interrupted_leaves_no_old_listing_for_the_latest(ours, theirs, space, monkeypatch):
+    digest, rows = random_rows(10)
+    for store in (ours, theirs):
+        add_rows(store, space, digest, rows)
+    for count in (4, 10):
+        save_listing(theirs.root, listing_of(digest[:count]))
+    published = []
+
+    def publish_one(path, data):
+        if published:
+            raise KeyboardInterrupt
+        published.append(path)
+        publish(path, data)
+
+    monkeypatch.setattr("headstart.cache.merge.publish", publish_one)
+    with pytest.raises(KeyboardInterrupt):
+        merge(ours.root, theirs.root)
+    assert len(require_listing(ours.root)) == 10
 
 
 def test_what_the_other_pruned_is_not_pruned_here(ours, theirs, space):

@@ -358,6 +358,34 @@ def test_a_changed_tar_is_gone_through_and_the_others_are_not(
     assert counts(list_images(shards)) == counts(list_images(shards, cache=tmp_path / "cache"))
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_comes_to_tars_is_read_as_all_at_once_would_be(
+    few: Path, tmp_path: Path, settled: None, labelled: bool
+) -> None:
+    """Whether samples say what they are is a matter of all tars, also of those that are not opened."""
+    with_labels, cache = samples_of(pictures(few, "train")), tmp_path / "cache"
+    in_folders = [(f"imgs/{number}.jpg", path.read_bytes()) for number, path in enumerate(pictures(few, "val"))]
+    first, later = (with_labels, in_folders) if labelled else (in_folders, with_labels)
+    write_tar(tmp_path / "tars" / "a.tar", first)
+    headstart.extract(tmp_path / "tars", cache=cache, **SMALL)
+    write_tar(tmp_path / "tars" / "b.tar", later)
+    expected = counts(list_images(tmp_path / "tars"))
+    assert expected == {("ants", 0): 12, ("bees", 0): 12}
+    for _ in range(2):  # and at the next run, which opens again what gave nothing
+        found = headstart.extract(tmp_path / "tars", cache=cache, **SMALL)
+        assert found.classes == ("ants", "bees") and len(found.listing) == 24
+        assert counts(list_images(tmp_path / "tars", cache=cache)) == expected
+
+
+def test_labels_of_half_a_character_are_none(few: Path, tmp_path: Path) -> None:
+    entries: list[Entry] = []
+    for number, path in enumerate(pictures(few, "val")):
+        label = rb'"\ud83d"' if number == 0 else b'"bee"'
+        entries += [(f"{number}.jpg", path.read_bytes()), (f"{number}.json", b'{"label": ' + label + b"}")]
+    found = listed(tmp_path, entries)
+    assert found.classes == ("bee",) and len(found.paths) == len(entries) // 2 - 1
+
+
 def test_a_limited_listing_is_not_taken_for_the_whole(shards: Path, tmp_path: Path, settled: None) -> None:
     assert len(headstart.extract(shards, cache=tmp_path / "cache", limit=5, **SMALL).listing) == 5
     assert len(headstart.extract(shards, cache=tmp_path / "cache", **SMALL).listing) == 36
@@ -420,6 +448,21 @@ def test_shards_in_a_bucket_are_read_in_large_ranges(
     again = headstart.extract(remote_shards + data, cache=tmp_path, **SMALL)
     assert again.embedded == 0
     assert not [path for method, path in object_store.faults.seen if method == "GET" and path.endswith(".tar")]
+
+
+def test_shards_in_a_bucket_that_keeps_versions(
+    object_store: ObjectStore, remote_shards: str, tmp_path: Path, settled: None
+) -> None:
+    """S3 tells the version of an object that is asked for alone, and not of those that it lists."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=object_store.url)
+    client.put_bucket_versioning(Bucket=object_store.bucket, VersioningConfiguration={"Status": "Enabled"})
+    for entry in client.list_objects_v2(Bucket=object_store.bucket)["Contents"]:
+        body = client.get_object(Bucket=object_store.bucket, Key=entry["Key"])["Body"].read()
+        client.put_object(Bucket=object_store.bucket, Key=entry["Key"], Body=body)
+    found = headstart.extract(remote_shards, cache=tmp_path / "cache", **SMALL)
+    assert (found.embedded, len(found.failures)) == (36, 0)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "cut"])

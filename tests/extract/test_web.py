@@ -15,8 +15,10 @@ from tar_files import samples_of, write_tar
 
 import headstart
 from headstart.cache import remote
+from headstart.cache.source import Url
 from headstart.errors import DataError, DataNotFoundError
-from headstart.extract.access import access_to
+from headstart.extract import bucket, tars, web
+from headstart.extract.access import access_to, read_anywhere
 from headstart.extract.images import list_images, list_paths
 
 
@@ -124,7 +126,7 @@ def test_pictures_that_nothing_tells_an_edit_of_are_read_each_time(site: Site, p
     again = headstart.extract(photos, cache=tmp_path / "cache", **SMALL)
     assert (found.embedded, again.embedded, len(gets(site))) == (36, 0, 36)
     assert [note for note in list_images(photos).notes if "read again by each extract" in note] == [
-        "36 pictures: their server gives neither a time nor an ETag, so they are read again by each extract"
+        "36 pictures: their server does not say when they were written, so they are read again by each extract"
     ]
 
 
@@ -169,6 +171,56 @@ def test_a_csv_and_links_beside_it(site: Site, photos: str, tmp_path: Path) -> N
         (site.folder / "photos" / name).write_text("path,label\n" + "\n".join(lines) + "\n")
         found = headstart.extract(f"{photos}/{name}", cache=tmp_path / name, **SMALL)
         assert found.embedded == 2 and list(found.failures) == [(f"{photos}/none.jpg", "not found")]
+
+
+def test_tars_and_members_whose_names_have_to_be_escaped(site: Site, few: Path, tmp_path: Path) -> None:
+    site.ranges = True
+    pictures = sorted((few / "val").rglob("*.jpg"))
+    entries = [(f"{path.parent.name}/ü {number}.jpg", path.read_bytes()) for number, path in enumerate(pictures)]
+    write_tar(site.folder / "some shards" / "a b.tar", entries)
+    for data in ("some%20shards/a%20b.tar", "some%20shards"):
+        found = headstart.extract(f"{site.url}/{data}", cache=tmp_path / "cache", **SMALL)
+        assert len(found.paths) == 12 and not found.failures and found.classes == ("ants", "bees")
+        for path, picture in zip(sorted(found.paths), sorted(entries), strict=True):
+            assert read_anywhere(path)[0] == picture[1]
+
+
+def test_pages_without_end_are_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "MOST_PAGES", 20)
+    page, opened = "/photos/", []
+
+    def ls(_: object, where: str, detail: bool) -> list[dict[str, str]]:
+        opened.append(where)
+        return [{"name": where + "photos/"}]
+
+    monkeypatch.setattr(type(remote.filesystem("http")), "ls", ls)
+    with pytest.raises(DataError, match="leads to more than 20 pages"):
+        list(web.links_below(Url(site.url + page.rstrip("/"))))
+    assert len(opened) == 20
+
+
+def test_links_are_read_as_a_browser_reads_them(site: Site, few: Path, tmp_path: Path) -> None:
+    picture = next((few / "val").rglob("*.jpg")).read_bytes()
+    for folder in ("cats&dogs", "it's"):
+        (site.folder / "p" / folder).mkdir(parents=True)
+        (site.folder / "p" / folder / "1.jpg").write_bytes(picture)
+    (site.folder / "p" / "index.html").write_text(
+        '<a href="cats&amp;dogs/1.jpg">1</a><a href="it&#39;s/1.jpg">2</a><a href="x%00.jpg">3</a>'
+    )
+    found = list_images(f"{site.url}/p")
+    assert list(found.paths) == [b"cats&dogs/1.jpg", b"it's/1.jpg"] and not found.unreadable
+
+
+def test_a_large_tar_is_not_fetched_again_for_each_of_its_parts(
+    site: Site, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "_WHOLE_FOR_A_PART", 10_000)
+    write_tar(site.folder / "shards" / "a.tar", samples_of(sorted((few / "val").rglob("*.jpg"))))
+    monkeypatch.setattr(tars, "FETCHED", 5_000)
+    images = list_images(f"{site.url}/shards")
+    assert [why for _, why in images.unreadable.items()] == [
+        "cannot be read: the server gives no parts of files, and this one is large: copy it first"
+    ]
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -80,7 +80,7 @@ class Compiler:
         """
         embedder, begin = self._embedder, time.perf_counter()
         try:
-            embedder.faster = (embedder.batch_size, self._compiled())
+            embedder.faster = (embedder.batch_size, embedder.computed(self._compiled))
         except _MovedError as error:
             self._give_up(str(error), error)
             self._remember(0.0)

@@ -111,14 +111,14 @@ class Embedder:
         import torch
 
         if self.cores is not None:
-            self._computed(partial(use_threads, self.cores))
+            self.computed(partial(use_threads, self.cores))
         _ = self.backbone, self.batch_size
-        self.most_threads = self._computed(torch.get_num_threads)
+        self.most_threads = self.computed(torch.get_num_threads)
 
     def rest(self) -> None:
         """Give torch back the threads that it had, when a run is over."""
         if self.threads is not None:
-            self._computed(partial(use_threads, self.most_threads))
+            self.computed(partial(use_threads, self.most_threads))
 
     def unload(self) -> None:
         """Let go of the network, and of what it takes of the device's memory."""
@@ -159,8 +159,7 @@ class Embedder:
         available //= self.run.processes or 1
         try:
             if self._an_image is None:  # a pass of its own, which other sizes need not repeat
-                with self.device.autocast(self.spaces[0].precision):
-                    self._an_image = bytes_an_image(self.backbone)
+                self._an_image = self.computed(self._measure_an_image)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -174,6 +173,10 @@ class Embedder:
                 size, wanted, an_image // 1_000_000, available // 1_000_000,
             )  # fmt: skip
         return size
+
+    def _measure_an_image(self) -> int:
+        with self.device.autocast(self.spaces[0].precision):
+            return bytes_an_image(self.backbone)
 
     def embed(self, pixels: Sequence[Pixels] | np.ndarray) -> np.ndarray:
         """Compute rows.
@@ -204,7 +207,7 @@ class Embedder:
         while begin < len(pixels):
             batch = pixels[begin : begin + size]
             try:
-                done.append(self._computed(partial(self._forward, batch)))
+                done.append(self.computed(partial(self._forward, batch)))
                 begin += len(batch)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -225,7 +228,7 @@ class Embedder:
             self._transfer = transfer_to(self.device)
         return self._transfer
 
-    def _computed(self, call: Callable[[], Result]) -> Result:
+    def computed(self, call: Callable[[], Result]) -> Result:
         """Return what a call returns, by the thread that is to run the network."""
         return in_main_arena(call) if self.device.kind == "cpu" else call()
 

@@ -85,7 +85,10 @@ def _keeper(_process: int) -> _Keeper | None:
     others: list[_Keeper] = []
     try:
         for _ in range(_TRIES):
-            keeper = _Keeper()
+            try:
+                keeper = _Keeper()
+            except RuntimeError:  # there may be no more threads
+                return None
             if keeper.result_of(has_main_arena):
                 return keeper
             others.append(keeper)

@@ -132,18 +132,24 @@ class _Try:
         That it was given to.
     submitted : float
         When.
+    reached : int
+        How many images of the shard had gone through by then.
     worker : str
         That has begun it; empty while none has.
     begun : float
         When.
+    ended : bool
+        Whether the worker has come to the end of it, whatever that was.
     """
 
     number: int
     future: Future
     workers: Collection[str]
     submitted: float
+    reached: int
     worker: str = ""
     begun: float = 0.0
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +244,7 @@ class _Run:
             embed_on_worker, self.shards.order(number, self.team.token), self.topic, key, key=key, pure=False,
             retries=TRIES - 1, **self.team.placing(workers),
         )  # fmt: skip
-        self.tries[key] = _Try(number, future, workers, time.monotonic())
+        self.tries[key] = _Try(number, future, workers, time.monotonic(), self.report.reached(number))
         future.add_done_callback(lambda done: self.heard.put(_Event(done.key, "done")))
 
     def _take(self, event: _Event) -> Iterator[tuple[int, Record]]:
@@ -251,7 +257,9 @@ class _Run:
         elif event.kind == "begun":
             if attempt.worker:
                 self.report.again(attempt.number, f"worker {attempt.worker} did not come to the end")
-            attempt.worker, attempt.begun = event.value, time.monotonic()
+            attempt.worker, attempt.begun, attempt.ended = event.value, time.monotonic(), False
+        elif event.kind == "ended":
+            attempt.ended = True
         elif event.kind == "through":
             self.report.through(attempt.number, event.value)
         elif event.kind == "log":
@@ -282,6 +290,8 @@ class _Run:
         """Return what a worker has, None where it does not answer any more."""
         from distributed import CancelledError, KilledWorker
 
+        if attempt.future.status == "error" and isinstance(error := attempt.future.exception(), TimeoutError):
+            raise error  # of the shard: a file system that gave up, and no worker that does not give its record
         try:
             record: Record = attempt.future.result(timeout=RESULT_SECONDS)
             return record
@@ -289,6 +299,8 @@ class _Run:
             logger.debug("%s has a record and does not give it: %r", attempt.worker, error)
             return None
         except KilledWorker as error:
+            if self.report.reached(attempt.number) > attempt.reached:  # they went for another reason than the shard
+                return None
             raise EngineError(
                 f"{error.allowed_failures + 1} workers ended over {self.shards.told(attempt.number)}, the last of them "
                 f"{error.last_worker.address}; what was embedded is in the cache, run again to go on: what they were "
@@ -303,7 +315,8 @@ class _Run:
     def _leave(self, keys: list[str]) -> None:
         """Tell the scheduler that nobody wants some tasks any more; who has begun one finishes the part in hand."""
         gone = [self.tries.pop(key) for key in keys]
-        self.leaving.update({key: attempt for key, attempt in zip(keys, gone, strict=True) if attempt.worker})
+        at_it = {key: attempt for key, attempt in zip(keys, gone, strict=True) if attempt.worker and not attempt.ended}
+        self.leaving.update(at_it)
         if gone:
             self.client.cancel([attempt.future for attempt in gone], force=True)
 

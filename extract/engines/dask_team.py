@@ -125,6 +125,7 @@ class Team:
         self._wants_gpu = wants_gpu
         self._known: dict[str, _Fitness] = {}
         self._asked: dict[str, _Question] = {}
+        self._named: set[str] = set()
         self._there: set[str] = set()
         self._looked = -LOOK_EVERY
         self._patience: Patience | None = None
@@ -151,7 +152,7 @@ class Team:
             self._patience = None
         else:
             self._patience = self._patience or Patience(self._address)
-            self._patience.nobody_is_there(hanging=len(self._there))
+            self._patience.nobody_is_there(hanging=len(self._there - self._known.keys()))
 
     @property
     def fit(self) -> list[str]:
@@ -189,7 +190,8 @@ class Team:
                     f"cannot run this headstart ({type(answer).__name__}: {answer}): install it there", False
                 )
             self._known[worker] = answer
-        unfit = [worker for worker in workers if worker in self._known and self._known[worker].lacks]
         if self.fit:
-            for worker in unfit:
-                logger.warning("worker %s %s; the run goes on without it", worker, self._known[worker].lacks)
+            for worker in sorted(self._known.keys() - self._named):
+                self._named.add(worker)
+                if self._known[worker].lacks:
+                    logger.warning("worker %s %s; the run goes on without it", worker, self._known[worker].lacks)

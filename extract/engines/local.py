@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +26,7 @@ from ..options import RunOptions
 from ..orders import Message, Order, Record, receive, send
 from ..python import environment
 from ..scale import split_cores
-from .shards import TRIES, Report, Shards
+from .shards import TRIES, Deaths, Report, Shards
 
 logger = logging.getLogger("headstart.extract")
 
@@ -115,7 +115,7 @@ class _Crew:
         self._cores = split_cores(count)
         self._waiting = deque(range(len(shards)))
         self._left = len(shards)  # without a record
-        self._deaths: Counter[int] = Counter()
+        self._deaths = Deaths(report)
         self._members: dict[int, _Member] = {}  # by their places
         self._said: queue.Queue[tuple[_Member, Message | None]] = queue.Queue()
         self._failure: Exception | None = None
@@ -174,10 +174,9 @@ class _Crew:
 
     def _mourn(self, member: _Member, number: int) -> None:
         """Put the shard of a process that has died first among those that wait, unless it has ended several."""
-        self._deaths[number] += 1
         status = member.process.returncode
         why = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        if self._deaths[number] < TRIES:
+        if not self._deaths.are_too_many(number):
             self._waiting.appendleft(number)
             self._report.again(number, f"process {member.place + 1} of {len(self._cores)} ended with {why}")
             return

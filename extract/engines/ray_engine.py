@@ -24,7 +24,7 @@ from ..scale import CORES_EACH
 from . import connect
 from .connect import EngineError, ray_session
 from .fitness import lacking, shared_token
-from .shards import TRIES, Report, Shards, is_late
+from .shards import TRIES, Deaths, Report, Shards, is_late
 from .task import Here, embed_shard
 
 logger = logging.getLogger("headstart.extract")
@@ -152,7 +152,7 @@ class RayEngine:
         EngineError
             One is not: where a task goes is Ray's to say.
         """
-        from ray.exceptions import RayError
+        from ray.exceptions import GetTimeoutError, RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task = self.task()
@@ -163,6 +163,8 @@ class RayEngine:
         for node, answer in zip(nodes, answers, strict=True):
             try:
                 lack = self._ray.get(answer, timeout=connect.WORKERS_SECONDS)
+            except GetTimeoutError:
+                lack = f"has not answered in {connect.WORKERS_SECONDS:.0f} s; see its logs"
             except RayError as error:
                 lack = f"cannot run this headstart ({type(error).__name__}: {_last_line(error)}): install it there"
             if lack:
@@ -237,7 +239,7 @@ class _Run:
     stopped: Callable[[], bool]
     waiting: deque[int] = field(init=False)
     under_way: dict[Any, _Try] = field(default_factory=dict)  # by the reference to the record to come
-    deaths: Counter[int] = field(default_factory=Counter)
+    deaths: Deaths = field(init=False)
     took: list[float] = field(default_factory=list)  # seconds that shards took
     made: int = 0
     task: Any = None
@@ -245,9 +247,10 @@ class _Run:
     ears: Any = None
     answer: Any = None  # reference to what the ears have heard
     asked: float = 0.0
+    heard: bool = False
 
     def __post_init__(self) -> None:
-        self.waiting = deque(range(len(self.shards)))
+        self.waiting, self.deaths = deque(range(len(self.shards))), Deaths(self.report)
 
     def work(self) -> Iterator[tuple[int, Record]]:
         """Give records as they come."""
@@ -280,8 +283,10 @@ class _Run:
         """Hand one shard in a second time: one that is late, or that waits behind another while there is room."""
         now, numbers = time.monotonic(), Counter(attempt.number for attempt in self.under_way.values())
         for attempt in list(self.under_way.values()):
-            late = is_late(now - attempt.begun, self.took) if attempt.begun else now - attempt.submitted > LOOK_EVERY
-            if late and numbers[attempt.number] == 1:
+            # Where nothing is heard, one that was not begun looks like one that was.
+            late = is_late(now - (attempt.begun or attempt.submitted), self.took)
+            waits = self.heard and not attempt.begun and now - attempt.submitted > LOOK_EVERY
+            if (late or waits) and numbers[attempt.number] == 1:
                 logger.debug("%s goes to another process, too", self.shards.told(attempt.number))
                 self._submit(attempt.number)
                 return
@@ -299,8 +304,9 @@ class _Run:
             heard = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:  # its node has gone: there is less to be told
             logger.debug("nothing is heard of the tasks any more: %r", error)
-            self.ears = None
+            self.ears, self.heard = None, False
             return
+        self.heard |= bool(heard)
         tries = {attempt.made: attempt for attempt in self.under_way.values()}
         for made, through in heard:
             attempt = tries.get(made)
@@ -311,7 +317,7 @@ class _Run:
 
     def _finish(self, reference: Any) -> Iterator[tuple[int, Record]]:
         """Take in a record, or hand a shard in again whose process has died."""
-        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+        from ray import exceptions as ray
 
         attempt = self.under_way.pop(reference, None)
         if attempt is None:  # it was done by two, and the other one came at the same time
@@ -320,11 +326,13 @@ class _Run:
         others = [other for other, one in self.under_way.items() if one.number == number]
         try:
             record = self.ray.get(reference)
-        except RayTaskError as error:
+        except ray.RayTaskError as error:
             raise error.cause if isinstance(error.cause, HeadstartError) else error from None
-        except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-            self.deaths[number] += 1
-            if self.deaths[number] == TRIES:
+        except (
+            ray.WorkerCrashedError, ray.NodeDiedError, ray.LocalRayletDiedError, ray.OutOfMemoryError,
+            ray.ObjectLostError,
+        ) as error:  # fmt: skip
+            if self.deaths.are_too_many(number):
                 raise EngineError(
                     f"{TRIES} processes of the Ray cluster ended over {self.shards.told(number)} "
                     f"({type(error).__name__}); what was embedded is in the cache, run again to go on: what they were "

@@ -31,7 +31,7 @@ SHARD_IMAGES = 2000
 SHARDS_AT_MOST = 2000
 SHARDS_A_WORKER = 4  # at least, so that one that comes late at the end holds up a small part of the run
 LEAST_IMAGES = 16  # of a shard that nobody asked for: fewer are not worth a part of their own
-TRIES = 3  # of a shard that ends those who do it
+TRIES = 3  # of a shard that ends those who do it, and comes no further meanwhile
 SLOW = 3  # times as long as the median takes a shard that is given to a second worker
 ESTIMATE_AFTER = 3.0  # seconds of work from which the rest is estimated
 ESTIMATE_OVER = 64  # images
@@ -203,6 +203,10 @@ class Report:
         self._hooks.progress(gained)
         self._estimate()
 
+    def reached(self, number: int) -> int:
+        """Return how many images of a shard have gone through, whoever did them."""
+        return self._through[number]
+
     def again(self, number: int, why: str) -> None:
         """Say that a shard has to be begun again."""
         self.retried += 1
@@ -270,6 +274,28 @@ def embed_in_shards(
     outcome.retried = report.retried
     forget(store.root, outcome.tried)
     return outcome
+
+
+class Deaths:
+    """How often shards have ended those who did them: a machine that is taken away is no fault of the shard.
+
+    Parameters
+    ----------
+    report : Report
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._count: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
+
+    def are_too_many(self, number: int) -> bool:
+        """Take note of a death; tell whether there were `TRIES` without that the shard has come any further."""
+        reached = self._report.reached(number)
+        further = reached > self._reached.get(number, 0)
+        self._reached[number] = reached
+        self._count[number] = 1 if further else self._count.get(number, 0) + 1
+        return self._count[number] >= TRIES
 
 
 class Whole:

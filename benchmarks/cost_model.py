@@ -191,7 +191,7 @@ def tables(found: Constants, line: Line, options: argparse.Namespace) -> None:
         for name, each, price in ways:
             hours = images / each / 3600
             print(
-                f"    {name:<20} {each:8,.0f} images/s: {hours:10,.1f} machine-hours, ${hours * price:,.0f}; in a day "
+                f"    {name:<20} {each:8,.0f} images/s: {hours:10,.1f} machine-hours, ${hours * price:,.2f}; in a day "
                 f"on {max(1, hours / 24):,.1f} machines"
             )
 

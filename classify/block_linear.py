@@ -12,6 +12,10 @@ from .optimizers import Optimizer, rate_factor
 from .team import Team, total
 from .training import Recipe, Setting, images_a_batch
 
+# Settings that are trained at once. Each takes some 48 bytes a coefficient: itself, gradient and moments in float32,
+# what is judged and what was best in float64; as many as fit into what `budget.solver_bytes` sets aside.
+SIDE_BY_SIDE = 5
+
 
 class Descent:
     """Linear networks that take their steps side by side, S settings in P fits each, from zero on.
@@ -70,6 +74,8 @@ class Descent:
         losses = np.zeros(len(self._parameters))
         for step in range(self._steps):
             sums = total(self._team, "step", epoch, step, self._steps, self.W, self._folds)
+            if not sums["weight"].any():  # fewer images than steps
+                continue
             counted = np.maximum(sums["weight"], np.float32(1e-12))
             gradient = torch.from_numpy(sums["gradient"] / counted[:, None, None])
             self._optimizer.step([self._parameters], [gradient], factor)

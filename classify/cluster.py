@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -113,7 +113,7 @@ class ClusterTeam(Team):
             raise EngineError(f"no worker has joined the cluster at {where.address}: start some, and run again")
         super().__init__(replace(share, memory=memory), _divided(share, len(members)))
         self._run = secrets.token_hex(6)
-        self._shares = [share_of(share, part) for part in self.parts]
+        self._shares = [share_of(share, part, (number, len(self.parts))) for number, part in enumerate(self.parts)]
         self._homes = dict(enumerate(members))
         self._brought: dict[str, tuple[Any, ...]] = {}
         self._losses, self._most_losses = 0, _LOSSES_A_MEMBER * len(members)
@@ -160,6 +160,10 @@ class ClusterTeam(Team):
                 self._done(ticket)
             except Lost:
                 self._move(shard)
+        if not self.memory:
+            # By what memory there is rows are put aside and dealt: who takes over a shard is to do it in the same way.
+            for shard, granted in enumerate(self._call("granted", ())):
+                self._shares[shard] = replace(self._shares[shard], memory=granted)
 
     def _hire(self, shard: int, members: Mapping[str, Member]) -> Any:
         home = members.get(self._homes[shard])
@@ -217,6 +221,7 @@ class DaskEngine:
     """
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._client: Any = dask_client(address)
         self._leases: list[Any] = []
         self._there: set[str] = set(self.members())
@@ -224,7 +229,8 @@ class DaskEngine:
 
     def members(self) -> dict[str, Member]:
         """Return the workers that are there."""
-        there: dict[str, int] = self._client.nthreads()
+        with self._answering():
+            there: dict[str, int] = self._client.nthreads()
         return {name: Member(name, name.rsplit(":", 1)[0], threads) for name, threads in sorted(there.items())}
 
     def share(self, arguments: tuple[Any, ...], names: Sequence[str]) -> tuple[Any, ...]:
@@ -235,23 +241,27 @@ class DaskEngine:
         there = [name for name in names if name in members]
         if not there:
             return arguments
-        return tuple(
-            self._client.scatter(value, workers=there, broadcast=True, hash=False) if _is_large(value) else value
-            for value in arguments
-        )
+        with self._answering():
+            return tuple(
+                self._client.scatter(value, workers=there, broadcast=True, hash=False) if _is_large(value) else value
+                for value in arguments
+            )
 
     def hire(self, name: str, key: str, *arguments: Any) -> Any:
         """Call `crew.hire` on a worker."""
         share, *others = arguments
-        there = self._client.scatter(share, workers=[name], hash=False) if name in self.members() else share
-        lease = self._client.submit(crew.hire, key, there, *others, workers=[name], pure=False)
+        known = name in self.members()
+        with self._answering():
+            there = self._client.scatter(share, workers=[name], hash=False) if known else share
+            lease = self._client.submit(crew.hire, key, there, *others, workers=[name], pure=False)
         self._leases.append(lease)
         return name, lease
 
     def ask(self, name: str, key: str, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call `crew.work` on a worker."""
         # Arguments that stand for scattered arrays are looked up where they are the task's own, not within a tuple.
-        return name, self._client.submit(_work, key, method, *arguments, workers=[name], pure=False)
+        with self._answering():
+            return name, self._client.submit(_work, key, method, *arguments, workers=[name], pure=False)
 
     def wait(self, tickets: Sequence[Any]) -> None:
         """Wait until one of the tickets may be done, for half a second at most."""
@@ -295,6 +305,16 @@ class DaskEngine:
             self._leases.clear()
             self._client.close()
 
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Say in one line that the scheduler is gone, where it is."""
+        try:
+            yield
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+            raise EngineError(
+                f"the Dask scheduler at {self._address} does not answer any more ({type(error).__name__}); run again"
+            ) from error
+
     def _raise(self, future: Any) -> None:
         from distributed.scheduler import KilledWorker
 
@@ -333,19 +353,21 @@ class RayEngine:
 
     def hire(self, name: str, key: str, *arguments: Any) -> Any:
         """Call `crew.hire` in an actor."""
-        return name, self._actors[name].hire.remote(key, *arguments)
+        actor = self._actors[name]
+        return name, actor, actor.hire.remote(key, *arguments)
 
     def ask(self, name: str, key: str, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call `crew.work` in an actor."""
-        return name, self._actors[name].work.remote(key, method, *arguments)
+        actor = self._actors[name]
+        return name, actor, actor.work.remote(key, method, *arguments)
 
     def wait(self, tickets: Sequence[Any]) -> None:
         """Wait until one of the tickets may be done, for half a second at most."""
-        self._ray.wait([reference for _, reference in tickets], timeout=_POLL_SECONDS)
+        self._ray.wait([reference for _, _, reference in tickets], timeout=_POLL_SECONDS)
 
     def answer(self, ticket: Any) -> tuple[bool, Any]:
         """Return whether the ticket is done, and the answer."""
-        name, reference = ticket
+        name, actor, reference = ticket
         ready, _ = self._ray.wait([reference], timeout=0)
         if not ready:
             return False, None
@@ -356,7 +378,8 @@ class RayEngine:
                 raise Lost from error
             raise error.cause from error
         except self._ray.exceptions.RayError as error:  # the actor, its node or an object of theirs is not there
-            self._replace(name)
+            if self._actors.get(name) is actor:  # and not one that was started since, for another shard
+                self._replace(name)
             raise Lost from error
 
     def close(self, keys: Mapping[str, str]) -> None:

@@ -196,11 +196,25 @@ class Head:
         mean, scale = standardisation_of(*survey.prepared.unbiased(), self._blocks)
         widths = np.array(self._blocks or (len(mean),), np.int64) if self.l2_norm else np.zeros(0, np.int64)
         team.every("hold", mean, scale, self.l2_norm, max(1, self.cv), len(self.classes_))
-        axes = None
+        axes = self._turn = None
         if self.pca is not None:
-            axes = axes_of_gram(total(team, "gram"), survey.prepared.count, self.pca)
-            team.every("project", axes)
+            gram = total(team, "gram")
+            axes = axes_of_gram(gram, survey.prepared.count, self.pca)
+            power = float(np.einsum("ij,ij->", axes, gram @ axes)) / survey.prepared.count / axes.shape[1]
+            self._turn = self._turned(axes.shape[1], power)
+            team.every("project", axes if self._turn is None else (axes @ self._turn).astype(np.float32))
         self.preparation_ = Preparation(mean, scale, widths, axes)
+
+    def _turned(self, width: int, power: float) -> np.ndarray | None:
+        """Return by what (r, r) coordinates along principal axes are multiplied before they are trained on.
+
+        Parameters
+        ----------
+        width : int
+        power : float
+            Mean square of a coordinate.
+        """
+        return None
 
     def fit_over(self, team: Team, y: np.ndarray, folds: np.ndarray) -> None:
         """Fit rows that shards have put aside.

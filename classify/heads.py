@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import TrainingError, UsageError
 from ..extract.progress import progress_bar
-from .block_linear import Descent
+from .block_linear import SIDE_BY_SIDE, Descent
 from .block_linear import cross_validate as cross_validate_over
 from .grid import Trial, cross_validate, grid
 from .head import Head, check_options
@@ -23,7 +23,7 @@ from .preparation import Preparation, principal_axes
 from .shard import Problem
 from .task import Task
 from .team import Elsewhere, Team, total
-from .training import Recipe, Rows, Setting, class_weights, train
+from .training import Recipe, Rows, Setting, class_weights, torch_device, train
 from .views import as_rows, plain_of
 
 PATIENCE = 10
@@ -145,7 +145,7 @@ class LinearHead(Head):
         """Fit rows that shards have put aside, by mini-batches; see `block_linear`."""
         n_classes, n_fits = len(self.classes_), max(1, self.cv)
         whole = Elsewhere((len(y) * team.n_views, self.preparation_.n_outputs))
-        recipe = self._recipe()
+        recipe = self._recipe("cpu")  # where the steps are taken; what a shard computes on is its own affair
         team.every("begin", Problem.of(Task(whole, y, folds, "softmax", n_classes, np.ones((n_fits, n_classes)))))
         weight = class_weights(y, n_classes, self.class_weight) / team.n_views
         team.every("deal", Dealing(weight, self.label_smoothing, self.random_state))
@@ -159,19 +159,28 @@ class LinearHead(Head):
         W = descent.W[0, 0]
         if not np.isfinite(W).all():
             raise TrainingError(f"the last fit diverged: try a smaller --lr than {self._best_setting.lr:g}")
-        self.network_ = Network(self.preparation_, (W[:, :-1].copy(),), (W[:, -1].copy(),))
+        weight = W[:, :-1] if self._turn is None else W[:, :-1] @ self._turn.T
+        self.network_ = Network(self.preparation_, (np.array(weight, np.float32),), (W[:, -1].copy(),))
 
     def _choose_over(self, team: Team, counts: np.ndarray, recipe: Recipe) -> None:
         """Cross-validate all settings, and set what `_fit` sets of the best."""
         settings = self._grid()
         shape = (len(counts), len(self.classes_), self.preparation_.n_outputs)
-        descent = Descent(team, settings, shape, int(counts.sum() - counts.min()), recipe, folds=True)
+        trials: list[Trial] = []
+        lowest, chosen = float("inf"), np.zeros(0)
         with progress_bar(len(settings) * self.epochs, "trying", "epoch") as tick:
-            trials, fits = cross_validate_over(
-                descent, counts, settings, recipe, lambda W: total(team, "judge", W), tick
-            )
+            for start in range(0, len(settings), SIDE_BY_SIDE):
+                some = settings[start : start + SIDE_BY_SIDE]
+                descent = Descent(team, some, shape, int(counts.sum() - counts.min()), recipe, folds=True)
+                found, fits = cross_validate_over(
+                    descent, counts, some, recipe, lambda W: total(team, "judge", W), tick
+                )
+                for trial, fit in zip(found, fits, strict=True):
+                    if trial.log_loss < lowest:
+                        lowest, chosen = trial.log_loss, fit
+                trials += found
         best = self._best(trials)
-        self._score_over(team, fits[settings.index(best.setting)])
+        self._score_over(team, chosen)
         self._set_chosen(best, trials)
 
     def _again(self, preparation: Preparation, Z: np.ndarray, y: np.ndarray) -> Network:
@@ -226,7 +235,7 @@ class LinearHead(Head):
             raise UsageError(f"--{name.replace('_', '-')} cannot be {wrong[0]:g} in --head {self.kind}")
         return values
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self, device: str | None = None) -> Recipe:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("class-weight", self.class_weight, _CLASS_WEIGHTS)
@@ -248,7 +257,7 @@ class LinearHead(Head):
             epochs=self.epochs,
             patience=self.patience or (PATIENCE if self.schedule == "constant" else self.epochs),
             random_state=self.random_state,
-            device=_torch_device(self.device),
+            device=device or torch_device(self.device),
         )
 
     def _axes(self, preparation: Preparation, Z: np.ndarray) -> np.ndarray | None:
@@ -264,9 +273,15 @@ class LinearHead(Head):
         axes = np.eye(Z.shape[2], dtype=np.float32) if projected else _spanned(Z)
         if axes is None or self.optimizer == "sgd":
             return None if projected else axes
-        normal = np.random.default_rng(self.random_state).standard_normal((axes.shape[1],) * 2)
-        length = np.sqrt(_power(plain_of(Z)) / len(Z) / axes.shape[1])
-        return np.asarray(axes @ (np.linalg.qr(normal)[0] * length), np.float32)
+        turn = self._turned(axes.shape[1], _power(plain_of(Z)) / len(Z) / axes.shape[1])
+        assert turn is not None
+        return np.asarray(axes @ turn, np.float32)
+
+    def _turned(self, width: int, power: float) -> np.ndarray | None:
+        if self.optimizer == "sgd":
+            return None
+        normal = np.random.default_rng(self.random_state).standard_normal((width, width))
+        return np.asarray(np.linalg.qr(normal)[0] * np.sqrt(power))
 
     def _best(self, trials: list[Trial]) -> Trial:
         best = min(trials, key=lambda trial: trial.log_loss)
@@ -413,16 +428,6 @@ def _share(value: float) -> bool:
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UsageError(f"--{option} must be one of {', '.join(choices)}, and is {value!r}")
-
-
-def _torch_device(wanted: str) -> str:
-    import torch
-
-    from ..extract.device import choose_device
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return choose_device(wanted).kind
 
 
 HEADS: dict[str, type[Head]] = {head.kind: head for head in (LogisticHead, LinearHead, MLPHead, KNNHead, NCMHead)}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .scratch import ahead
-from .training import threads_for
+from .training import threads_for, torch_device
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +86,13 @@ class Dealer:
         import torch
 
         n, (n_settings, n_fits, n_classes, width) = len(self.rows.table), W.shape
-        start, stop = step * n // steps, (step + 1) * n // steps
+        # Shards whose cuts lay side by side would all have a row in one batch, and none in the next.
+        ahead_of_it = steps * self.share.place[0] // self.share.place[1]
+        start, stop = ((number * n + ahead_of_it) // steps for number in (step, step + 1))
         if self._at != (epoch, step):
             self._stream = _Stream(self._pieces(epoch, n_settings * n_fits * n_classes))
             self._stream.skip(start)
-        wanted = self.share.device
-        device = "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+        device = torch_device(self.share.device)
         fits = torch.from_numpy(W).to(device)
         total = [torch.zeros(shape, device=device) for shape in (W.shape, W.shape[:2], W.shape[1:2])]
         rows_at_a_time = min(stop - start, _PIECE_ROWS)
@@ -103,6 +104,8 @@ class Dealer:
                 for sums, more in zip(total, found, strict=True):
                     sums += more
         self._at = epoch, step + 1
+        if step + 1 == steps:
+            self._stream = _Stream(iter(()))  # with the buffer that it holds
         gradient, loss, counted = (sums.cpu().numpy() for sums in total)
         return {"gradient": gradient, "loss": loss, "weight": counted}
 
@@ -119,7 +122,8 @@ class Dealer:
         """Yield all rows in the order of an epoch, some at a time."""
         rng, table = np.random.default_rng([self.dealing.random_state, epoch]), self.rows.table
         row_bytes = 4 * (table.shape[1] + _COPIES * n_columns)
-        size = int(max(1, min(_PIECE_ROWS, self.share.memory // (_SHARE * row_bytes))))
+        room = (self.share.memory - table.nbytes) // 2 if table.in_memory else self.share.memory // _SHARE
+        size = int(max(1, min(_PIECE_ROWS, room // row_bytes)))
         whole = table.read(0, len(table)) if table.in_memory else None
         buffers = ahead(self._buffers(rng)) if whole is None else iter([(self.rows.numbers, whole)])
         for numbers, Z in buffers:

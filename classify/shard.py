@@ -63,6 +63,8 @@ class Share:
         At most so many; one a core where it is None.
     device : str
         As in `passes_over`.
+    place : tuple of int, default (0, 1)
+        Which of how many shards this is.
     """
 
     root: Any
@@ -75,6 +77,7 @@ class Share:
     memory: int
     threads: int | None = None
     device: str = "auto"
+    place: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,10 @@ class Shard:
     _dealer: Dealer | None = None
     _decided: Table | None = None
     _images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def granted(self) -> int:
+        """Return the bytes that it may take: where nobody said, what the worker has free when it is hired."""
+        return self.share.memory
 
     def survey(self, n_classes: int, l2_norm: bool) -> Survey:
         """Read all rows once, every byte checked.
@@ -394,7 +401,7 @@ class Shard:
         for table in (self._decided, self._rows.table if self._rows is not None else None):
             if table is not None:
                 table.close()
-        self._tasks = {}
+        self._tasks, self._dealer = {}, None
 
     _rows: HeldRows | None = None
 

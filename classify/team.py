@@ -79,12 +79,12 @@ def total(team: Team, method: str, *arguments: Any) -> Any:
     return first
 
 
-def share_of(share: Share, images: np.ndarray) -> Share:
-    """Return what belongs to some images of a share, by their numbers in it."""
+def share_of(share: Share, images: np.ndarray, place: tuple[int, int] = (0, 1)) -> Share:
+    """Return what belongs to some images of a share, by their numbers in it; it is one of so many shards."""
     picked = np.flatnonzero(np.isin(images, share.picked))
     return Share(
         share.root, share.spaces, share.views, share.digest[images], share.target[images], share.fold[images],
-        picked, share.memory, share.threads, share.device,
+        picked, share.memory, share.threads, share.device, place,
     )  # fmt: skip
 
 

@@ -86,6 +86,23 @@ def threads_for(networks: int, parameters: int, batch: int, most: int | None = N
         torch.set_num_threads(before)
 
 
+def torch_device(wanted: str) -> str:
+    """Return "cuda" or "cpu" for "auto", "cuda" or "cpu".
+
+    Raises
+    ------
+    DeviceError
+        It is not there.
+    """
+    import torch
+
+    from ..extract.device import choose_device
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_device(wanted).kind
+
+
 def parameter_count(widths: Sequence[int]) -> int:
     """Return how many weights lie between layers of these widths."""
     return sum(before * width for before, width in itertools.pairwise(widths))

@@ -209,17 +209,30 @@ def test_a_linear_head_from_blocks_is_as_good_and_repeats_itself(tmp_path):
 
 
 @pytest.mark.usefixtures("_small_blocks")
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.05), ("adamw", 0.003)])
-def test_batches_of_all_rows_take_a_linear_head_where_those_in_memory_take_it(optimizer, lr, tmp_path):
+@pytest.mark.parametrize(("optimizer", "lr", "pca"), [("sgd", 0.05, None), ("adamw", 0.003, None), ("adamw", 0.003, 9)])
+def test_batches_of_all_rows_take_a_linear_head_where_those_in_memory_take_it(optimizer, lr, pca, tmp_path):
     made = classes_made(2000, 3, 16, spread=5.0)
     data = dataset(made, tmp_path / "cache")
     options = {"optimizer": optimizer, "lr": lr, "batch_size": 10_000, "epochs": 30, "cv": 3, "label_smoothing": 0.1}
-    (one, _, scores, _), (other, _, scores_2, _) = both_ways(data, "linear", **options, class_weight="balanced")
-    np.testing.assert_allclose(one.predict_proba(made.X), other.predict_proba(made.X), atol=2e-4)
+    options |= {"class_weight": "balanced", "pca": pca}
+    (one, _, scores, _), (other, _, scores_2, _) = both_ways(data, "linear", **options)
+    np.testing.assert_allclose(one.predict_proba(made.X), other.predict_proba(made.X), atol=1e-3)
     assert scores["cv"]["log_loss"] == pytest.approx(scores_2["cv"]["log_loss"], abs=1e-4)
     assert one.epochs_ == other.epochs_
     for row, row_2 in zip(one.history_, other.history_, strict=True):
         assert row == pytest.approx(row_2, abs=2e-3)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_a_large_grid_of_a_linear_head_is_tried_some_settings_at_a_time(tmp_path):
+    data = dataset(classes_made(600, 3, 16, spread=5.0), tmp_path / "cache")
+    options = {"lr": (0.003, 0.01, 0.03), "weight_decay": (0.0, 0.01), "epochs": 4, "cv": 3}
+    (one, *_), (other, *_) = both_ways(data, "linear", **options)
+    assert len(other.cv_["grid"]) == len(one.cv_["grid"]) == 6
+    assert [each["lr"] for each in other.cv_["grid"]] == [each["lr"] for each in one.cv_["grid"]]
+    losses = [each["log_loss"] for each in other.cv_["grid"]]
+    assert other.cv_["grid"][losses.index(min(losses))]["lr"] == other.setting_["lr"]
+    assert other.cv_["log_loss"] == pytest.approx(min(losses), abs=1e-3)
 
 
 def test_scores_by_blocks_and_columns_are_those_of_all_at_once():

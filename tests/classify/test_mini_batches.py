@@ -32,7 +32,7 @@ def _closed():
         TABLES.pop().close()
 
 
-def dealer(*, in_memory=True, memory=1 << 20, rows=slice(None), views=PLAIN, smoothing=0.0):
+def dealer(*, in_memory=True, memory=1 << 20, rows=slice(None), views=PLAIN, smoothing=0.0, place=(0, 1)):
     """Return what deals some of the rows."""
     mine = Z[rows]
     table = Table(len(mine), WIDTH, in_memory=in_memory)
@@ -41,7 +41,7 @@ def dealer(*, in_memory=True, memory=1 << 20, rows=slice(None), views=PLAIN, smo
     images = slice(None, len(mine) // views.count)
     share = Share(
         Path(), (), views, np.zeros((0, 32), np.uint8), Y[rows][images], FOLD[rows][images], np.zeros(0, int), memory,
-        device="cpu",
+        device="cpu", place=place,
     )  # fmt: skip
     return Dealer(share, HeldRows(table, np.arange(len(mine)), 100), Dealing(WEIGHT, smoothing, 7))
 
@@ -110,6 +110,15 @@ def test_sums_of_shards_are_the_gradient_that_torch_finds_of_all_rows(folds, smo
     np.testing.assert_allclose(found["loss"] / found["weight"], loss.detach(), rtol=1e-4)
     scaled = found["gradient"] / found["weight"][:, None, None]
     np.testing.assert_allclose(scaled, gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_shards_of_few_rows_take_turns():
+    """Else all of many workers would have a row in one batch, and none in the next."""
+    steps, W = 50, fits()
+    parts = [dealer(rows=slice(start, start + 20), place=(start // 20, 50)) for start in range(0, N, 20)]
+    counted = [sum(part.step(1, step, steps, W, False)["weight"][0] for part in parts) for step in range(steps)]
+    assert sum(counted) == pytest.approx(WEIGHT[Y].sum(), rel=1e-5)
+    assert min(counted) >= 10 and max(counted) <= 40  # 20 rows, whose weights are 0.5 to 2
 
 
 def test_rows_of_an_image_have_its_label_and_its_fold():

@@ -33,7 +33,7 @@ from .novelty import Novelty, novelty_between, novelty_rows
 from .preparation import standardisation_of
 from .scratch import Table
 from .several import LabelsHead
-from .shard import Share, Survey
+from .share import Share, Survey
 from .stored import StoredRows, largest_part, piece_rows
 from .team import LocalTeam, Team, total
 

@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..extract.engines.connect import EngineError, dask_client, ray_session
 from ..extract.options import EngineOptions
 from . import crew
-from .shard import Share
+from .share import Share
 from .team import Team, share_of
 
 logger = logging.getLogger("headstart.classify")

@@ -9,7 +9,8 @@ from typing import Any
 from .. import __version__
 from ..errors import CacheError, HeadstartError
 from ..extract.memory import available_memory
-from .shard import Shard, Share
+from .shard import Shard
+from .share import Share
 
 _UNKNOWN_FREE = 4 << 30  # bytes that are taken for free where the system does not say
 _shards: dict[str, Shard] = {}

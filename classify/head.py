@@ -19,7 +19,7 @@ from .team import Team, total
 from .views import as_rows, plain_of, with_views
 
 if TYPE_CHECKING:
-    from .shard import Survey
+    from .share import Survey
     from .voters import Neighbours
 
 

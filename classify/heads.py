@@ -20,7 +20,7 @@ from .mini_batches import Dealing
 from .network import Network
 from .optimizers import OPTIMIZERS, SCHEDULES
 from .preparation import Preparation, principal_axes
-from .shard import Problem
+from .share import Problem
 from .task import Task
 from .team import Elsewhere, Team, total
 from .training import Recipe, Rows, Setting, class_weights, torch_device, train

@@ -11,7 +11,7 @@ from .head import Head
 from .metrics import log_loss
 from .network import Network, forward, softmax
 from .preparation import Preparation, of_length_one
-from .shard import Problem
+from .share import Problem
 from .task import Task
 from .team import Elsewhere, Team
 from .views import as_rows

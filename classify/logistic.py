@@ -25,7 +25,7 @@ from .search import (
     search,
     without_folds,
 )
-from .shard import Problem
+from .share import Problem
 from .task import Rows, Task
 from .team import Elsewhere, Team, TeamPasses, total
 from .turning import turned

@@ -20,7 +20,7 @@ from .training import threads_for, torch_device
 if TYPE_CHECKING:
     import torch
 
-    from .shard import HeldRows, Share
+    from .share import HeldRows, Share
 
 CHUNK_ROWS = 256  # neighbours that stay together: half a megabyte of 512 numbers each, which a disk reads in one go
 _PIECE_ROWS = 8192  # that are multiplied at a time

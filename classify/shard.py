@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
-from ..cache.space import FeatureSpace
 from ..cache.store import FeatureStore
 from ..errors import TrainingError
 from ..extract.device import available_cores
 from ..extract.memory import give_back_memory
-from ..extract.views import Views
 from .budget import block_rows_for, evaluation_bytes, reading_bytes
 from .metrics import log_loss
 from .mini_batches import Dealer, Dealing
@@ -29,135 +26,16 @@ from .network import sigmoid, softmax
 from .passes import passes_over
 from .preparation import of_length_one
 from .scratch import Table
-from .search import both_rows, without_folds
+from .search import both_rows
+from .share import HeldRows, Problem, Share, Survey
 from .stored import StoredRows, largest_part, piece_rows
-from .task import Float, Link, Sums, Task
+from .task import Sums, Task
 from .views import of_rows
 
 _PIECE_ROWS = 8192  # that are scored at a time
 _FEW_CLASSES, _SUMMED_ROWS = 32, 2048  # whose sums are products: in float32 over so many rows
 Work = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 """Of labels, folds and held-out logits (m, K) float64 of some images; what it returns is added up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a shard is made of; it travels to a worker once.
-
-    Attributes
-    ----------
-    root : Path
-        The cache's folder, as the worker finds it.
-    spaces : tuple of FeatureSpace
-    views : Views
-    digest : ndarray of shape (n, 32), dtype uint8
-        Of the images of this share.
-    target : ndarray of shape (n,), dtype int64, or (n, K), dtype bool
-        Class, or labels, of each.
-    fold : ndarray of shape (n,), dtype int64
-    picked : ndarray of shape (p,), dtype int64
-        Images whose embeddings are asked for as they are, ascending.
-    memory : int
-        Bytes that it may take.
-    threads : int or None
-        At most so many; one a core where it is None.
-    device : str
-        As in `passes_over`.
-    place : tuple of int, default (0, 1)
-        Which of how many shards this is.
-    """
-
-    root: Any
-    spaces: tuple[FeatureSpace, ...]
-    views: Views
-    digest: np.ndarray
-    target: np.ndarray
-    fold: np.ndarray
-    picked: np.ndarray
-    memory: int
-    threads: int | None = None
-    device: str = "auto"
-    place: tuple[int, int] = (0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What is learnt of raw rows in one reading; of view 0 of each image.
-
-    Attributes
-    ----------
-    prepared : Moments
-        Of the features, after lengths were made equal where that was asked for.
-    raw : Moments
-        Of the features as they come.
-    class_sums : ndarray of shape (K, D), dtype float64
-        Sums of the features as they come; empty where an image may have several labels.
-    picked : ndarray of shape (p, D), dtype float32
-        The embeddings that were asked for.
-    """
-
-    prepared: Moments
-    raw: Moments
-    class_sums: np.ndarray
-    picked: np.ndarray
-
-    def __add__(self, other: Survey) -> Survey:
-        """Return what is learnt of the rows of both; picked ones one after the other."""
-        return Survey(
-            self.prepared + other.prepared,
-            self.raw + other.raw,
-            self.class_sums + other.class_sums,
-            np.concatenate([self.picked, other.picked]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What a shard has to know of the whole task, beside its own rows; see `Task`."""
-
-    link: Link
-    n_outputs: int
-    class_weight: np.ndarray
-    all_weight: np.ndarray
-
-    @classmethod
-    def of(cls, task: Task) -> Problem:
-        """Return what is to be known of a task."""
-        alone = without_folds(task)
-        return cls(task.link, task.n_outputs, task.class_weight, alone.class_weight)
-
-
-@dataclass(slots=True)
-class HeldRows:
-    """Rows that were put aside, as `headstart.classify.task.Rows`.
-
-    Attributes
-    ----------
-    table : Table
-    numbers : ndarray of shape (n,), dtype int64
-        ``i * V + v`` for view v of image i.
-    size : int
-        Rows a block.
-    """
-
-    table: Table
-    numbers: np.ndarray
-    size: int = 0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and features."""
-        return self.table.shape
-
-    @property
-    def dtype(self) -> Float:
-        """In which products are computed."""
-        return np.dtype(np.float32)
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the blocks in order; each counts until the next is asked for."""
-        for start, rows in self.table.blocks(self.size):
-            yield self.numbers[start : start + len(rows)], rows
 
 
 @dataclass(slots=True)

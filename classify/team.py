@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .shard import Shard, Share
+from .shard import Shard
+from .share import Share
 from .task import Float, Sums, Task, summed
 
 # What goes over all rows that were put aside.

@@ -12,7 +12,7 @@ import headstart
 from headstart.cache.part import Keys
 from headstart.cache.store import FeatureStore
 from headstart.classify import cluster, crew
-from headstart.classify.shard import Share
+from headstart.classify.share import Share
 from headstart.classify.team import share_of
 from headstart.errors import HeadstartError, TrainingError
 from headstart.extract.engines import connect

@@ -9,7 +9,7 @@ import torch
 from headstart.classify import mini_batches
 from headstart.classify.mini_batches import Dealer, Dealing, linear_sums
 from headstart.classify.scratch import Table
-from headstart.classify.shard import HeldRows, Share
+from headstart.classify.share import HeldRows, Share
 from headstart.classify.training import batch_loss
 from headstart.extract.views import PLAIN, Views
 

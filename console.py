@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -19,6 +20,8 @@ from .errors import HeadstartError, ToldElsewhereError, UsageError, printable
 
 logger = logging.getLogger("headstart")
 Command = TypeVar("Command", bound=Callable[..., Any])
+# torchrun ends all processes of a run when one ends: who has nothing to say lets the one that has come first.
+_GIVE_WAY_SECONDS = 3.0
 INTERRUPTED = 130
 # Under which title an option stands in the help of its command.
 SECTIONS: weakref.WeakKeyDictionary[click.Parameter, str] = weakref.WeakKeyDictionary()
@@ -234,6 +237,7 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
         traceback.print_exception(error)
     kind, message, status = _explain(error)
     if _told_elsewhere(error):
+        time.sleep(_GIVE_WAY_SECONDS)
         return status
     if "--json" in words:
         click.echo(json.dumps({"error": {"type": kind, "message": message}}))

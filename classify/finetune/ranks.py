@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -23,7 +25,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headstart.finetune")
 
+_ENDED = "another process of this run has ended"
 _FAILED = "headstart/failed"  # how many processes have, in the store that they share
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Raise at SIGTERM, which torchrun sends to all when one has ended: else none would be left to say so.
+
+    Raises
+    ------
+    TrainingError
+    """
+
+    def end(_number: int, _frame: object) -> NoReturn:
+        raise TrainingError(f"{_ENDED}, or the run was told to end; --resume goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(slots=True)
@@ -119,7 +144,7 @@ class Ranks:
             if not voice.claimed():
                 raise ToldElsewhereError("another process of this run has failed, and says why") from error
             if isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-                raise TrainingError("another process of this run has ended; --resume goes on") from error
+                raise TrainingError(f"{_ENDED}; --resume goes on") from error
             raise
         finally:
             parent.setLevel(level)
@@ -135,7 +160,8 @@ class Ranks:
         backend = "nccl" if device == "cuda" else "gloo"
         distributed.init_process_group(backend, store=voice.store, rank=self.rank, world_size=self.world)
         try:
-            yield
+            with _told_to_end():
+                yield
         except BaseException:
             voice.claimed()  # before the others lose this process, which they would take for the error
             raise

@@ -31,9 +31,9 @@ Result = TypeVar("Result")
 # once are no memory to speak of.
 RANGE = 4 << 20
 # Small requests are mostly waiting, so many go at once; objects that are read as a whole keep two ranges each.
-_WINDOW = 8  # times as many calls as are made at once are handed in
 AT_ONCE = 32
 STREAMS = 8
+_WINDOW = 8  # times as many calls as are made at once are handed in
 # Waits of half a minute in all: what a long run has computed is worth more of them than a question is.
 PUT_TRIES = 9
 PROBE = ".probe"
@@ -232,10 +232,9 @@ def mapped(call: Callable[[Given], Result], given: Iterable[Given], at_once: int
     from concurrent.futures import ThreadPoolExecutor
 
     waiting: deque[Future[Result]] = deque()
-    left = iter(given)
     with ThreadPoolExecutor(at_once, thread_name_prefix="bucket") as pool:
         try:
-            for one in left:
+            for one in given:
                 waiting.append(pool.submit(call, one))
                 if len(waiting) >= _WINDOW * at_once:  # of millions, a few hundred are under way
                     yield waiting.popleft().result()

@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 
 # The package behind each scheme, and the extra that installs it.
 EXTRAS = {"s3": "s3", "gs": "gs", "https": "http", "http": "http"}
+WEB = ("http", "https")
 TRIES = 6
 FIRST_WAIT = 0.2  # seconds; doubled at each further try, so that all of them take about six
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # of two letters at least: C: is a drive
@@ -98,7 +99,7 @@ def _options(scheme: str) -> dict[str, Any]:
     if scheme == "s3":  # a read that stands still for long is one that failed; `retried` is what tries again
         once = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
         return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 64, **once}}
-    if scheme in ("http", "https"):
+    if scheme in WEB:
         from aiohttp import ClientTimeout
 
         return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=60)}}

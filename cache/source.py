@@ -10,7 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeAlias
 
 from ..errors import UsageError, printable
-from .remote import EXTRAS, is_url, scheme_of
+from .remote import EXTRAS, WEB, is_url, scheme_of
 
 # What a path makes of a URL: two slashes become one.
 _COLLAPSED = re.compile(rf"({'|'.join(EXTRAS)}):/[^/]")
@@ -40,9 +40,7 @@ class Url:
     @property
     def name(self) -> str:
         """The last name of the path, or the bucket's where there is none; without the query of a web page."""
-        rest = self.text.partition("://")[2]
-        if self.scheme in ("http", "https"):
-            rest = urllib.parse.unquote(re.split("[?#]", rest, maxsplit=1)[0])
+        rest = urllib.parse.unquote(self._rest) if self.scheme in WEB else self._rest
         return rest.rstrip("/").rpartition("/")[2]
 
     @property
@@ -58,11 +56,14 @@ class Url:
     @property
     def parent(self) -> Url:
         """The folder that it lies in; itself where that is a whole bucket or server."""
-        scheme, _, rest = self.text.partition("://")
-        if scheme in ("http", "https"):
-            rest = re.split("[?#]", rest, maxsplit=1)[0]
-        folder = rest.rpartition("/")[0]
-        return Url(f"{scheme}://{folder}") if folder else self
+        folder = self._rest.rpartition("/")[0]
+        return Url(f"{self.scheme}://{folder}") if folder else self
+
+    @property
+    def _rest(self) -> str:
+        """What stands behind the scheme, without the query of a web page."""
+        rest = self.text.partition("://")[2]
+        return re.split("[?#]", rest, maxsplit=1)[0] if self.scheme in WEB else rest
 
     def resolve(self) -> Url:
         """Return itself: a URL is absolute."""

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from .. import __version__
 from ..cache.part import Keys
 from ..cache.store import FeatureStore
 from ..errors import UsageError
-from ..extract.engines.connect import EngineError, dask_client, ray_session
+from ..extract.engines.connect import EngineError, dask_client, ray_session, scheduler_answers
 from ..extract.options import EngineOptions
 from . import crew
 from .share import Share
@@ -229,7 +229,7 @@ class DaskEngine:
 
     def members(self) -> dict[str, Member]:
         """Return the workers that are there."""
-        with self._answering():
+        with scheduler_answers(self._address, "run again"):
             there: dict[str, int] = self._client.nthreads()
         return {name: Member(name, name.rsplit(":", 1)[0], threads) for name, threads in sorted(there.items())}
 
@@ -241,7 +241,7 @@ class DaskEngine:
         there = [name for name in names if name in members]
         if not there:
             return arguments
-        with self._answering():
+        with scheduler_answers(self._address, "run again"):
             return tuple(
                 self._client.scatter(value, workers=there, broadcast=True, hash=False) if _is_large(value) else value
                 for value in arguments
@@ -251,7 +251,7 @@ class DaskEngine:
         """Call `crew.hire` on a worker."""
         share, *others = arguments
         known = name in self.members()
-        with self._answering():
+        with scheduler_answers(self._address, "run again"):
             there = self._client.scatter(share, workers=[name], hash=False) if known else share
             lease = self._client.submit(crew.hire, key, there, *others, workers=[name], pure=False)
         self._leases.append(lease)
@@ -260,7 +260,7 @@ class DaskEngine:
     def ask(self, name: str, key: str, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call `crew.work` on a worker."""
         # Arguments that stand for scattered arrays are looked up where they are the task's own, not within a tuple.
-        with self._answering():
+        with scheduler_answers(self._address, "run again"):
             return name, self._client.submit(_work, key, method, *arguments, workers=[name], pure=False)
 
     def wait(self, tickets: Sequence[Any]) -> None:
@@ -304,16 +304,6 @@ class DaskEngine:
         finally:
             self._leases.clear()
             self._client.close()
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Say in one line that the scheduler is gone, where it is."""
-        try:
-            yield
-        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-            raise EngineError(
-                f"the Dask scheduler at {self._address} does not answer any more ({type(error).__name__}); run again"
-            ) from error
 
     def _raise(self, future: Any) -> None:
         from distributed.scheduler import KilledWorker

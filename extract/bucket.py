@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ..cache.bucket import mapped
-from ..cache.remote import filesystem, key_of, retried, scheme_of
+from ..cache.remote import WEB, filesystem, key_of, retried, scheme_of
 from ..cache.source import Url
 from ..errors import DataError, DataNotFoundError, DecodeError, printable
 from .files import EMPTY_FILE, Stat
@@ -30,7 +30,6 @@ Result = TypeVar("Result")
 IN_FLIGHT = 32  # requests at a time: at 20 ms each, that is 1,600 a second
 MAX_BYTES = 1 << 30  # of one picture
 UNKNOWN_TIME = (1 << 63) - 1  # later than any listing: never settled
-WEB = ("http", "https")
 _TRIES = re.compile(r"given up after \d+ tries")
 _SHOWN = 120  # characters of the words of a library
 _PAGE = 1000  # keys that S3 lists at a time

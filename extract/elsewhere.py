@@ -11,10 +11,10 @@ import numpy as np
 
 from ..cache.listing import CTIME
 from ..cache.names import GrowingNames
-from ..cache.remote import filesystem, is_url, key_of, scheme_of
+from ..cache.remote import WEB, filesystem, is_url, key_of, scheme_of
 from ..cache.source import Source, Url, name_bytes
 from ..errors import DataError, printable
-from .bucket import UNKNOWN_TIME, WEB, asked, examined_objects, objects_below, quoted
+from .bucket import UNKNOWN_TIME, asked, examined_objects, objects_below, quoted
 from .files import SUFFIXES, Stat
 from .tree import SKIPPED_NAMES, Tree
 from .web import links_below

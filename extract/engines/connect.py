@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ...errors import HeadstartError, MissingExtraError
@@ -45,6 +47,29 @@ def dask_client(address: str) -> Any:
         raise EngineError(
             f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler`, or "
             "name the address that it prints with --address"
+        ) from error
+
+
+@contextlib.contextmanager
+def scheduler_answers(address: str, advice: str) -> Iterator[None]:
+    """Say in one line that a Dask scheduler is gone, where what is asked of it in the block finds that out.
+
+    Parameters
+    ----------
+    address : str
+        For the message.
+    advice : str
+        What to do about it.
+
+    Raises
+    ------
+    EngineError
+    """
+    try:
+        yield
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise EngineError(
+            f"the Dask scheduler at {address} does not answer any more ({type(error).__name__}); {advice}"
         ) from error
 
 

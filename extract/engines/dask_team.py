@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from ...errors import HeadstartError
 from ..orders import Token
 from . import connect
-from .connect import EngineError
+from .connect import EngineError, scheduler_answers
 from .fitness import lacking
 
 logger = logging.getLogger("headstart.extract")
@@ -32,15 +32,10 @@ def asked(client: Client, address: str, question: Callable[[], Any]) -> Any:
     EngineError
         It does not.
     """
-    try:
+    with scheduler_answers(address, "what was embedded is in the cache, run again to go on"):
         if client.status != "running":
             raise ConnectionError(client.status)
         return question()
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-        raise EngineError(
-            f"the Dask scheduler at {address} does not answer any more ({type(error).__name__}); what was embedded is "
-            "in the cache, run again to go on"
-        ) from error
 
 
 @dataclass(slots=True)
